@@ -1,0 +1,1 @@
+//! nccl-tests for hosts without GPUs.

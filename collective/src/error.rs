@@ -1,0 +1,302 @@
+//! What can go wrong, for whom it is worth trying again, and the exit code it means.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in one line; one pointer wide and cheap to clone.
+///
+/// `Display` and `Debug` print the same line, so that `fn main() -> Result` reads well.
+#[derive(Clone)]
+pub struct Error(Arc<ErrorKind>);
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
+        Self(Arc::new(kind))
+    }
+
+    /// The typed cause.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0
+    }
+
+    /// What to do about it, where there is something to do.
+    pub fn help(&self) -> Option<String> {
+        use ErrorKind::*;
+        match self.kind() {
+            NoEnvironment => Some(
+                "start the program with `allfold run -n 4 PROGRAM`, or set ALLFOLD_RANK, \
+                 ALLFOLD_WORLD_SIZE and ALLFOLD_RENDEZVOUS on every rank"
+                    .into(),
+            ),
+            Setting { help, .. } | Secret { help, .. } | Bind { help, .. } => help.clone(),
+            UnknownHost { name, .. } => Some(format!(
+                "check the name with `getent hosts {name}`, or give an address in \
+                 ALLFOLD_RENDEZVOUS or MASTER_ADDR"
+            )),
+            ConnectTimeout { .. } => Some(
+                "check that every rank was started with the same rendezvous address and that UDP \
+                 passes between the hosts; ALLFOLD_CONNECT_TIMEOUT sets the wait"
+                    .into(),
+            ),
+            Refused { help, .. } => help.clone(),
+            Mismatch { .. } => Some(
+                "every rank must make the same calls in the same order; see the two source lines"
+                    .into(),
+            ),
+            CallCount { .. } => Some(
+                "the ranks made different numbers of calls; check that all run the same number of \
+                 steps"
+                    .into(),
+            ),
+            ConcurrentCalls { .. } => {
+                Some("make one call at a time on a communicator, or put it behind a mutex".into())
+            }
+            Forked { .. } => Some("connect in the process that makes the calls".into()),
+            RankLost { .. }
+            | TimedOut { .. }
+            | Argument { .. }
+            | Closed
+            | Protocol { .. }
+            | System { .. } => None,
+        }
+    }
+
+    /// Whether starting the job again, unchanged, may succeed.
+    pub fn is_retryable(&self) -> bool {
+        self.exit_code() == EXIT_TRY_AGAIN
+    }
+
+    /// Whether the communicator still works after this error.
+    pub fn is_communicator_usable(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::ConcurrentCalls { .. } | ErrorKind::Argument { .. }
+        )
+    }
+
+    /// The exit code a program should end with: 2 usage or input, 3 ranks disagree, 75 another
+    /// rank or the network, 101 a bug.
+    pub fn exit_code(&self) -> u8 {
+        use ErrorKind::*;
+        match self.kind() {
+            NoEnvironment | Setting { .. } | Secret { .. } | Bind { .. } | UnknownHost { .. } => {
+                EXIT_USAGE
+            }
+            Refused { retryable, .. } => {
+                if *retryable {
+                    EXIT_TRY_AGAIN
+                } else {
+                    EXIT_USAGE
+                }
+            }
+            ConcurrentCalls { .. } | Forked { .. } | Argument { .. } | Closed => EXIT_USAGE,
+            Mismatch { .. } | CallCount { .. } => EXIT_DISAGREE,
+            ConnectTimeout { .. } | RankLost { .. } | TimedOut { .. } | System { .. } => {
+                EXIT_TRY_AGAIN
+            }
+            Protocol { .. } => EXIT_BUG,
+        }
+    }
+}
+
+/// The causes. Each message is one line and in lower case.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No launcher's variables are set.
+    #[error(
+        "no launcher's environment found: neither ALLFOLD_RANK nor RANK and WORLD_SIZE are set"
+    )]
+    NoEnvironment,
+
+    /// A setting has a value that cannot be used.
+    #[error("{name}{}: {problem}", .value.as_ref().map(|v| format!("={v}")).unwrap_or_default())]
+    Setting {
+        /// The variable or option.
+        name: String,
+        /// Its value, where showing it helps.
+        value: Option<String>,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        help: Option<String>,
+    },
+
+    /// The job's secret cannot be read or used.
+    #[error("{problem}")]
+    Secret {
+        /// What is wrong; never the secret itself.
+        problem: String,
+        /// What to do.
+        help: Option<String>,
+    },
+
+    /// A socket could not be bound.
+    #[error("cannot listen on {address}/udp: {problem}")]
+    Bind {
+        /// Address and port.
+        address: String,
+        /// The system's word.
+        problem: String,
+        /// What to do.
+        help: Option<String>,
+    },
+
+    /// A host name could not be resolved until the deadline.
+    #[error("host `{name}` is unknown: {problem} (tried for {waited})")]
+    UnknownHost {
+        /// The name.
+        name: String,
+        /// The resolver's word.
+        problem: String,
+        /// How long it was tried.
+        waited: String,
+    },
+
+    /// Not all ranks met before the deadline.
+    #[error("{problem} (waited {waited})")]
+    ConnectTimeout {
+        /// Who is missing, or who does not answer.
+        problem: String,
+        /// How long it was tried.
+        waited: String,
+    },
+
+    /// Another rank refused this process.
+    #[error("{reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+        /// Whether it may go better next time.
+        retryable: bool,
+        /// What to do.
+        help: Option<String>,
+    },
+
+    /// A rank is gone: it died, went silent, or left in the middle.
+    #[error("rank {rank} ({at}) {how}{}", .call.as_ref().map(|c| format!("; {c}")).unwrap_or_default())]
+    RankLost {
+        /// The rank at fault.
+        rank: usize,
+        /// Where it ran: host and process.
+        at: String,
+        /// What happened to it, and when.
+        how: String,
+        /// What this rank was doing.
+        call: Option<String>,
+    },
+
+    /// Two ranks made different calls under the same sequence number.
+    #[error("ranks disagree on call #{sequence}: {first}, but {second}")]
+    Mismatch {
+        /// The call's number on the communicator.
+        sequence: u64,
+        /// What one rank called, and where.
+        first: String,
+        /// What another rank called, and where.
+        second: String,
+    },
+
+    /// A rank closed its communicator while another still had a call that needs it.
+    #[error("rank {rank} ({at}) closed its communicator after {calls} calls, but {call}")]
+    CallCount {
+        /// The rank that closed.
+        rank: usize,
+        /// Where it ran.
+        at: String,
+        /// How many calls it made.
+        calls: u64,
+        /// The call that still needs it, and on which rank.
+        call: String,
+    },
+
+    /// A call did not end within ALLFOLD_TIMEOUT.
+    #[error("{call} did not end within {limit} (ALLFOLD_TIMEOUT){}", .late.as_ref().map(|l| format!("; {l}")).unwrap_or_default())]
+    TimedOut {
+        /// The call.
+        call: String,
+        /// The limit.
+        limit: String,
+        /// Which ranks had not arrived.
+        late: Option<String>,
+    },
+
+    /// Two threads made calls on one communicator at once.
+    #[error("two calls at once on one communicator: {first} and {second}")]
+    ConcurrentCalls {
+        /// Source line of the call that was under way.
+        first: String,
+        /// Source line of the call that was refused.
+        second: String,
+    },
+
+    /// The process forked after it connected.
+    #[error("this process ({process}) is a fork of the one that connected ({connected})")]
+    Forked {
+        /// This process.
+        process: u32,
+        /// The process that connected.
+        connected: u32,
+    },
+
+    /// An argument of a call is out of range.
+    #[error("{problem}")]
+    Argument {
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// The communicator was closed before.
+    #[error("the communicator is closed")]
+    Closed,
+
+    /// A peer sent something that allfold never sends: a bug, or an attack from inside the job.
+    #[error("rank {rank} sent {problem}")]
+    Protocol {
+        /// The sender.
+        rank: usize,
+        /// What was wrong with it.
+        problem: String,
+    },
+
+    /// The operating system refused something.
+    #[error("{operation}: {problem}")]
+    System {
+        /// What was tried.
+        operation: String,
+        /// The system's word.
+        problem: String,
+    },
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self::new(kind)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Usage or input: would fail again.
+pub const EXIT_USAGE: u8 = 2;
+/// The ranks disagree.
+pub const EXIT_DISAGREE: u8 = 3;
+/// Another rank or the network: try again.
+pub const EXIT_TRY_AGAIN: u8 = 75;
+/// A bug.
+pub const EXIT_BUG: u8 = 101;

@@ -1,0 +1,1 @@
+//! Element types and operations; the kernels that combine two buffers.

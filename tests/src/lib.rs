@@ -1,0 +1,1 @@
+//! Whole processes under test: what the test files share.
