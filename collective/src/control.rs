@@ -1,14 +1,34 @@
-//! The control endpoint: heartbeats, verdicts, goodbyes. Apart from the lanes, so that a full
-//! lane never looks like a dead rank.
+//! The control endpoint: heartbeats, verdicts, goodbyes. It has its own socket, thread and
+//! runtime, so that a full lane never looks like a dead rank.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+pub(crate) mod endpoint;
+pub(crate) mod launched;
+pub(crate) mod running;
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::world::{Verdict, World};
+
+/// What a rank's other threads ask of its control endpoint.
+pub(crate) enum Command {
+    /// The ranks have met: this is the world.
+    Attach(Arc<World>),
+    /// Tell all ranks of a verdict.
+    Flood(Verdict),
+    /// Tell all ranks that this one makes no more calls.
+    Goodbye { calls: u64, hash: u64 },
+    /// End, once goodbyes are answered and verdicts are out.
+    Close,
+}
 
 /// How a rank's threads reach its control endpoint.
 pub(crate) enum ControlHandle {
     Memory(MemoryControl),
+    Network(NetworkControl),
 }
 
 impl ControlHandle {
@@ -18,21 +38,16 @@ impl ControlHandle {
             ControlHandle::Memory(control) => {
                 control.each_other(|world| world.settle(verdict.clone()));
             }
+            ControlHandle::Network(control) => control.send(Command::Flood(verdict.clone())),
         }
     }
 
     /// Waits until the verdict has been written to all open connections, at most `limit`.
-    pub(crate) fn wait_flooded(&self, _limit: Duration) {
+    pub(crate) fn wait_flooded(&self, limit: Duration) {
         match self {
             // Within a process a verdict has arrived when it was told.
             ControlHandle::Memory(_) => {}
-        }
-    }
-
-    /// Ends the endpoint, once goodbyes are answered and verdicts are out.
-    pub(crate) fn close(&self) {
-        match self {
-            ControlHandle::Memory(_) => {}
+            ControlHandle::Network(control) => control.flooded.wait(limit),
         }
     }
 
@@ -42,27 +57,79 @@ impl ControlHandle {
             ControlHandle::Memory(control) => {
                 control.each_other(|world| world.note_goodbye(control.rank, calls, hash));
             }
+            ControlHandle::Network(control) => control.send(Command::Goodbye { calls, hash }),
+        }
+    }
+
+    /// Ends the endpoint, once goodbyes are answered and verdicts are out: about a second at most.
+    pub(crate) fn close(&self) {
+        if let ControlHandle::Network(control) = self {
+            control.close();
         }
     }
 }
 
+/// The control endpoint's thread.
+pub(crate) struct NetworkControl {
+    commands: mpsc::UnboundedSender<Command>,
+    flooded: Flooded,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl NetworkControl {
+    pub(crate) fn new(
+        commands: mpsc::UnboundedSender<Command>,
+        flooded: Flooded,
+        thread: JoinHandle<()>,
+    ) -> Self {
+        Self { commands, flooded, thread: Mutex::new(Some(thread)) }
+    }
+
+    pub(crate) fn send(&self, command: Command) {
+        // An endpoint that has ended has nobody left to tell.
+        let _ = self.commands.send(command);
+    }
+
+    pub(crate) fn close(&self) {
+        self.send(Command::Close);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Set once a verdict has been written to all connections.
+#[derive(Clone, Default)]
+pub(crate) struct Flooded(Arc<(Mutex<bool>, Condvar)>);
+
+impl Flooded {
+    pub(crate) fn set(&self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self, limit: Duration) {
+        let flooded = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.0.1.wait_timeout_while(flooded, limit, |flooded| !*flooded);
+    }
+}
+
 /// The worlds of all ranks of one process, which tell each other directly.
-#[derive(Clone)]
 pub(crate) struct MemoryControl {
     rank: u32,
-    worlds: Arc<Mutex<Vec<Weak<World>>>>,
+    worlds: Arc<Vec<Weak<World>>>,
 }
 
 impl MemoryControl {
     /// One for each of `worlds`, in order.
     pub(crate) fn join(worlds: &[Arc<World>]) -> Vec<Self> {
-        let all = Arc::new(Mutex::new(worlds.iter().map(Arc::downgrade).collect()));
+        let all = Arc::new(worlds.iter().map(Arc::downgrade).collect::<Vec<_>>());
         worlds.iter().map(|world| Self { rank: world.rank, worlds: all.clone() }).collect()
     }
 
     fn each_other(&self, tell: impl Fn(&World)) {
-        let worlds = self.worlds.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for world in worlds.iter().filter_map(Weak::upgrade).filter(|w| w.rank != self.rank) {
+        for world in self.worlds.iter().filter_map(Weak::upgrade).filter(|w| w.rank != self.rank) {
             tell(&world);
         }
     }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod identity;
 mod lane;
 mod link;
+mod liveness;
 mod machine;
 mod plan;
 mod reduce;

@@ -1,17 +1,414 @@
-//! Rank 0 collects addresses and hands out the world.
-use crate::{
-    config::Config,
-    error::{ErrorKind, Result},
-    lane::Lane,
-    world::World,
-};
+//! How the ranks find each other: rank 0 collects addresses and hands out the world, in two phases.
+//!
+//! Prepare (the world table) -> everybody connects to the ranks it will watch and acknowledges ->
+//! commit. A loss before the commit sends rank 0 back to waiting, with a new epoch.
+
+mod attend;
+mod gather;
+mod roster;
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc};
+
+use crate::config::Config;
+use crate::control::endpoint::{Control, Event};
+use crate::control::launched::{Launched, Obituary};
+use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
+use crate::error::{Error, ErrorKind, Result};
+use crate::identity::host_name;
+use crate::lane::Lane;
+use crate::link::Links;
+use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
+use crate::report;
+use crate::trust::certificates::{LeafHash, Membership};
+use crate::trust::hello::{Again, Hello, Purpose};
+use crate::trust::secret::fill_random;
+use crate::world::{Peer, World};
+
+pub(crate) use attend::Dialled;
+
+/// What a communicator is made of.
 pub(crate) struct Joined {
     pub(crate) world: Arc<World>,
     pub(crate) lane: Lane,
     pub(crate) transport: String,
     pub(crate) security: String,
 }
-pub(crate) fn join(_config: Config) -> Result<Joined> {
-    Err(ErrorKind::NoEnvironment.into())
+
+/// One rank in the world table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) rank: u32,
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    pub(crate) incarnation: u128,
+    /// As rank 0 sees it; None for rank 0 itself, which everybody has already found.
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) control_port: u16,
+    pub(crate) lane_port: u16,
+    pub(crate) leaf: LeafHash,
+}
+
+/// The outcome of a rendezvous.
+pub(crate) struct Meeting {
+    pub(crate) epoch: u64,
+    pub(crate) table: Vec<Entry>,
+    /// Where this rank reached rank 0.
+    pub(crate) rank_0: IpAddr,
+}
+
+/// Meets the other ranks and makes this one's part of the world.
+pub(crate) fn join(config: Config) -> Result<Joined> {
+    let rank = config.rank() as u32;
+    let membership = Arc::new(Membership::new(&config.secrets, &config.job, rank)?);
+    let security = format!("mutual TLS, secret {}", membership.fingerprint());
+    report::info(&format!(
+        "rank {rank} of {} as {} says; job {}, {security}; meeting at {}",
+        config.size(),
+        config.identity.launcher,
+        config.job,
+        config.rendezvous,
+    ));
+    let limits = config.limits;
+    let launched = connect_launcher(&config);
+    let address = resolve_patiently(&config)?;
+    let listen = listen_address(address);
+    let lane_socket = bind_at(listen, port_of(&config, 1))?;
+    let lane_port = local_port(&lane_socket)?;
+    let mut launched = launched;
+    let socket = if rank == 0 {
+        rendezvous_socket(&config, launched.as_mut(), listen)?
+    } else {
+        bind_at(listen, port_of(&config, 0))?
+    };
+    let hello = Hello {
+        version: env!("CARGO_PKG_VERSION").into(),
+        rank,
+        incarnation: incarnation()?,
+        host: host_name(),
+        pid: std::process::id(),
+        purpose: Purpose::Join {
+            settings: config.job_wide(),
+            control_port: local_port(&socket)?,
+            lane_port,
+        },
+    };
+    let me = Me { hello: hello.clone(), address };
+    let (control, meeting) = start_control(config, membership.clone(), socket, launched, me)?;
+    let peers: Vec<Peer> = meeting
+        .table
+        .iter()
+        .map(|e| Peer { rank: e.rank as usize, host: e.host.clone(), pid: e.pid })
+        .collect();
+    let lanes: Vec<LaneAddress> = meeting
+        .table
+        .iter()
+        .map(|entry| LaneAddress {
+            address: SocketAddr::new(entry.address.unwrap_or(meeting.rank_0), entry.lane_port),
+            leaf: entry.leaf,
+        })
+        .collect();
+    let transport = match lanes.iter().find(|lane| !lane.address.ip().is_loopback()) {
+        None => format!("quic on {}", meeting.rank_0),
+        Some(_) => "quic between hosts".into(),
+    };
+    let world = Arc::new(World::new(rank, meeting.epoch, peers, limits));
+    let epoch = meeting.epoch;
+    let lane = Lane::start(world.clone(), move || {
+        QuicLinks::new(lane_socket, membership, hello, epoch, lanes).map(Links::Quic)
+    })?;
+    control.send(Command::Attach(world.clone()));
+    world.attach(lane.commands(), ControlHandle::Network(control));
+    Ok(Joined { world, lane, transport, security })
+}
+
+/// What this process tells the others of itself.
+#[derive(Clone)]
+pub(crate) struct Me {
+    pub(crate) hello: Hello,
+    /// Where rank 0 is, as it resolved first.
+    pub(crate) address: SocketAddr,
+}
+
+/// Starts the control thread and waits until the ranks have met.
+fn start_control(
+    config: Config,
+    membership: Arc<Membership>,
+    socket: UdpSocket,
+    launched: Option<Launched>,
+    me: Me,
+) -> Result<(NetworkControl, Meeting)> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (met, meeting) = std::sync::mpsc::sync_channel(1);
+    let flooded = Flooded::default();
+    let flag = flooded.clone();
+    let main = move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = met.send(Err(system("start the control runtime", &error)));
+                return;
+            }
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, async move {
+            let (events, noticed) = mpsc::unbounded_channel();
+            let end_of_line = launched.and_then(|line| listen_to_launcher(line, events.clone()));
+            let endpoint = match endpoint::open(socket, &membership, Traffic::Control) {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    let _ = met.send(Err(error));
+                    return;
+                }
+            };
+            let control = Rc::new(Control {
+                config,
+                membership,
+                endpoint,
+                links: RefCell::new(BTreeMap::new()),
+                world: OnceCell::new(),
+                events,
+                changed: Notify::new(),
+            });
+            serve(control, me, inbox, noticed, met, flag).await;
+            if let Some(line) = end_of_line {
+                let _ = line.shutdown(std::net::Shutdown::Both);
+            }
+        });
+        // A name look-up that still hangs in the system must not hold up the end.
+        runtime.shutdown_background();
+    };
+    let thread = std::thread::Builder::new()
+        .name("allfold-control".into())
+        .spawn(main)
+        .map_err(|error| system("start the control thread", &error))?;
+    let control = NetworkControl::new(commands, flooded, thread);
+    match meeting.recv() {
+        Ok(Ok(meeting)) => Ok((control, meeting)),
+        Ok(Err(error)) => {
+            control.close();
+            Err(error)
+        }
+        Err(_) => Err(system("meet the other ranks", &"the control thread ended")),
+    }
+}
+
+async fn serve(
+    control: Rc<Control>,
+    me: Me,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    mut noticed: mpsc::UnboundedReceiver<Event>,
+    met: std::sync::mpsc::SyncSender<Result<Meeting>>,
+    flooded: Flooded,
+) {
+    let events = control.events.clone();
+    let door =
+        endpoint::accept(control.endpoint.clone(), control.membership.clone(), move |greeted| {
+            let _ = events.send(Event::Greeted(Box::new(greeted)));
+        });
+    tokio::task::spawn_local(door);
+    tokio::task::spawn_local(control.clone().beat());
+    let meeting = if control.rank() == 0 {
+        gather::gather(&control, &me, &mut noticed).await
+    } else {
+        attend::attend(&control, &me, &mut noticed).await
+    };
+    let _ = met.send(meeting);
+    running::serve(control, inbox, noticed, flooded).await;
+}
+
+/// The line to `allfold run`, if it started this process.
+fn connect_launcher(config: &Config) -> Option<Launched> {
+    let path = config.launcher.as_deref()?;
+    match Launched::connect(path, config.rank() as u32) {
+        Ok(line) => Some(line),
+        Err(error) => {
+            let path = path.display();
+            report::warn(&format!("no line to the launcher: ALLFOLD_LAUNCHER={path}: {error}"));
+            None
+        }
+    }
+}
+
+fn listen_to_launcher(
+    line: Launched,
+    events: mpsc::UnboundedSender<Event>,
+) -> Option<std::os::unix::net::UnixStream> {
+    let handle = line.handle().ok()?;
+    std::thread::Builder::new()
+        .name("allfold-launcher".into())
+        .spawn(move || {
+            line.watch(|obituary| {
+                let _ = events.send(Event::Obituary(obituary));
+            });
+        })
+        .ok()?;
+    Some(handle)
+}
+
+/// The socket that the launcher keeps for rank 0, else one of our own at the rendezvous port.
+fn rendezvous_socket(
+    config: &Config,
+    launched: Option<&mut Launched>,
+    listen: IpAddr,
+) -> Result<UdpSocket> {
+    if let Some(line) = launched {
+        match line.rendezvous_socket() {
+            Ok(socket) if local_port(&socket)? == config.rendezvous.port => {
+                endpoint::enlarge(&socket);
+                return Ok(socket);
+            }
+            // The program was told to meet elsewhere than the launcher thought.
+            Ok(_) => {}
+            Err(error) => report::warn(&format!("no socket from the launcher: {error}")),
+        }
+    }
+    bind_at(listen, config.rendezvous.port)
+}
+
+/// Resolves rank 0's name, again and again until the deadline: a pod's name appears late.
+fn resolve_patiently(config: &Config) -> Result<SocketAddr> {
+    let began = std::time::Instant::now();
+    let mut pause = FIRST_PAUSE;
+    let mut said = false;
+    loop {
+        let problem = match resolve(config) {
+            Ok(address) => return Ok(address),
+            Err(problem) => problem,
+        };
+        // Rank 0 listens on all addresses, so it can begin without knowing its own name.
+        if config.rank() == 0 {
+            report::warn(&format!(
+                "rank 0 cannot resolve its own name `{}` ({problem}); it listens on all addresses",
+                config.rendezvous.host
+            ));
+            return Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.rendezvous.port));
+        }
+        if began.elapsed() + pause >= config.connect_timeout {
+            let waited = report::duration(config.connect_timeout);
+            let name = config.rendezvous.host.clone();
+            return Err(ErrorKind::UnknownHost { name, problem, waited }.into());
+        }
+        if !said && began.elapsed() >= SAY_EVERY {
+            said = true;
+            let name = &config.rendezvous.host;
+            report::warn(&format!(
+                "rank 0's host `{name}` is unknown so far: {problem}; trying on"
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+fn resolve(config: &Config) -> std::result::Result<SocketAddr, String> {
+    use std::net::ToSocketAddrs;
+    let place = (config.rendezvous.host.as_str(), config.rendezvous.port);
+    let addresses = place.to_socket_addrs().map_err(|error| {
+        let error = error.to_string();
+        error.strip_prefix("failed to lookup address information: ").unwrap_or(&error).to_string()
+    })?;
+    // IPv4 first: a name such as localhost often has both, and only one is listened on.
+    let mut addresses: Vec<SocketAddr> = addresses.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| "it has no address".into())
+}
+
+/// Loopback only where the job lives on loopback, else all addresses of the family.
+fn listen_address(rank_0: SocketAddr) -> IpAddr {
+    match rank_0.ip() {
+        ip if ip.is_loopback() => ip,
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// A rank's ports: ALLFOLD_PORT + local rank x (1 + lanes), the control endpoint's first.
+fn port_of(config: &Config, which: u16) -> u16 {
+    if config.port == 0 {
+        return 0;
+    }
+    let local_rank = config.local_rank() as u16;
+    config.port.saturating_add(local_rank.saturating_mul(1 + LANES)).saturating_add(which)
+}
+
+fn bind_at(ip: IpAddr, port: u16) -> Result<UdpSocket> {
+    endpoint::bind(SocketAddr::new(ip, port))
+}
+
+fn local_port(socket: &UdpSocket) -> Result<u16> {
+    let address = socket.local_addr().map_err(|error| system("read a socket's address", &error))?;
+    Ok(address.port())
+}
+
+/// The ranks that `rank` watches: up to eight all, else those at distance 2^k both ways.
+pub(crate) fn watched(rank: u32, size: u32) -> Vec<u32> {
+    if size <= ALL_WATCH_ALL {
+        return (0..size).filter(|other| *other != rank).collect();
+    }
+    let distances = (0..).map(|k| 1u32 << k).take_while(|distance| *distance < size);
+    let both = distances.flat_map(|d| [(rank + d) % size, (rank + size - d) % size]);
+    let mut ranks: Vec<u32> = both.filter(|other| *other != rank).collect();
+    ranks.sort_unstable();
+    ranks.dedup();
+    ranks
+}
+
+/// A rank that the launcher saw end before the ranks had met.
+pub(crate) fn ended_early(obituary: &Obituary) -> Error {
+    let how = match obituary.ending {
+        crate::control::launched::Ending::Exit(0) => "exited before the ranks had met".into(),
+        ending => format!("{} before the ranks had met", ending.describe()),
+    };
+    let rank = obituary.rank as usize;
+    ErrorKind::RankLost { rank, at: "this host".into(), how, call: None }.into()
+}
+
+pub(crate) fn refused(reason: String, again: Again) -> Error {
+    ErrorKind::Refused { reason, retryable: again != Again::Never, help: None }.into()
+}
+
+fn incarnation() -> Result<u128> {
+    let mut bytes = [0; 16];
+    fill_random(&mut bytes)?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+fn system(operation: &str, problem: &dyn std::fmt::Display) -> Error {
+    ErrorKind::System { operation: operation.into(), problem: problem.to_string() }.into()
+}
+
+/// How often a waiting rank says what it waits for.
+pub(crate) const SAY_EVERY: Duration = Duration::from_secs(10);
+/// A rank that starts with the others finds rank 0 within a few of these.
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(25);
+/// And one that starts early does not flood a name server.
+pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Data sockets of a rank.
+const LANES: u16 = 1;
+/// 28 connections; beyond it the distances 2^k take over.
+const ALL_WATCH_ALL: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watching_is_mutual_and_connects_everybody() {
+        for size in [2u32, 3, 8, 9, 16, 17, 64, 1000] {
+            for rank in 0..size {
+                for other in watched(rank, size) {
+                    assert!(watched(other, size).contains(&rank), "{rank} and {other} of {size}");
+                }
+            }
+            assert!(watched(0, size).contains(&1));
+        }
+        assert_eq!(watched(0, 1000).len(), 20);
+    }
 }

@@ -1,12 +1,211 @@
-//! stub
-pub(crate) struct QuicLinks;
-impl QuicLinks {
-    pub(crate) async fn open_flow(&self, _: u32) -> Result<super::FlowSender, String> {
-        Err("".into())
-    }
-    pub(crate) fn want(&self, _: u32) {}
-    pub(crate) async fn next_incoming(&self) -> Option<super::Incoming> {
-        None
-    }
-    pub(crate) async fn close(&self) {}
+//! Links over QUIC: one connection to each peer of this lane, opened at first use.
+//!
+//! The lower rank dials. Every connection is checked against the leaf that rank 0's world table
+//! names for the rank. On it each direction of a ring is one long-lived unidirectional stream.
+
+pub(crate) mod endpoint;
+pub(crate) mod tuning;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint};
+use tokio::sync::{mpsc, watch};
+
+use super::{FlowReceiver, FlowSender, Incoming};
+use crate::error::Result;
+use crate::report;
+use crate::trust::certificates::{LeafHash, Membership, Seen};
+use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
+use crate::wire::{PREAMBLE_BYTES, Preamble};
+use tuning::Traffic;
+
+/// Where a rank's lane listens, and with which certificate.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneAddress {
+    pub(crate) address: SocketAddr,
+    pub(crate) leaf: LeafHash,
 }
+
+/// The connections of one lane.
+pub(crate) struct QuicLinks(Rc<Shared>);
+
+struct Shared {
+    endpoint: Endpoint,
+    membership: Arc<Membership>,
+    hello: Hello,
+    epoch: u64,
+    rank: u32,
+    addresses: Vec<LaneAddress>,
+    connections: RefCell<HashMap<u32, watch::Sender<Option<Connection>>>>,
+    flows: mpsc::UnboundedSender<Incoming>,
+    inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
+}
+
+impl QuicLinks {
+    /// The links of a lane that listens on `socket`; to be made inside the lane's runtime.
+    pub(crate) fn new(
+        socket: UdpSocket,
+        membership: Arc<Membership>,
+        hello: Hello,
+        epoch: u64,
+        addresses: Vec<LaneAddress>,
+    ) -> Result<Self> {
+        let endpoint = endpoint::open(socket, &membership, Traffic::Data)?;
+        let (flows, inbox) = mpsc::unbounded_channel();
+        let shared = Rc::new(Shared {
+            endpoint: endpoint.clone(),
+            membership,
+            rank: hello.rank,
+            hello,
+            epoch,
+            addresses,
+            connections: RefCell::new(HashMap::new()),
+            flows,
+            inbox: tokio::sync::Mutex::new(inbox),
+        });
+        let door = shared.clone();
+        let accepting = endpoint::accept(endpoint, shared.membership.clone(), move |greeted| {
+            tokio::task::spawn_local(door.clone().welcome(greeted));
+        });
+        tokio::task::spawn_local(accepting);
+        Ok(Self(shared))
+    }
+
+    pub(crate) fn want(&self, peer: u32) {
+        self.0.clone().connection(peer);
+    }
+
+    pub(crate) async fn open_flow(&self, peer: u32) -> std::result::Result<FlowSender, String> {
+        let mut connection = self.0.clone().connection(peer);
+        let connection = match connection.wait_for(Option::is_some).await {
+            Ok(connection) => connection.clone(),
+            Err(_) => None,
+        };
+        let connection = connection.ok_or("the lane is closing")?;
+        let mut stream = connection.open_uni().await.map_err(|error| error.to_string())?;
+        let preamble =
+            Preamble { epoch: self.0.epoch, from: self.0.rank, communicator: 0, lane: 0 };
+        stream.write_all(&preamble.to_wire()).await.map_err(|error| error.to_string())?;
+        Ok(FlowSender::Quic(stream))
+    }
+
+    pub(crate) async fn next_incoming(&self) -> Option<Incoming> {
+        self.0.inbox.lock().await.recv().await
+    }
+
+    pub(crate) async fn close(&self) {
+        self.0.endpoint.close(CLOSED.into(), b"closed");
+        // So that the peers hear of it; a peer that is gone is not waited for.
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.0.endpoint.wait_idle()).await;
+    }
+}
+
+impl Shared {
+    /// The connection to `peer`, once there is one; the lower rank sees to it.
+    fn connection(self: Rc<Self>, peer: u32) -> watch::Receiver<Option<Connection>> {
+        if let Some(sender) = self.connections.borrow().get(&peer) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(None);
+        self.connections.borrow_mut().insert(peer, sender);
+        if self.rank < peer {
+            tokio::task::spawn_local(self.dial(peer));
+        }
+        receiver
+    }
+
+    /// Dials until the peer answers. Whether it is late or dead is for the control endpoint.
+    async fn dial(self: Rc<Self>, peer: u32) {
+        let Some(LaneAddress { address, leaf }) = self.addresses.get(peer as usize).cloned() else {
+            return;
+        };
+        loop {
+            match self.dial_once(peer, address).await {
+                Ok(welcomed) if welcomed.leaf == leaf => {
+                    return self.joined(peer, welcomed.connection);
+                }
+                Ok(welcomed) => welcomed.connection.close(REFUSED.into(), b"not who was met"),
+                Err(DialError::Final(reason) | DialError::Refused(reason, _)) => {
+                    report::warn(&reason)
+                }
+                Err(DialError::Retry(_)) => {}
+            }
+            tokio::time::sleep(DIAL_PAUSE).await;
+        }
+    }
+
+    async fn dial_once(
+        &self,
+        peer: u32,
+        address: SocketAddr,
+    ) -> std::result::Result<hello::Welcomed, DialError> {
+        let seen = Seen::default();
+        let client = endpoint::client(&self.membership, Traffic::Data, address.ip(), seen.clone())
+            .map_err(|error| DialError::Final(error.to_string()))?;
+        let mut hello = self.hello.clone();
+        hello.purpose = Purpose::Lane { epoch: self.epoch, lane: 0 };
+        let caller = hello::Caller { endpoint: &self.endpoint, membership: &self.membership };
+        caller.dial(client, &seen, address, peer, &hello, DIAL_LIMIT).await
+    }
+
+    /// Judges a peer that dialled this lane.
+    async fn welcome(self: Rc<Self>, greeted: Greeted) {
+        let Greeted { hello, leaf, connection, mut sender, .. } = greeted;
+        let epoch = match hello.purpose {
+            Purpose::Lane { epoch, lane: 0 } => epoch,
+            _ => return connection.close(REFUSED.into(), b"a lane takes data only"),
+        };
+        let known = self.addresses.get(hello.rank as usize);
+        if epoch != self.epoch || known.is_none_or(|known| known.leaf != leaf) {
+            let reason = "this lane belongs to another run of the job".to_string();
+            let _ = hello::send(&mut sender, &Answer::Refused { reason, again: Again::Soon }).await;
+            return connection.close(REFUSED.into(), b"another epoch");
+        }
+        let answer = Answer::Welcome {
+            incarnation: self.hello.incarnation,
+            version: self.hello.version.clone(),
+        };
+        if hello::send(&mut sender, &answer).await.is_ok() {
+            self.joined(hello.rank, connection);
+        }
+    }
+
+    /// A connection is good: take it for flows, and read those that the peer opens.
+    fn joined(self: Rc<Self>, peer: u32, connection: Connection) {
+        let sender = self
+            .connections
+            .borrow_mut()
+            .entry(peer)
+            .or_insert_with(|| watch::channel(None).0)
+            .clone();
+        sender.send_replace(Some(connection.clone()));
+        tokio::task::spawn_local(async move {
+            while let Ok(mut stream) = connection.accept_uni().await {
+                let mut preamble = [0; PREAMBLE_BYTES];
+                if stream.read_exact(&mut preamble).await.is_err() {
+                    continue;
+                }
+                let ours = Preamble { epoch: self.epoch, from: peer, communicator: 0, lane: 0 };
+                if Preamble::from_wire(&preamble) != Some(ours) {
+                    return connection.close(REFUSED.into(), b"a stream without its preamble");
+                }
+                let receiver = FlowReceiver::quic(stream);
+                let _ = self.flows.send(Incoming { from: peer, receiver });
+            }
+        });
+    }
+}
+
+/// Close codes, as the peer sees them.
+const CLOSED: u32 = 0;
+const REFUSED: u32 = 1;
+/// One attempt; the handshake's own retransmissions lie within it.
+const DIAL_LIMIT: Duration = Duration::from_secs(2);
+const DIAL_PAUSE: Duration = Duration::from_millis(50);
+/// One round trip on any network that trains.
+const CLOSE_LIMIT: Duration = Duration::from_millis(200);

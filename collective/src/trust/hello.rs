@@ -1,1 +1,221 @@
-//! stub
+//! The hello after the handshake: who the peer says it is, checked against its certificate.
+//!
+//! Nothing is trusted before the hello's answer: a TLS 1.3 client believes itself connected before
+//! the server has judged its certificate.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::certificates::{LeafHash, Membership, Seen};
+use crate::wire;
+
+/// What a dialler says first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) version: String,
+    pub(crate) rank: u32,
+    pub(crate) incarnation: u128,
+    pub(crate) host: String,
+    pub(crate) pid: u32,
+    pub(crate) purpose: Purpose,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Purpose {
+    /// To rank 0: take me into the world.
+    Join { settings: Vec<(String, String)>, control_port: u16, lane_port: u16 },
+    /// To another rank: let us watch each other in this epoch.
+    Watch { epoch: u64 },
+    /// Data in this epoch.
+    Lane { epoch: u64, lane: u16 },
+}
+
+/// What the other side answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Welcome { incarnation: u128, version: String },
+    Refused { reason: String, again: Again },
+}
+
+/// Whether asking again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Again {
+    /// Right away: the peer is not ready yet.
+    Soon,
+    /// In another run of the job.
+    Later,
+    Never,
+}
+
+/// A connection whose peer has said who it is and proved it.
+pub(crate) struct Greeted {
+    pub(crate) hello: Hello,
+    pub(crate) leaf: LeafHash,
+    pub(crate) connection: Connection,
+    /// The stream of the hello; it goes on to carry control messages.
+    pub(crate) sender: SendStream,
+    pub(crate) receiver: RecvStream,
+}
+
+/// A connection that was dialled and made welcome.
+pub(crate) struct Welcomed {
+    pub(crate) leaf: LeafHash,
+    pub(crate) connection: Connection,
+    pub(crate) sender: SendStream,
+    pub(crate) receiver: RecvStream,
+}
+
+/// Why dialling did not lead to a welcome.
+#[derive(Debug)]
+pub(crate) enum DialError {
+    /// It would fail again: another secret, another job, another version.
+    Final(String),
+    /// The peer has a reason against this process.
+    Refused(String, Again),
+    /// Nobody answers, or the peer says that it may go better later.
+    Retry(String),
+}
+
+/// Who dials: from which endpoint, as which member.
+pub(crate) struct Caller<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) membership: &'a Membership,
+}
+
+impl Caller<'_> {
+    /// Dials `rank` at `address` and greets it, within `limit`. `client` was made with `seen`.
+    pub(crate) async fn dial(
+        &self,
+        client: quinn::ClientConfig,
+        seen: &Seen,
+        address: SocketAddr,
+        rank: u32,
+        hello: &Hello,
+        limit: Duration,
+    ) -> Result<Welcomed, DialError> {
+        let greeting = self.greet(client, seen, address, rank, hello);
+        match tokio::time::timeout(limit, greeting).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(DialError::Retry(format!("{address} does not answer"))),
+        }
+    }
+
+    async fn greet(
+        &self,
+        client: quinn::ClientConfig,
+        seen: &Seen,
+        address: SocketAddr,
+        rank: u32,
+        hello: &Hello,
+    ) -> Result<Welcomed, DialError> {
+        let membership = self.membership;
+        let refused = |error: &quinn::ConnectionError| {
+            refused_in_handshake(membership, rank, address, &seen.names(), error)
+        };
+        let lost = |error: &dyn std::fmt::Display| DialError::Retry(format!("{address}: {error}"));
+        let connecting = self
+            .endpoint
+            .connect_with(client, address, &membership.name_of(rank))
+            .map_err(|error| DialError::Final(format!("cannot dial {address}: {error}")))?;
+        let connection = connecting.await.map_err(|error| refused(&error))?;
+        let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
+        send(&mut sender, hello).await.map_err(|e| lost(&e))?;
+        match receive::<Answer>(&mut receiver, wire::MAX_HELLO_BYTES).await {
+            Ok(Answer::Welcome { .. }) => {
+                let (_, leaf) =
+                    identify(&connection, membership).ok_or_else(|| lost(&"no name"))?;
+                Ok(Welcomed { leaf, connection, sender, receiver })
+            }
+            Ok(Answer::Refused { reason, again: Again::Soon }) => Err(DialError::Retry(reason)),
+            Ok(Answer::Refused { reason, again }) => Err(DialError::Refused(reason, again)),
+            // The peer judges our certificate only now.
+            Err(problem) => match connection.close_reason() {
+                Some(error) => Err(refused(&error)),
+                None => Err(lost(&problem)),
+            },
+        }
+    }
+}
+
+/// Finishes an incoming connection's handshake and reads its hello. An error is for the log: the
+/// peer is nobody yet.
+pub(crate) async fn greet(incoming: Incoming, membership: &Membership) -> Result<Greeted, String> {
+    let from = incoming.remote_address();
+    let greeting = async {
+        let connection = incoming.await.map_err(|error| error.to_string())?;
+        let (sender, mut receiver) =
+            connection.accept_bi().await.map_err(|error| error.to_string())?;
+        let hello: Hello = receive(&mut receiver, wire::MAX_HELLO_BYTES).await?;
+        match identify(&connection, membership) {
+            Some((rank, leaf)) if rank == hello.rank => {
+                Ok(Greeted { hello, leaf, connection, sender, receiver })
+            }
+            _ => Err(format!("its certificate is not that of rank {}", hello.rank)),
+        }
+    };
+    match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
+        Ok(Ok(greeted)) => Ok(greeted),
+        Ok(Err(problem)) => Err(format!("refused a connection from {from}: {problem}")),
+        Err(_) => Err(format!("a connection from {from} said no hello for 5 s")),
+    }
+}
+
+/// Sends one control message.
+pub(crate) async fn send<T: Serialize>(stream: &mut SendStream, message: &T) -> Result<(), String> {
+    let frame = wire::encode_control(message)?;
+    stream.write_all(&frame).await.map_err(|error| error.to_string())
+}
+
+/// Receives one control message of at most `limit` bytes.
+pub(crate) async fn receive<T: DeserializeOwned>(
+    stream: &mut RecvStream,
+    limit: usize,
+) -> Result<T, String> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await.map_err(|error| error.to_string())?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > limit {
+        return Err(format!("a control message of {length} bytes"));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.map_err(|error| error.to_string())?;
+    wire::decode_control(&body)
+}
+
+fn identify(connection: &Connection, membership: &Membership) -> Option<(u32, LeafHash)> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    membership.identify(identity.first()?)
+}
+
+fn refused_in_handshake(
+    membership: &Membership,
+    rank: u32,
+    address: SocketAddr,
+    names: &[String],
+    error: &quinn::ConnectionError,
+) -> DialError {
+    if let Some(reason) = membership.explain(rank, names) {
+        return DialError::Final(reason);
+    }
+    match error {
+        // TLS alerts come as crypto errors, 0x100 plus the alert.
+        quinn::ConnectionError::TransportError(_) | quinn::ConnectionError::ConnectionClosed(_)
+            if error.to_string().contains("crypto")
+                || error.to_string().contains("certificate") =>
+        {
+            DialError::Final(format!(
+                "rank {rank} at {address} and this process do not accept each other ({error}): \
+                 another version of allfold, another secret or another job"
+            ))
+        }
+        _ => DialError::Retry(format!("{address}: {error}")),
+    }
+}
+
+/// A peer that has not finished its handshake and said hello by then is dropped.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);

@@ -5,13 +5,44 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use allfold::{Communicator, Result};
+use allfold::{Communicator, Config, Result, Secret};
 
 /// Runs `body` as every rank of worlds of these sizes, over memory and over QUIC.
 pub fn on_every_link(sizes: &[usize], body: impl Fn(&Communicator) -> Result<()> + Sync) {
     for &size in sizes {
         each_rank(Communicator::in_memory(size).unwrap(), &body);
+        each_rank(over_quic(size), &body);
     }
+}
+
+/// `size` ranks in threads of this process, joined by real sockets, certificates and a rendezvous.
+pub fn over_quic(size: usize) -> Vec<Communicator> {
+    let results = connect_all(size, |config| config);
+    results.into_iter().map(|rank| rank.unwrap()).collect()
+}
+
+/// Connects all ranks at once, each with its settings changed by `change`.
+pub fn connect_all(
+    size: usize,
+    change: impl Fn(Config) -> Config + Sync,
+) -> Vec<Result<Communicator>> {
+    let secret = Secret::random().unwrap().to_line();
+    let place = free_address();
+    let connect = |rank| {
+        let config = Config::new(rank, size, &place)?.secret(&secret)?;
+        Communicator::connect(change(config))
+    };
+    std::thread::scope(|scope| {
+        let connect = &connect;
+        let threads: Vec<_> = (0..size).map(|rank| scope.spawn(move || connect(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// A loopback address whose port was free a moment ago.
+pub fn free_address() -> String {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().to_string()
 }
 
 /// Runs `body` on one thread a rank; a failure on any rank fails the test.

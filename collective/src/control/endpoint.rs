@@ -1,0 +1,274 @@
+//! The links of the control endpoint and what is common to meeting and running: every link has a
+//! task that writes, one that reads messages and one that reads heartbeats.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc};
+
+use super::launched::Obituary;
+use crate::config::Config;
+use crate::liveness::Judge;
+use crate::rendezvous::Entry;
+use crate::trust::certificates::Membership;
+use crate::trust::hello::{self, Again, Greeted};
+use crate::wire;
+use crate::world::{Standing, Verdict, World};
+
+/// What goes reliably between control endpoints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// Rank 0, while it waits: who has not come yet.
+    Missing(Vec<u32>),
+    /// Rank 0: everybody has come; make ready for this world.
+    Prepare {
+        epoch: u64,
+        table: Vec<Entry>,
+    },
+    /// To rank 0: ready.
+    Prepared {
+        epoch: u64,
+    },
+    /// Rank 0: all are ready; the world begins.
+    Commit {
+        epoch: u64,
+    },
+    /// Rank 0: somebody was lost; wait for the next `Prepare`.
+    Restart,
+    /// Rank 0: this will not become a world.
+    Refused {
+        reason: String,
+        again: Again,
+    },
+    /// The sender makes no more calls.
+    Goodbye {
+        calls: u64,
+        hash: u64,
+    },
+    GoodbyeRead,
+    Verdict(Verdict),
+}
+
+/// Something happened on the endpoint.
+pub(crate) enum Event {
+    /// A peer dialled and said hello; nobody has answered it yet.
+    Greeted(Box<Greeted>),
+    Message(u32, Message),
+    /// A link ended: its connection is closed, or its peer was silent for too long.
+    Ended {
+        rank: u32,
+        link: usize,
+        how: LinkEnd,
+    },
+    /// The launcher saw a rank end.
+    Obituary(Obituary),
+    /// A dialling task of the rendezvous has something to say.
+    Dialled(crate::rendezvous::Dialled),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum LinkEnd {
+    Silent(Duration),
+    Closed(String),
+}
+
+/// A heartbeat.
+#[derive(Serialize, Deserialize)]
+struct Beat {
+    /// 0 before the world begins.
+    epoch: u64,
+    standing: Standing,
+}
+
+pub(crate) struct Control {
+    pub(crate) config: Config,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) links: RefCell<BTreeMap<u32, Rc<ControlLink>>>,
+    pub(crate) world: OnceCell<Arc<World>>,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// Something about a link changed that closing may wait for.
+    pub(crate) changed: Notify,
+}
+
+/// The control connection to one rank.
+pub(crate) struct ControlLink {
+    pub(crate) connection: Connection,
+    outbox: mpsc::UnboundedSender<Message>,
+    /// Messages posted and not yet written.
+    unwritten: Cell<usize>,
+    pub(crate) heard: Cell<Instant>,
+    pub(crate) goodbye_read: Cell<bool>,
+    /// The peer has told this rank a verdict, so it knows there is one.
+    pub(crate) knows_verdict: Cell<bool>,
+}
+
+impl Control {
+    pub(crate) fn rank(&self) -> u32 {
+        self.config.rank() as u32
+    }
+
+    /// Takes a greeted or welcomed connection as the link to `rank`, in place of an older one.
+    pub(crate) fn add_link(
+        self: &Rc<Self>,
+        rank: u32,
+        connection: Connection,
+        sender: SendStream,
+        receiver: RecvStream,
+    ) {
+        let (outbox, messages) = mpsc::unbounded_channel();
+        let link = Rc::new(ControlLink {
+            connection,
+            outbox,
+            unwritten: Cell::new(0),
+            heard: Cell::new(Instant::now()),
+            goodbye_read: Cell::new(false),
+            knows_verdict: Cell::new(false),
+        });
+        if let Some(old) = self.links.borrow_mut().insert(rank, link.clone()) {
+            old.connection.close(REPLACED.into(), b"replaced");
+        }
+        tokio::task::spawn_local(self.clone().write(link.clone(), sender, messages));
+        tokio::task::spawn_local(self.clone().read(rank, link.clone(), receiver));
+        tokio::task::spawn_local(self.clone().hear(rank, link));
+        self.changed.notify_waiters();
+    }
+
+    /// Forgets the link to `rank` and closes it.
+    pub(crate) fn drop_link(&self, rank: u32) {
+        if let Some(link) = self.links.borrow_mut().remove(&rank) {
+            link.connection.close(REPLACED.into(), b"no longer needed");
+        }
+    }
+
+    pub(crate) fn post(&self, rank: u32, message: Message) {
+        if let Some(link) = self.links.borrow().get(&rank) {
+            link.post(message);
+        }
+    }
+
+    pub(crate) fn post_all(&self, message: &Message) {
+        for link in self.links.borrow().values() {
+            link.post(message.clone());
+        }
+    }
+
+    /// Whether everything posted has been written.
+    pub(crate) fn is_written(&self) -> bool {
+        self.links.borrow().values().all(|link| link.unwritten.get() == 0 || link.is_closed())
+    }
+
+    /// Sends heartbeats and looks for silence, for as long as the endpoint lives.
+    pub(crate) async fn beat(self: Rc<Self>) {
+        let heartbeat = self.config.heartbeat;
+        let mut judge = Judge::new(self.config.dead_after, Instant::now());
+        let mut sent = Instant::now() - heartbeat;
+        let mut tick = tokio::time::interval(heartbeat / LOOKS_PER_HEARTBEAT);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let now = Instant::now();
+            let awake = judge.is_awake(now);
+            let links: Vec<_> =
+                self.links.borrow().iter().map(|(rank, link)| (*rank, link.clone())).collect();
+            for (rank, link) in links {
+                if !awake {
+                    link.heard.set(now);
+                } else if let Some(silence) = judge.silence(link.heard.get(), now) {
+                    // Said once; whoever hears it drops the link or ends the world.
+                    link.heard.set(now);
+                    let how = LinkEnd::Silent(silence);
+                    let link = link.connection.stable_id();
+                    let _ = self.events.send(Event::Ended { rank, link, how });
+                }
+            }
+            if now.duration_since(sent) >= heartbeat {
+                sent = now;
+                self.send_beats();
+            }
+        }
+    }
+
+    /// One heartbeat to every link, now.
+    pub(crate) fn send_beats(&self) {
+        let world = self.world.get();
+        let beat = Beat {
+            epoch: world.map_or(0, |world| world.epoch),
+            standing: world.map_or_else(Standing::default, |world| world.standing()),
+        };
+        let Ok(frame) = wire::encode_control(&beat) else { return };
+        let frame = Bytes::from(frame);
+        for link in self.links.borrow().values() {
+            // The next one comes soon.
+            let _ = link.connection.send_datagram(frame.clone());
+        }
+    }
+
+    async fn write(
+        self: Rc<Self>,
+        link: Rc<ControlLink>,
+        mut sender: SendStream,
+        mut messages: mpsc::UnboundedReceiver<Message>,
+    ) {
+        while let Some(message) = messages.recv().await {
+            let written = hello::send(&mut sender, &message).await;
+            link.unwritten.set(link.unwritten.get() - 1);
+            self.changed.notify_waiters();
+            if written.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn read(self: Rc<Self>, rank: u32, link: Rc<ControlLink>, mut receiver: RecvStream) {
+        let end = loop {
+            match hello::receive::<Message>(&mut receiver, wire::MAX_CONTROL_BYTES).await {
+                Ok(message) => {
+                    link.heard.set(Instant::now());
+                    let _ = self.events.send(Event::Message(rank, message));
+                }
+                Err(problem) => break problem,
+            }
+        };
+        let how = LinkEnd::Closed(end);
+        let link = link.connection.stable_id();
+        let _ = self.events.send(Event::Ended { rank, link, how });
+        self.changed.notify_waiters();
+    }
+
+    async fn hear(self: Rc<Self>, rank: u32, link: Rc<ControlLink>) {
+        while let Ok(datagram) = link.connection.read_datagram().await {
+            let Some((_, body)) = datagram.split_first_chunk::<4>() else { continue };
+            let Ok(beat) = wire::decode_control::<Beat>(body) else { continue };
+            link.heard.set(Instant::now());
+            if let Some(world) = self.world.get()
+                && world.epoch == beat.epoch
+            {
+                world.note_standing(rank, beat.standing);
+            }
+        }
+    }
+}
+
+impl ControlLink {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    fn post(&self, message: Message) {
+        if self.outbox.send(message).is_ok() {
+            self.unwritten.set(self.unwritten.get() + 1);
+        }
+    }
+}
+
+/// Silence is noticed a fifth of a heartbeat late at most.
+const LOOKS_PER_HEARTBEAT: u32 = 5;
+/// Close code of a link that another one has taken the place of.
+const REPLACED: u32 = 2;

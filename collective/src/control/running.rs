@@ -1,0 +1,212 @@
+//! The control endpoint once the world has begun: passes verdicts on, exchanges goodbyes, judges
+//! losses, and refuses newcomers with a reason.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::endpoint::{Control, Event, LinkEnd, Message};
+use super::launched::{Ending, Obituary};
+use super::{Command, Flooded};
+use crate::report;
+use crate::trust::hello::{self, Again, Answer, Greeted};
+use crate::world::{Fault, World};
+
+/// Serves the world until `Close`.
+pub(crate) async fn serve(
+    control: Rc<Control>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    flooded: Flooded,
+) {
+    let world = loop {
+        match commands.recv().await {
+            Some(Command::Attach(world)) => break world,
+            Some(Command::Close) | None => return shut(&control).await,
+            Some(_) => {}
+        }
+    };
+    let _ = control.world.set(world.clone());
+    control.send_beats();
+    let running = Running { control, world, flooded };
+    let mut closing = false;
+    while !closing {
+        tokio::select! {
+            command = commands.recv() => closing = running.obey(command),
+            Some(event) = events.recv() => running.notice(event),
+        }
+    }
+    // The peers' answers to a goodbye, and their goodbyes, still come as events.
+    let drained = running.drained();
+    tokio::pin!(drained);
+    loop {
+        tokio::select! {
+            () = &mut drained => break,
+            Some(event) = events.recv() => running.notice(event),
+        }
+    }
+    shut(&running.control).await;
+}
+
+struct Running {
+    control: Rc<Control>,
+    world: Arc<World>,
+    flooded: Flooded,
+}
+
+impl Running {
+    /// Carries out a command; true if it is the last.
+    fn obey(&self, command: Option<Command>) -> bool {
+        match command {
+            Some(Command::Flood(verdict)) => {
+                self.control.post_all(&Message::Verdict(verdict));
+                let (control, flooded) = (self.control.clone(), self.flooded.clone());
+                tokio::task::spawn_local(async move {
+                    wait_until(&control, || control.is_written()).await;
+                    // Written is not sent yet: the endpoint's own task does that next.
+                    tokio::time::sleep(SEND_TURN).await;
+                    flooded.set();
+                });
+                false
+            }
+            Some(Command::Goodbye { calls, hash }) => {
+                self.control.post_all(&Message::Goodbye { calls, hash });
+                false
+            }
+            Some(Command::Attach(_)) => false,
+            Some(Command::Close) | None => true,
+        }
+    }
+
+    fn notice(&self, event: Event) {
+        match event {
+            Event::Message(rank, Message::Verdict(verdict)) => {
+                if let Some(link) = self.control.links.borrow().get(&rank) {
+                    link.knows_verdict.set(true);
+                }
+                self.control.changed.notify_waiters();
+                self.world.settle(verdict);
+            }
+            Event::Message(rank, Message::Goodbye { calls, hash }) => {
+                self.world.note_goodbye(rank, calls, hash);
+                self.control.post(rank, Message::GoodbyeRead);
+                self.control.changed.notify_waiters();
+            }
+            Event::Message(rank, Message::GoodbyeRead) => {
+                if let Some(link) = self.control.links.borrow().get(&rank) {
+                    link.goodbye_read.set(true);
+                }
+                self.control.changed.notify_waiters();
+            }
+            // Late words of the rendezvous.
+            Event::Message(..) | Event::Dialled(_) => {}
+            Event::Ended { rank, link, how } => self.link_ended(rank, link, how),
+            Event::Obituary(obituary) => self.rank_ended(&obituary),
+            Event::Greeted(greeted) => {
+                tokio::task::spawn_local(refuse(self.world.clone(), *greeted));
+            }
+        }
+    }
+
+    fn link_ended(&self, rank: u32, link: usize, how: LinkEnd) {
+        let current = self.control.links.borrow().get(&rank).map(|l| l.connection.stable_id());
+        if current != Some(link) || self.world.has_left(rank) {
+            return;
+        }
+        match how {
+            LinkEnd::Silent(silence) => {
+                let how = format!("stopped answering {} ago", report::duration(silence));
+                self.world.raise(rank, Fault::Lost { how });
+            }
+            // Its goodbye or a verdict may still be on its way through another rank.
+            LinkEnd::Closed(problem) => {
+                let how = format!("closed its connection without a goodbye ({problem})");
+                self.raise_after(CLOSE_GRACE, rank, how);
+            }
+        }
+    }
+
+    fn rank_ended(&self, obituary: &Obituary) {
+        let Obituary { rank, ending } = *obituary;
+        let grace = match ending {
+            Ending::Signal(_) => Duration::ZERO,
+            // It may have said goodbye and ended well: its last packets may not be read yet.
+            Ending::Exit(_) => EXIT_GRACE,
+        };
+        self.raise_after(grace, rank, ending.describe());
+    }
+
+    /// Declares `rank` lost unless it turns out that it said goodbye.
+    fn raise_after(&self, grace: Duration, rank: u32, how: String) {
+        let world = self.world.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(grace).await;
+            if !world.has_left(rank) {
+                world.raise(rank, Fault::Lost { how });
+            }
+        });
+    }
+
+    /// Every peer has read this rank's goodbye or knows the verdict, or has closed; or the time is
+    /// up.
+    async fn drained(&self) {
+        let verdict = self.world.error().is_some();
+        let limit = if verdict { VERDICT_LIMIT } else { DRAIN_LIMIT };
+        let done = || {
+            self.control.is_written()
+                && self.control.links.borrow().values().all(|link| {
+                    link.is_closed() || link.goodbye_read.get() || link.knows_verdict.get()
+                })
+        };
+        let _ = tokio::time::timeout(limit, wait_until(&self.control, done)).await;
+    }
+}
+
+/// Waits for something about the links.
+async fn wait_until(control: &Control, done: impl Fn() -> bool) {
+    loop {
+        let changed = control.changed.notified();
+        if done() {
+            return;
+        }
+        changed.await;
+    }
+}
+
+/// Tells a newcomer why there is no place for it.
+async fn refuse(world: Arc<World>, mut greeted: Greeted) {
+    let rank = greeted.hello.rank;
+    let place = world.place(rank);
+    let from = greeted.connection.remote_address();
+    report::warn(&format!(
+        "refused {} (pid {}, from {from}) as rank {rank}: this job is running, and rank {rank} is \
+         {place}",
+        greeted.hello.host, greeted.hello.pid
+    ));
+    let reason = format!("the job is already running with rank {rank} at {place}");
+    let answer = Answer::Refused { reason, again: Again::Later };
+    let _ = hello::send(&mut greeted.sender, &answer).await;
+    let _ = greeted.sender.finish();
+    let _ = tokio::time::timeout(ANSWER_LIMIT, greeted.sender.stopped()).await;
+}
+
+/// Closes all connections, so that the peers need not wait for silence.
+async fn shut(control: &Control) {
+    control.endpoint.close(0u32.into(), b"closed");
+    let _ = tokio::time::timeout(SHUT_LIMIT, control.endpoint.wait_idle()).await;
+}
+
+/// For the endpoint's task to send what was just written.
+const SEND_TURN: Duration = Duration::from_millis(1);
+/// Another rank's flood or goodbye takes a round trip.
+const CLOSE_GRACE: Duration = Duration::from_millis(300);
+/// A goodbye is answered before its sender exits, unless this rank was not scheduled for a second.
+const EXIT_GRACE: Duration = Duration::from_millis(300);
+/// As on the lanes: a rank that does not answer for a second is left to itself.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// After a verdict the drop is prompt; the others hear of it from each other too.
+const VERDICT_LIMIT: Duration = Duration::from_millis(300);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+const SHUT_LIMIT: Duration = Duration::from_millis(200);

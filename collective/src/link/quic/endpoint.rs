@@ -1,0 +1,124 @@
+//! QUIC endpoints: sockets, configurations, and the door that strangers knock at.
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
+
+use super::tuning::{self, Traffic};
+use crate::error::{Error, ErrorKind, Result};
+use crate::report;
+use crate::trust::certificates::{Membership, Seen};
+use crate::trust::hello::{self, Greeted};
+
+/// Binds a UDP socket with large buffers.
+pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(address).map_err(|error| {
+        let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
+        Error::from(ErrorKind::Bind {
+            address: address.to_string(),
+            problem: if in_use {
+                "another process listens there".into()
+            } else {
+                error.to_string()
+            },
+            help: in_use.then(|| {
+                let port = address.port();
+                format!(
+                    "`ss -ulpn 'sport = :{port}'` shows it: another job, or another rank 0? \
+                     Choose another port in ALLFOLD_RENDEZVOUS or MASTER_PORT"
+                )
+            }),
+        })
+    })?;
+    enlarge(&socket);
+    Ok(socket)
+}
+
+/// Asks for large socket buffers; the system grants what it allows.
+pub(crate) fn enlarge(socket: &UdpSocket) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_socket_recv_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
+    let _ = sockopt::set_socket_send_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
+}
+
+/// An endpoint that dials and accepts members of the job; to be made inside a runtime.
+pub(crate) fn open(
+    socket: UdpSocket,
+    membership: &Membership,
+    traffic: Traffic,
+) -> Result<Endpoint> {
+    let failed = |problem: &dyn std::fmt::Display| {
+        let operation = "open a QUIC endpoint".to_string();
+        Error::from(ErrorKind::System { operation, problem: problem.to_string() })
+    };
+    let local = socket.local_addr().map_err(|e| failed(&e))?;
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(tuning::MAX_UDP_PAYLOAD).map_err(|e| failed(&e))?;
+    let server = server(membership, traffic, local.ip())?;
+    socket.set_nonblocking(true).map_err(|e| failed(&e))?;
+    Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
+        .map_err(|e| failed(&e))
+}
+
+/// The configuration for dialling `peer`.
+pub(crate) fn client(
+    membership: &Membership,
+    traffic: Traffic,
+    peer: IpAddr,
+    seen: Seen,
+) -> Result<ClientConfig> {
+    let crypto = QuicClientConfig::try_from(membership.client(seen)?).map_err(no_suite)?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(tuning::transport(traffic, peer));
+    Ok(config)
+}
+
+/// Lets members in: finishes handshakes within limits, and hands every peer that has said hello to
+/// `each`.
+pub(crate) async fn accept(
+    endpoint: Endpoint,
+    membership: Arc<Membership>,
+    each: impl Fn(Greeted) + 'static,
+) {
+    let each = Rc::new(each);
+    let half_open = Rc::new(Cell::new(0usize));
+    while let Some(incoming) = endpoint.accept().await {
+        if half_open.get() >= tuning::HALF_OPEN_MAX {
+            incoming.refuse();
+            continue;
+        }
+        if half_open.get() >= tuning::HALF_OPEN_BEFORE_RETRY && incoming.may_retry() {
+            // Fails only where `may_retry` is false.
+            let _ = incoming.retry();
+            continue;
+        }
+        let (membership, each, half_open) = (membership.clone(), each.clone(), half_open.clone());
+        half_open.set(half_open.get() + 1);
+        tokio::task::spawn_local(async move {
+            let greeted = hello::greet(incoming, &membership).await;
+            half_open.set(half_open.get() - 1);
+            match greeted {
+                Ok(greeted) => each(greeted),
+                Err(problem) => report::warn(&problem),
+            }
+        });
+    }
+}
+
+fn server(membership: &Membership, traffic: Traffic, local: IpAddr) -> Result<ServerConfig> {
+    let crypto = QuicServerConfig::try_from(membership.server()?).map_err(no_suite)?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    // An endpoint on a loopback address has only loopback peers.
+    config.transport_config(tuning::transport(traffic, local));
+    config.migration(false);
+    Ok(config)
+}
+
+fn no_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> Error {
+    let operation = "set up TLS for QUIC".to_string();
+    ErrorKind::System { operation, problem: error.to_string() }.into()
+}

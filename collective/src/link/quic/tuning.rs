@@ -1,0 +1,82 @@
+//! Every number of the QUIC links, with its reason.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    Control,
+    Data,
+}
+
+/// The transport settings towards `peer`.
+pub(crate) fn transport(traffic: Traffic, peer: IpAddr) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    // The control endpoint judges who is dead; this only collects what it left behind.
+    config.max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_LIMIT_MS))));
+    config.keep_alive_interval(Some(KEEP_ALIVE));
+    if peer.is_loopback() {
+        config.initial_rtt(LOOPBACK_RTT);
+    } else {
+        config.initial_rtt(NETWORK_RTT);
+    }
+    match traffic {
+        Traffic::Control => {
+            config.max_concurrent_bidi_streams(VarInt::from_u32(1));
+            config.max_concurrent_uni_streams(VarInt::from_u32(0));
+            // Only the latest heartbeats matter.
+            config.datagram_receive_buffer_size(Some(64 * 1024));
+            config.datagram_send_buffer_size(8 * 1024);
+        }
+        Traffic::Data => {
+            config.max_concurrent_bidi_streams(VarInt::from_u32(1));
+            config.max_concurrent_uni_streams(VarInt::from_u32(MAX_FLOWS));
+            config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
+            // At least the sum of its streams' windows: one unread stream must not starve another.
+            config.receive_window(VarInt::from_u32(STREAM_WINDOW * MAX_FLOWS));
+            config.send_window(u64::from(STREAM_WINDOW));
+            config.datagram_receive_buffer_size(None);
+            if peer.is_loopback() {
+                config.initial_mtu(LOOPBACK_MTU);
+            }
+            let mut discovery = MtuDiscoveryConfig::default();
+            discovery.upper_bound(LOOPBACK_MTU);
+            config.mtu_discovery_config(Some(discovery));
+            let mut acks = AckFrequencyConfig::default();
+            acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
+            config.ack_frequency_config(Some(acks));
+        }
+    }
+    Arc::new(config)
+}
+
+/// Ten segments of it fit one sendmsg of at most 65,507 bytes. More, and Linux refuses the batch
+/// while quinn-udp takes it for sent: all of it would be lost in silence.
+pub(crate) const LOOPBACK_MTU: u16 = 6_500;
+/// quinn's default for the endpoint, 1,472, would cap every packet.
+pub(crate) const MAX_UDP_PAYLOAD: u16 = LOOPBACK_MTU;
+/// Asked of the system for each socket; it grants what net.core.rmem_max allows.
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// Half-open connections beyond this must prove their address first.
+pub(crate) const HALF_OPEN_BEFORE_RETRY: usize = 16;
+/// And beyond this they are refused: a handshake holds some 20 KiB.
+pub(crate) const HALF_OPEN_MAX: usize = 256;
+
+/// Both directions of two rings per link leave room for the trees to come.
+const MAX_FLOWS: u32 = 4;
+/// 10 Gbit/s at 6 ms, or 1 Gbit/s at 60 ms. Larger windows keep more of the data out of the cache.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+/// Measured: an acknowledgement for every 20 packets instead of 2 is worth a quarter of the
+/// throughput on loopback.
+const ACK_EVERY: u32 = 20;
+const IDLE_LIMIT_MS: u32 = 30_000;
+/// A data link may lie idle while a rank computes.
+const KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// Three times this is the first retransmission: a rank that starts 75 ms late costs no second.
+const LOOPBACK_RTT: Duration = Duration::from_millis(25);
+/// quinn's 333 ms would make a lost first packet cost a second.
+const NETWORK_RTT: Duration = Duration::from_millis(100);
