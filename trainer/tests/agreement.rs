@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by a panic that it failed")]
 
-use std::thread;
+mod on_ranks;
 
-use allfold::Communicator;
-use allfold_trainer::{Event, Options, Outcome, Precision, Result, Training};
+use allfold_trainer::{Event, Options, Outcome, Precision, Training};
+use on_ranks::on_ranks;
 
 /// The mean loss of each step, and how it ended.
 struct Run {
@@ -15,25 +15,17 @@ struct Run {
 
 /// Trains with `ranks` ranks as threads of this process; the run as rank 0 saw it.
 fn train(options: &Options, ranks: usize) -> Run {
-    let rank = |world: Communicator| -> Result<Run> {
+    let runs = on_ranks(ranks, |world| {
         let mut losses = Vec::new();
-        let mut training = Training::new(options, &world)?;
+        let mut training = Training::new(options, &world).unwrap();
         let outcome = training.run(|event| {
             if let Event::Step(done) = event {
                 losses.push(done.train.mean_loss());
             }
             Ok(())
-        })?;
-        world.close()?;
-        Ok(Run { losses, outcome })
-    };
-    let runs: Vec<Run> = thread::scope(|scope| {
-        let threads: Vec<_> = Communicator::in_memory(ranks)
-            .into_iter()
-            .map(|world| scope.spawn(|| rank(world)))
-            .collect();
-        let joined = threads.into_iter().map(|thread| thread.join().unwrap());
-        joined.collect::<Result<_>>().unwrap()
+        });
+        world.close().unwrap();
+        Run { losses, outcome: outcome.unwrap() }
     });
     for run in &runs {
         assert_eq!(run.losses, runs[0].losses);
@@ -61,11 +53,7 @@ fn difference(one: &Run, other: &Run) -> f64 {
 
 fn agrees_in_f32(model: &str, least: f64) {
     let alone = train(&options(model), 1);
-    assert!(
-        alone.outcome.test.accuracy() >= least,
-        "{:?}",
-        alone.outcome
-    );
+    assert!(alone.outcome.test.accuracy() >= least, "{:?}", alone.outcome);
     assert_eq!(alone.outcome.test.samples, 359);
     for ranks in [2, 4] {
         let together = train(&options(model), ranks);
@@ -79,11 +67,7 @@ fn agrees_in_f32(model: &str, least: f64) {
 }
 
 fn agrees_in_f64(model: &str) {
-    let options = Options {
-        precision: Precision::F64,
-        steps: Some(100),
-        ..options(model)
-    };
+    let options = Options { precision: Precision::F64, steps: Some(100), ..options(model) };
     let alone = train(&options, 1);
     for ranks in [2, 4] {
         let difference = difference(&alone, &train(&options, ranks));
@@ -116,12 +100,8 @@ fn mlp_agrees_in_f64() {
 fn ranks_without_samples_change_nothing() {
     // 1,438 samples in batches of 479 leave one for the last batch, so that one rank of four has
     // it and three join with zeros.
-    let options = Options {
-        batch_size: 479,
-        epochs: 2,
-        precision: Precision::F64,
-        ..options("mlp")
-    };
+    let options =
+        Options { batch_size: 479, epochs: 2, precision: Precision::F64, ..options("mlp") };
     let alone = train(&options, 1);
     let together = train(&options, 4);
     assert_eq!(alone.losses.len(), 8);
@@ -133,11 +113,7 @@ fn ranks_without_samples_change_nothing() {
 #[test]
 fn the_seed_decides_everything() {
     let run = |seed| {
-        let options = Options {
-            seed,
-            steps: Some(20),
-            ..options("mlp")
-        };
+        let options = Options { seed, steps: Some(20), ..options("mlp") };
         train(&options, 2)
     };
     let [first, again, other] = [run(1), run(1), run(2)];
