@@ -13,16 +13,14 @@ fn main() -> Result<(), Error> {
     let data = digits()?;
     let vars = VarMap::new();
     let builder = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let model = seq()
-        .add(linear(64, 100, builder.pp("hidden"))?)
-        .add_fn(Tensor::relu)
-        .add(linear(100, 10, builder.pp("output"))?);
+    let model = seq().add(linear(64, 100, builder.pp("hidden"))?).add_fn(Tensor::relu).add(linear(
+        100,
+        10,
+        builder.pp("output"),
+    )?);
     fill_from_seed(&vars, 1)?;
 
-    let params = ParamsAdamW {
-        lr: 0.01,
-        ..ParamsAdamW::default()
-    };
+    let params = ParamsAdamW { lr: 0.01, ..ParamsAdamW::default() };
     // Before: let mut opt = AdamW::new(vars.all_vars(), params)?;
     let mut opt = Distributed::new(AdamW::new(vars.all_vars(), params)?, &vars, &world)?;
     for epoch in 0..20 {
@@ -43,11 +41,7 @@ fn main() -> Result<(), Error> {
         let every: Vec<usize> = (0..data.test.len()).collect();
         let (images, labels) = data.test.batch(&every, DType::F32)?;
         let found = model.forward(&images.flatten_from(1)?)?.argmax(D::Minus1)?;
-        let hits: u32 = found
-            .eq(&labels)?
-            .to_dtype(DType::U32)?
-            .sum_all()?
-            .to_scalar()?;
+        let hits: u32 = found.eq(&labels)?.to_dtype(DType::U32)?.sum_all()?.to_scalar()?;
         println!("{hits} of {} test images recognised", every.len());
     }
     opt.digest()?; // an error where the ranks' parameters differ

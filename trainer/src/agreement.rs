@@ -43,16 +43,10 @@ fn broadcast_text(world: &Communicator, own: &str, root: usize) -> Result<String
     let length = length[0];
     // Every rank sees the same length, so every rank takes this way out.
     if length > TEXT_LIMIT {
-        return Err(Error::ListTooLong {
-            bytes: length,
-            limit: TEXT_LIMIT,
-        });
+        return Err(Error::ListTooLong { bytes: length, limit: TEXT_LIMIT });
     }
-    let mut bytes = if world.rank() == root {
-        own.as_bytes().to_vec()
-    } else {
-        vec![0; length as usize]
-    };
+    let mut bytes =
+        if world.rank() == root { own.as_bytes().to_vec() } else { vec![0; length as usize] };
     world.broadcast(&mut bytes, root)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

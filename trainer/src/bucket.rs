@@ -76,10 +76,7 @@ impl<T: WithDType + Reducible> Typed<T> {
     fn new(members: &[(String, Var)]) -> Self {
         let members: Vec<Var> = members.iter().rev().map(|(_, var)| var.clone()).collect();
         let gradients: usize = members.iter().map(|var| var.elem_count() + 1).sum();
-        Self {
-            members,
-            values: vec![T::zero(); gradients + NUMBERS],
-        }
+        Self { members, values: vec![T::zero(); gradients + NUMBERS] }
     }
 }
 
@@ -218,16 +215,8 @@ mod tests {
         let gradient = Tensor::new(&[3.0f64, -6.0], &Device::Cpu).unwrap();
         let mut gradients = GradStore::default();
         gradients.insert(&parameters[0].1, gradient);
-        let tally = Tally {
-            samples: 4,
-            loss: 2.5,
-            correct: 3,
-        };
-        let [bucket] = deal(&parameters, BUCKET_LIMIT)
-            .unwrap()
-            .try_into()
-            .ok()
-            .unwrap();
+        let tally = Tally { samples: 4, loss: 2.5, correct: 3 };
+        let [bucket] = deal(&parameters, BUCKET_LIMIT).unwrap().try_into().ok().unwrap();
         let mut bucket: Box<dyn Bucket> = bucket;
         // Twice: the buffer is reused.
         for _ in 0..2 {

@@ -41,10 +41,9 @@ impl Dataset {
         let mut pixels = Vec::with_capacity(samples.len() * PIXELS);
         let mut labels = Vec::with_capacity(samples.len());
         for &sample in samples {
-            let (Some(image), Some(&label)) = (
-                self.pixels.get(sample * PIXELS..(sample + 1) * PIXELS),
-                self.labels.get(sample),
-            ) else {
+            let (Some(image), Some(&label)) =
+                (self.pixels.get(sample * PIXELS..(sample + 1) * PIXELS), self.labels.get(sample))
+            else {
                 return Err(candle_core::Error::Msg(format!(
                     "sample {sample} of a data set of {}",
                     self.len()
@@ -69,25 +68,15 @@ pub fn digits() -> Result<Split> {
 }
 
 fn parse(text: &[u8]) -> Result<Split> {
-    let empty = Dataset {
-        pixels: Vec::new(),
-        labels: Vec::new(),
-    };
-    let mut split = Split {
-        train: empty.clone(),
-        test: empty,
-    };
+    let empty = Dataset { pixels: Vec::new(), labels: Vec::new() };
+    let mut split = Split { train: empty.clone(), test: empty };
     for (at, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let damaged = || Error::Data { line: at + 1 };
         let (pixels, rest) = line.split_at_checked(PIXELS).ok_or_else(damaged)?;
         let &[b' ', label @ b'0'..=b'9', b'\n'] = rest else {
             return Err(damaged());
         };
-        let part = if at % EVERY == EVERY - 1 {
-            &mut split.test
-        } else {
-            &mut split.train
-        };
+        let part = if at % EVERY == EVERY - 1 { &mut split.test } else { &mut split.train };
         for &digit in pixels {
             part.pixels.push(ink(digit).ok_or_else(damaged)?);
         }

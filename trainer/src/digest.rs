@@ -39,9 +39,7 @@ impl Digest {
         let mut slots = vec![0.0f64; world.size() * WORDS];
         let own = slots.iter_mut().skip(world.rank() * WORDS);
         for (slot, word) in own.zip(self.0.chunks_exact(4)) {
-            *slot = word
-                .iter()
-                .fold(0.0, |word, &byte| word * 256.0 + f64::from(byte));
+            *slot = word.iter().fold(0.0, |word, &byte| word * 256.0 + f64::from(byte));
         }
         world.all_reduce(&mut slots, ReduceOp::Sum)?;
 
@@ -63,9 +61,7 @@ impl Digest {
                 format!("digest {start:08x}... on {}", in_words(ranks))
             })
             .collect();
-        Err(Error::ParametersDiffer {
-            groups: groups.join(", "),
-        })
+        Err(Error::ParametersDiffer { groups: groups.join(", ") })
     }
 }
 
@@ -97,9 +93,8 @@ fn in_words(ranks: &[usize]) -> String {
     let runs: Vec<String> = ranks
         .chunk_by(|a, b| a + 1 == *b)
         .map(|run| match run {
-            [first, .., last] => format!("{first}-{last}"),
-            [one] => one.to_string(),
-            [] => String::new(),
+            [first, _, .., last] => format!("{first}-{last}"),
+            few => few.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
         })
         .collect();
     let word = if ranks.len() == 1 { "rank" } else { "ranks" };
@@ -133,7 +128,7 @@ mod tests {
     #[test]
     fn ranks_in_words() {
         assert_eq!(in_words(&[3]), "rank 3");
-        assert_eq!(in_words(&[0, 1, 2, 5]), "ranks 0-2, 5");
+        assert_eq!(in_words(&[0, 1, 2, 5, 6]), "ranks 0-2, 5, 6");
     }
 
     #[test]

@@ -84,12 +84,12 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     }
 
     /// Deals `samples` samples to the ranks in global batches of `batch_size`, and tells this
-    /// optimiser with each batch how many samples the next loss is the mean of.
+    /// optimiser with each batch how many samples the next loss is the mean of. Where a batch has
+    /// fewer samples than there are ranks, some get a stand-in whose loss does not count.
     ///
     /// A loop that draws several batches ahead must call [`weigh`](Self::weigh) before each step.
     pub fn sampler(&self, samples: usize, batch_size: usize, seed: u64) -> Sampler {
-        let (rank, size) = (self.world.rank(), self.world.size());
-        Sampler::weighing(rank, size, samples, batch_size, seed, self.weight.clone())
+        Sampler::new(self.world, samples, batch_size, seed).weighing(self.weight.clone())
     }
 
     /// Says that the next losses are the mean over `samples` samples of this rank (with up to
@@ -111,11 +111,7 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         if samples == 0 {
             return Ok(self.reduced_step(None, 0.0, Tally::default())?.mean_loss());
         }
-        let tally = Tally {
-            samples,
-            loss: scalar(loss)? * samples as f64,
-            correct: 0,
-        };
+        let tally = Tally { samples, loss: scalar(loss)? * samples as f64, correct: 0 };
         let gradients = loss.backward()?;
         let all = self.reduced_step(Some(&gradients), samples as f64, tally)?;
         Ok(all.mean_loss())
@@ -128,10 +124,7 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     /// As [`backward_step`](Self::backward_step).
     pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
         let samples = self.weight.get();
-        let tally = Tally {
-            samples,
-            ..Tally::default()
-        };
+        let tally = Tally { samples, ..Tally::default() };
         let gradients = (samples > 0).then_some(gradients);
         self.reduced_step(gradients, samples as f64, tally)?;
         Ok(())

@@ -158,9 +158,7 @@ impl Error {
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Self::Candle {
-            problem: without_backtrace(&error),
-        }
+        Self::Candle { problem: without_backtrace(&error) }
     }
 }
 
@@ -192,8 +190,7 @@ fn without_backtrace(error: &candle_core::Error) -> String {
 
 /// Whether a line is the first of a stack frame, such as `0: candle_core::error::Error::bt`.
 fn is_frame(line: &str) -> bool {
-    line.split_once(": ")
-        .is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+    line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
 }
 
 /// A check failed: wrong data, a digest that differs.

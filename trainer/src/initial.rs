@@ -18,10 +18,8 @@ use crate::random::Random;
 /// A variable that cannot be set, which is a bug in candle.
 pub fn fill_from_seed(vars: &VarMap, seed: u64) -> Result<()> {
     let parameters = by_name(vars);
-    let shapes: HashMap<&str, &Shape> = parameters
-        .iter()
-        .map(|(name, var)| (name.as_str(), var.shape()))
-        .collect();
+    let shapes: HashMap<&str, &Shape> =
+        parameters.iter().map(|(name, var)| (name.as_str(), var.shape())).collect();
     for (stream, (name, var)) in parameters.iter().enumerate() {
         let weight = name
             .strip_suffix("bias")
@@ -39,9 +37,8 @@ fn fan_in(weight: &Shape) -> usize {
 }
 
 fn fill_evenly(var: &Var, bound: f64, random: &mut Random) -> Result<()> {
-    let values: Vec<f64> = (0..var.elem_count())
-        .map(|_| (2.0 * random.unit() - 1.0) * bound)
-        .collect();
+    let values: Vec<f64> =
+        (0..var.elem_count()).map(|_| (2.0 * random.unit() - 1.0) * bound).collect();
     let values = Tensor::from_vec(values, var.shape(), var.device())?;
     var.set(&values.to_dtype(var.dtype())?)?;
     Ok(())

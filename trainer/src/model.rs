@@ -68,10 +68,7 @@ struct Cnn {
 
 impl Cnn {
     fn new(hidden: usize, vars: VarBuilder) -> Candle<Self> {
-        let same = Conv2dConfig {
-            padding: KERNEL / 2,
-            ..Conv2dConfig::default()
-        };
+        let same = Conv2dConfig { padding: KERNEL / 2, ..Conv2dConfig::default() };
         let [first, second] = CHANNELS;
         let pooled = second * (SIDE / 4) * (SIDE / 4);
         Ok(Self {
@@ -115,11 +112,7 @@ impl Mlp {
 
 impl Module for Mlp {
     fn forward(&self, images: &Tensor) -> Candle<Tensor> {
-        images
-            .flatten_from(1)?
-            .apply(&self.dense1)?
-            .relu()?
-            .apply(&self.dense2)
+        images.flatten_from(1)?.apply(&self.dense1)?.relu()?.apply(&self.dense2)
     }
 }
 

@@ -125,16 +125,23 @@ impl Options {
                 help: format!("the default is {DEFAULT_LR}"),
             });
         }
-        in_range("--batch-size", self.batch_size, split.train.len())?;
-        if self.batch_size < ranks {
-            return Err(Error::Option {
-                option: "--batch-size",
-                value: self.batch_size.to_string(),
-                problem: format!("fewer samples than the {ranks} ranks"),
-                help: format!("--batch-size {ranks} or more, or fewer ranks"),
-            });
+        let train = split.train.len();
+        in_range("--batch-size", self.batch_size, usize::MAX)?;
+        let batch_size = |problem, help| Error::Option {
+            option: "--batch-size",
+            value: self.batch_size.to_string(),
+            problem,
+            help,
+        };
+        if self.batch_size > train {
+            let problem = format!("there are {train} training samples");
+            return Err(batch_size(problem, format!("give a number from 1 to {train}")));
         }
-        let steps_per_epoch = split.train.len().div_ceil(self.batch_size);
+        if self.batch_size < ranks {
+            let problem = format!("fewer samples than the {ranks} ranks");
+            return Err(batch_size(problem, format!("give {ranks} or more, or take fewer ranks")));
+        }
+        let steps_per_epoch = train.div_ceil(self.batch_size);
         let steps = match self.steps {
             Some(steps) => in_range("--steps", steps, STEP_LIMIT)?,
             None => steps_per_epoch * in_range("--epochs", self.epochs, EPOCH_LIMIT)?,
@@ -184,10 +191,7 @@ impl Settings {
 
 /// The name by which the command line knows a value.
 pub(crate) fn name(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_string())
-        .unwrap_or_default()
+    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
 }
 
 fn in_range(option: &'static str, value: usize, limit: usize) -> Result<usize> {
@@ -253,21 +257,13 @@ mod tests {
     fn what_cannot_work_is_said_in_one_line() {
         for (line, ranks, expected) in [
             ("--model resnet", 1, "unknown model `resnet`"),
-            (
-                "--batch-size 3",
-                4,
-                "--batch-size 3: fewer samples than the 4 ranks",
-            ),
+            ("--batch-size 3", 4, "--batch-size 3: fewer samples than the 4 ranks"),
             ("--batch-size 0", 1, "--batch-size 0: must be at least 1"),
-            ("--batch-size 1439", 1, "--batch-size 1439: more than 1438"),
+            ("--batch-size 1439", 1, "--batch-size 1439: there are 1438 training samples"),
             ("--lr=-1", 1, "--lr -1: not a positive number"),
             ("--lr inf", 1, "--lr inf: not a positive number"),
             ("--hidden 0", 1, "--hidden 0: must be at least 1"),
-            (
-                "--hidden 99999999999",
-                1,
-                "--hidden 99999999999: more than 65536",
-            ),
+            ("--hidden 99999999999", 1, "--hidden 99999999999: more than 65536"),
             ("--steps 0", 1, "--steps 0: must be at least 1"),
             ("--epochs 0", 1, "--epochs 0: must be at least 1"),
             ("", 0, "--ranks 0: must be at least 1"),

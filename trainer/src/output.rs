@@ -26,9 +26,7 @@ impl Output {
                 self.closed = true;
                 Ok(())
             }
-            Err(error) => Err(Error::Output {
-                problem: error.to_string(),
-            }),
+            Err(error) => Err(Error::Output { problem: error.to_string() }),
         }
     }
 }
@@ -63,11 +61,7 @@ mod tests {
     fn a_full_disk_is_an_error() {
         let mut pipe = Pipe(io::ErrorKind::StorageFull, 0);
         let error = Output::default().write(&mut pipe, "one").unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("cannot write to standard output")
-        );
+        assert!(error.to_string().starts_with("cannot write to standard output"));
         assert_eq!(error.exit_code(), 2);
     }
 }

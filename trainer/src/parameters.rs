@@ -13,10 +13,8 @@ use crate::error::Result;
 /// variables of one shape would be summed with each other.
 pub(crate) fn by_name(vars: &VarMap) -> Vec<(String, Var)> {
     let map = vars.data().lock().unwrap_or_else(PoisonError::into_inner);
-    let mut parameters: Vec<(String, Var)> = map
-        .iter()
-        .map(|(name, var)| (name.clone(), var.clone()))
-        .collect();
+    let mut parameters: Vec<(String, Var)> =
+        map.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
     parameters.sort_by(|(a, _), (b, _)| a.cmp(b));
     parameters
 }

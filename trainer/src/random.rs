@@ -11,9 +11,7 @@ impl Random {
     /// A stream of its own for each pair of seed and stream number.
     pub(crate) fn new(seed: u64, stream: u64) -> Self {
         // Hashed first: seeds and streams are small numbers that would otherwise overlap.
-        Self {
-            state: mix(mix(seed.wrapping_add(GAMMA)) ^ stream.wrapping_mul(GAMMA)),
-        }
+        Self { state: mix(mix(seed.wrapping_add(GAMMA)) ^ stream.wrapping_mul(GAMMA)) }
     }
 
     /// 64 random bits.
@@ -68,11 +66,7 @@ mod tests {
         let drawn: Vec<u64> = (0..3).map(|_| random.bits()).collect();
         assert_eq!(
             drawn,
-            [
-                6_457_827_717_110_365_317,
-                3_203_168_211_198_807_973,
-                9_817_491_932_198_370_423
-            ]
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
         );
     }
 
@@ -98,10 +92,7 @@ mod tests {
             assert!((0.0..1.0).contains(&unit));
             sum += unit;
         }
-        assert!(
-            counts.iter().all(|count| (9_500..10_500).contains(count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
         assert!((sum / 100_000.0 - 0.5).abs() < 0.01);
     }
 

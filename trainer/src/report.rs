@@ -26,12 +26,7 @@ impl Report {
             Progress::Auto => Progress::Lines,
             chosen => chosen,
         };
-        Self {
-            output: Output::default(),
-            progress,
-            bar: ProgressBar::hidden(),
-            epochs: 0,
-        }
+        Self { output: Output::default(), progress, bar: ProgressBar::hidden(), epochs: 0 }
     }
 
     /// Says what will be trained where, and starts the bar.
@@ -57,8 +52,7 @@ impl Report {
             Event::Step(done) => {
                 if self.progress == Progress::Bar {
                     self.bar.set_position(done.step as u64);
-                    self.bar
-                        .set_message(format!("loss {:.4}", done.train.mean_loss()));
+                    self.bar.set_message(format!("loss {:.4}", done.train.mean_loss()));
                 }
                 Ok(())
             }
@@ -91,9 +85,7 @@ impl Drop for Report {
 }
 
 fn header(training: &Training) -> Vec<String> {
-    let Training {
-        settings, world, ..
-    } = training;
+    let Training { settings, world, .. } = training;
     let peers = world.peers();
     let hosts = hosts(&peers);
     let on = match hosts.len() {
@@ -136,16 +128,8 @@ fn header(training: &Training) -> Vec<String> {
     let last = hosts.len().saturating_sub(1);
     for (at, (host, pids)) in hosts.iter().enumerate() {
         let start = if at == 0 { "  pids  " } else { "        " };
-        let host = if last > 0 {
-            format!(" {host}:")
-        } else {
-            String::new()
-        };
-        let hint = if at == last && world.size() > 1 {
-            "    kill -9 one and see"
-        } else {
-            ""
-        };
+        let host = if last > 0 { format!(" {host}:") } else { String::new() };
+        let hint = if at == last && world.size() > 1 { "    kill -9 one and see" } else { "" };
         lines.push(format!("{start}{host}{}{hint}", few(pids)));
     }
     lines
@@ -165,11 +149,7 @@ fn hosts(peers: &[Peer]) -> Vec<(&str, Vec<u32>)> {
 
 /// The first pids, each after a space.
 fn few(pids: &[u32]) -> String {
-    let mut text: String = pids
-        .iter()
-        .take(PIDS)
-        .map(|pid| format!(" {pid}"))
-        .collect();
+    let mut text: String = pids.iter().take(PIDS).map(|pid| format!(" {pid}")).collect();
     if pids.len() > PIDS {
         text += &format!(" and {} more", pids.len() - PIDS);
     }
@@ -215,10 +195,8 @@ fn for_programs(done: &EpochDone) -> String {
 
 fn result(outcome: &Outcome) -> Vec<String> {
     let Outcome { test, ranks, .. } = outcome;
-    let epochs = outcome
-        .epochs
-        .map(|epochs| format!("{}, ", counted(epochs, "epoch")))
-        .unwrap_or_default();
+    let epochs =
+        outcome.epochs.map(|epochs| format!("{}, ", counted(epochs, "epoch"))).unwrap_or_default();
     let parameters = match ranks {
         1 => "parameters of 1 rank".to_string(),
         _ => format!("parameters identical on all {} ranks", grouped(*ranks)),
@@ -279,11 +257,7 @@ mod tests {
     use crate::tally::Tally;
 
     fn done() -> EpochDone {
-        let tally = |correct| Tally {
-            samples: 1438,
-            loss: 301.98,
-            correct,
-        };
+        let tally = |correct| Tally { samples: 1438, loss: 301.98, correct };
         EpochDone {
             epoch: 3,
             step: 45,
@@ -328,14 +302,10 @@ mod tests {
 
     #[test]
     fn pids_stand_beside_their_hosts() {
-        let peer = |rank: usize, host: &str| Peer {
-            rank,
-            host: host.into(),
-            pid: 100 + rank as u32,
-        };
-        let peers: Vec<Peer> = (0..20)
-            .map(|rank| peer(rank, if rank < 18 { "a" } else { "b" }))
-            .collect();
+        let peer =
+            |rank: usize, host: &str| Peer { rank, host: host.into(), pid: 100 + rank as u32 };
+        let peers: Vec<Peer> =
+            (0..20).map(|rank| peer(rank, if rank < 18 { "a" } else { "b" })).collect();
         let hosts = hosts(&peers);
         assert_eq!(hosts[1], ("b", vec![118, 119]));
         let text = few(&hosts[0].1);

@@ -13,8 +13,8 @@ use crate::random::Random;
 ///
 /// The order of an epoch depends on the seed and the epoch alone. It is cut into global batches,
 /// the last one smaller where the batch size does not divide the samples, and each batch into one
-/// consecutive share a rank; the sizes of the shares differ by at most one. A rank has no sample
-/// in a batch that is smaller than the world.
+/// consecutive share a rank; the sizes of the shares differ by at most one. In a batch that is
+/// smaller than the world the last ranks have no sample.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     samples: usize,
@@ -22,7 +22,8 @@ pub struct Sampler {
     seed: u64,
     rank: usize,
     size: usize,
-    weight: Weight,
+    /// The optimiser's, where there is one to tell.
+    weight: Option<Weight>,
 }
 
 impl Sampler {
@@ -31,32 +32,14 @@ impl Sampler {
     /// With [`Distributed`](crate::Distributed) use
     /// [`Distributed::sampler`](crate::Distributed::sampler), which weighs the losses as well.
     pub fn new(world: &Communicator, samples: usize, batch_size: usize, seed: u64) -> Self {
-        Self::weighing(
-            world.rank(),
-            world.size(),
-            samples,
-            batch_size,
-            seed,
-            Weight::default(),
-        )
+        let (rank, size) = (world.rank(), world.size());
+        Self { samples, batch_size: batch_size.max(1), seed, rank, size, weight: None }
     }
 
-    pub(crate) fn weighing(
-        rank: usize,
-        size: usize,
-        samples: usize,
-        batch_size: usize,
-        seed: u64,
-        weight: Weight,
-    ) -> Self {
-        Self {
-            samples,
-            batch_size: batch_size.max(1),
-            seed,
-            rank,
-            size,
-            weight,
-        }
+    /// Tells an optimiser how many samples of each batch count. Where none does, the batch has a
+    /// stand-in: models and losses cannot take an empty one.
+    pub(crate) fn weighing(self, weight: Weight) -> Self {
+        Self { weight: Some(weight), ..self }
     }
 
     /// The number of global batches in an epoch.
@@ -68,11 +51,7 @@ impl Sampler {
     pub fn epoch(&self, epoch: usize) -> Epoch {
         let mut order: Vec<usize> = (0..self.samples).collect();
         Random::new(self.seed, epoch as u64).shuffle(&mut order);
-        Epoch {
-            order,
-            next: 0,
-            sampler: self.clone(),
-        }
+        Epoch { order, next: 0, sampler: self.clone() }
     }
 }
 
@@ -91,10 +70,17 @@ impl Iterator for Epoch {
         let rest = self.order.get(self.next..).filter(|r| !r.is_empty())?;
         let Sampler { rank, size, .. } = self.sampler;
         let global = rest.len().min(self.sampler.batch_size);
-        let samples = rest[share(global, rank, size)].to_vec();
+        let own = share(global, rank, size);
+        let counted = own.len();
         self.next += global;
-        self.sampler.weight.set(samples.len());
-        Some(Batch { samples, global })
+        let samples = match &self.sampler.weight {
+            None => own,
+            Some(weight) => {
+                weight.set(counted);
+                if counted == 0 { 0..1 } else { own }
+            }
+        };
+        Some(Batch { samples: rest[samples].to_vec(), counted, global })
     }
 }
 
@@ -102,10 +88,18 @@ impl Iterator for Epoch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     samples: Vec<usize>,
+    counted: usize,
     global: usize,
 }
 
 impl Batch {
+    /// The number of samples of this rank that count: all of them, or none where the batch of
+    /// [`Distributed::sampler`](crate::Distributed::sampler) holds a stand-in, whose loss has no
+    /// weight.
+    pub fn counted_len(&self) -> usize {
+        self.counted
+    }
+
     /// The number of samples of all ranks together.
     pub fn global_len(&self) -> usize {
         self.global
@@ -153,14 +147,14 @@ mod tests {
     use super::*;
 
     fn sampler(rank: usize, size: usize, samples: usize, batch_size: usize) -> Sampler {
-        Sampler::weighing(rank, size, samples, batch_size, 1, Weight::default())
+        let alone = Sampler::new(&Communicator::single(), samples, batch_size, 1);
+        Sampler { rank, size, ..alone }
     }
 
     /// The global batches, put together from the shares of all ranks.
     fn global(size: usize, samples: usize, batch_size: usize, epoch: usize) -> Vec<Vec<usize>> {
-        let mut ranks: Vec<Epoch> = (0..size)
-            .map(|rank| sampler(rank, size, samples, batch_size).epoch(epoch))
-            .collect();
+        let mut ranks: Vec<Epoch> =
+            (0..size).map(|rank| sampler(rank, size, samples, batch_size).epoch(epoch)).collect();
         let mut batches = Vec::new();
         loop {
             let shares: Vec<Option<Batch>> = ranks.iter_mut().map(Iterator::next).collect();
@@ -190,33 +184,27 @@ mod tests {
         for size in [2, 3, 4, 200] {
             assert_eq!(global(size, 1438, 97, 3), alone);
         }
-        assert_ne!(
-            global(1, 1438, 97, 4),
-            alone,
-            "each epoch has its own order"
-        );
+        assert_ne!(global(1, 1438, 97, 4), alone, "each epoch has its own order");
     }
 
     #[test]
     fn a_partial_batch_may_leave_ranks_without_samples() {
         let lengths: Vec<usize> = (0..4)
-            .map(|rank| {
-                sampler(rank, 4, 10, 8)
-                    .epoch(0)
-                    .last()
-                    .map_or(9, |b| b.len())
-            })
+            .map(|rank| sampler(rank, 4, 10, 8).epoch(0).last().map_or(9, |b| b.len()))
             .collect();
         assert_eq!(lengths, [1, 1, 0, 0]);
     }
 
     #[test]
-    fn the_weight_follows_the_batch() {
+    fn the_weight_follows_the_batch_and_a_stand_in_has_none() {
         let weight = Weight::default();
-        let sampler = Sampler::weighing(0, 2, 10, 8, 1, weight.clone());
         assert_eq!(weight.get(), 1);
-        let weights: Vec<usize> = sampler.epoch(0).map(|_| weight.get()).collect();
-        assert_eq!(weights, [4, 1]);
+        let sampler = sampler(2, 4, 10, 8).weighing(weight.clone());
+        let dealt: Vec<(usize, usize, usize)> = sampler
+            .epoch(0)
+            .map(|batch| (batch.len(), batch.counted_len(), weight.get()))
+            .collect();
+        assert_eq!(dealt, [(2, 2, 2), (1, 0, 0)]);
     }
 
     #[test]

@@ -31,11 +31,7 @@ impl Tally {
 
     /// From the sums of [`to_numbers`](Self::to_numbers).
     pub(crate) fn from_numbers([samples, loss, correct]: [f64; NUMBERS]) -> Self {
-        Self {
-            samples: samples as usize,
-            loss,
-            correct: correct as usize,
-        }
+        Self { samples: samples as usize, loss, correct: correct as usize }
     }
 }
 
