@@ -1,1 +1,60 @@
-//! Data-parallel training on candle.
+//! Data-parallel training on [candle](https://docs.rs/candle-core), over allfold.
+//!
+//! Every rank holds the whole model and a share of each batch; the gradients are added up with
+//! one all-reduce a bucket, and every rank takes the same step. An existing candle loop changes
+//! two lines: see [`Distributed`].
+//!
+//! Reading order: [`run`] is `allfold train`; `training.rs` is its loop, [`Distributed`] the step
+//! of all ranks, `bucket.rs` how gradients travel, `sampler.rs` who gets which samples. Then
+//! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
+//! `initial.rs`, `random.rs`: what is trained and how it starts; `options.rs`, `report.rs`,
+//! `error.rs`: what the user gives and sees.
+
+mod agreement;
+mod bucket;
+mod data;
+mod digest;
+mod distributed;
+mod error;
+mod initial;
+mod model;
+mod options;
+mod output;
+mod parameters;
+mod random;
+mod report;
+mod sampler;
+mod tally;
+mod training;
+
+pub use data::{Dataset, Split, digits};
+pub use digest::Digest;
+pub use distributed::Distributed;
+pub use error::{Error, Result};
+pub use initial::fill_from_seed;
+pub use model::ModelKind;
+pub use options::{OptimizerKind, Options, Precision, Progress};
+pub use sampler::{Batch, Epoch, Sampler};
+pub use tally::Tally;
+pub use training::{EpochDone, Event, Outcome, StepDone, Training};
+
+/// `allfold train`: trains on all ranks of `world`; rank 0 prints.
+///
+/// # Errors
+/// Options that cannot be used or differ between ranks, parameters that differ at the end,
+/// allfold's own errors: one line each, with [`Error::help`] and [`Error::exit_code`].
+pub fn run(options: &Options, world: &allfold::Communicator) -> Result<()> {
+    let mut training = Training::new(options, world)?;
+    let mut report = (world.rank() == 0).then(|| report::Report::new(options.progress));
+    if let Some(report) = &mut report {
+        report.header(&training)?;
+    }
+    let outcome = training.run(|event| match &mut report {
+        Some(report) => report.event(&event),
+        None => Ok(()),
+    })?;
+    match &mut report {
+        Some(report) => report.end(&outcome),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,57 @@
+//! What must be equal on all ranks is compared with rank 0's, and all ranks learn the result: a
+//! difference is one error on every rank, not a wait on those that are right.
+
+use allfold::{Communicator, ReduceOp};
+
+use crate::error::{Error, Result};
+
+/// Compares a list of lines with rank 0's.
+///
+/// # Errors
+/// [`Error::Disagree`] on every rank, with the first line that differs on the first rank that
+/// differs; allfold's own errors.
+pub(crate) fn compare(world: &Communicator, subject: &'static str, lines: &[String]) -> Result<()> {
+    let zero = broadcast_text(world, &lines.join("\n"), 0)?;
+    let zero: Vec<&str> = zero.lines().collect();
+    let place = (0..lines.len().max(zero.len()))
+        .find(|&at| lines.get(at).map(String::as_str) != zero.get(at).copied());
+
+    // One slot a rank: 0 where it agrees, else one more than the place of its first difference.
+    let mut places = vec![0.0f64; world.size()];
+    if let (Some(slot), Some(place)) = (places.get_mut(world.rank()), place) {
+        *slot = (place + 1) as f64;
+    }
+    world.all_reduce(&mut places, ReduceOp::Sum)?;
+    let Some(rank) = places.iter().position(|&place| place != 0.0) else {
+        return Ok(());
+    };
+
+    let at = places[rank] as usize - 1;
+    let own = lines.get(at).map_or(NOTHING, String::as_str);
+    Err(Error::Disagree {
+        subject,
+        rank,
+        theirs: broadcast_text(world, own, rank)?,
+        ours: zero.get(at).copied().unwrap_or(NOTHING).to_string(),
+    })
+}
+
+/// The root's text on every rank.
+fn broadcast_text(world: &Communicator, own: &str, root: usize) -> Result<String> {
+    let mut length = [own.len() as u64];
+    world.broadcast(&mut length, root)?;
+    let length = length[0];
+    // Every rank sees the same length, so every rank takes this way out.
+    if length > TEXT_LIMIT {
+        return Err(Error::ListTooLong { bytes: length, limit: TEXT_LIMIT });
+    }
+    let mut bytes =
+        if world.rank() == root { own.as_bytes().to_vec() } else { vec![0; length as usize] };
+    world.broadcast(&mut bytes, root)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a rank has where its list has ended.
+const NOTHING: &str = "nothing more";
+/// Bytes of a list: a million parameters with names of 60 bytes.
+const TEXT_LIMIT: u64 = 64 << 20;

@@ -1,0 +1,247 @@
+//! Gradients travel in buckets: several parameters in one buffer, one all-reduce a bucket.
+
+use allfold::{Communicator, ReduceOp, Reducible};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var, WithDType};
+
+use crate::error::{Error, Result};
+use crate::parameters::with_elements;
+use crate::tally::{NUMBERS, Tally};
+
+/// A buffer for some parameters, reused from step to step.
+pub(crate) trait Bucket: Send {
+    /// Writes this rank's gradients, `scale` times, zeros where it has none, and its tally.
+    fn pack(&mut self, gradients: Option<&GradStore>, scale: f64, tally: Tally) -> Result<()>;
+
+    /// Adds up the buffers of all ranks.
+    fn all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()>;
+
+    /// The tally of all ranks, once they are added up.
+    fn tally(&self) -> Tally;
+
+    /// Hands the summed gradients on, divided by the number of samples; a parameter for which no
+    /// rank has a gradient has none here either, so that the optimiser leaves it alone.
+    fn unpack(&self, into: &mut GradStore) -> Result<()>;
+
+    /// Replaces the parameters by rank 0's.
+    fn broadcast_parameters(&mut self, world: &Communicator) -> Result<()>;
+}
+
+/// Deals the parameters to buckets, last parameter first: backward reaches the last layers first,
+/// and every rank must make the same calls. A bucket ends at `limit` bytes (one parameter may be
+/// larger) and where the element type changes.
+///
+/// # Errors
+/// [`Error::Parameter`] where the element type cannot be added up.
+pub(crate) fn deal(parameters: &[(String, Var)], limit: usize) -> Result<Vec<Box<dyn Bucket>>> {
+    let mut buckets: Vec<Box<dyn Bucket>> = Vec::new();
+    let mut rest = parameters;
+    while let Some((_, last)) = rest.last() {
+        let dtype = last.dtype();
+        let mut bytes = 0;
+        let count = rest
+            .iter()
+            .rev()
+            .take_while(|(_, var)| {
+                let first = bytes == 0;
+                bytes += var.elem_count() * dtype.size_in_bytes();
+                var.dtype() == dtype && (first || bytes <= limit)
+            })
+            .count();
+        let (before, members) = rest.split_at(rest.len() - count);
+        buckets.push(match dtype {
+            DType::F32 => Box::new(Typed::<f32>::new(members)),
+            DType::F64 => Box::new(Typed::<f64>::new(members)),
+            other => {
+                let name = members.last().map(|(name, _)| name.clone());
+                return Err(Error::Parameter {
+                    name: name.unwrap_or_default(),
+                    problem: format!("gradients of type {} cannot be added up", other.as_str()),
+                });
+            }
+        });
+        rest = before;
+    }
+    Ok(buckets)
+}
+
+struct Typed<T> {
+    /// Last parameter first.
+    members: Vec<Var>,
+    /// For each member its gradient and how many ranks have one; then the tally.
+    values: Vec<T>,
+}
+
+impl<T: WithDType + Reducible> Typed<T> {
+    fn new(members: &[(String, Var)]) -> Self {
+        let members: Vec<Var> = members.iter().rev().map(|(_, var)| var.clone()).collect();
+        let gradients: usize = members.iter().map(|var| var.elem_count() + 1).sum();
+        Self { members, values: vec![T::zero(); gradients + NUMBERS] }
+    }
+}
+
+impl<T: WithDType + Reducible> Bucket for Typed<T> {
+    fn pack(&mut self, gradients: Option<&GradStore>, scale: f64, tally: Tally) -> Result<()> {
+        let scale = T::from_f64(scale);
+        let mut rest = self.values.as_mut_slice();
+        for var in &self.members {
+            let (own, behind) = rest.split_at_mut(var.elem_count() + 1);
+            rest = behind;
+            own.fill(T::zero());
+            let Some(gradient) = gradients.and_then(|gradients| gradients.get(var)) else {
+                continue;
+            };
+            if gradient.dims() != var.dims() {
+                return Err(candle_core::Error::Msg(format!(
+                    "a gradient of shape {:?} for a parameter of shape {:?}",
+                    gradient.dims(),
+                    var.dims()
+                ))
+                .into());
+            }
+            with_elements(gradient, |elements: &[T]| {
+                for (slot, &element) in own.iter_mut().zip(elements) {
+                    *slot = element * scale;
+                }
+            })?;
+            if let Some(present) = own.last_mut() {
+                *present = T::one();
+            }
+        }
+        for (slot, number) in rest.iter_mut().zip(tally.to_numbers()) {
+            *slot = T::from_f64(number);
+        }
+        Ok(())
+    }
+
+    fn all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()> {
+        let values = &mut self.values;
+        Ok(world.labelled(label).all_reduce(values, ReduceOp::Sum)?)
+    }
+
+    fn tally(&self) -> Tally {
+        let mut numbers = [0.0; NUMBERS];
+        let tail = self.values.iter().rev().take(NUMBERS).rev();
+        for (number, &value) in numbers.iter_mut().zip(tail) {
+            *number = value.to_f64();
+        }
+        Tally::from_numbers(numbers)
+    }
+
+    fn unpack(&self, into: &mut GradStore) -> Result<()> {
+        let samples = T::from_f64(self.tally().samples as f64);
+        let mut rest = self.values.as_slice();
+        for var in &self.members {
+            let (own, behind) = rest.split_at(var.elem_count() + 1);
+            rest = behind;
+            let Some((&present, gradient)) = own.split_last() else {
+                continue;
+            };
+            if present > T::zero() {
+                let mean: Vec<T> = gradient.iter().map(|&sum| sum / samples).collect();
+                into.insert(var, Tensor::from_vec(mean, var.shape(), var.device())?);
+            }
+        }
+        Ok(())
+    }
+
+    fn broadcast_parameters(&mut self, world: &Communicator) -> Result<()> {
+        let mut rest = self.values.as_mut_slice();
+        for var in &self.members {
+            let (own, behind) = rest.split_at_mut(var.elem_count());
+            rest = behind;
+            with_elements(var, |elements: &[T]| own.copy_from_slice(elements))?;
+        }
+        world.broadcast(&mut self.values, 0)?;
+        let mut rest = self.values.as_slice();
+        for var in &self.members {
+            let (own, behind) = rest.split_at(var.elem_count());
+            rest = behind;
+            var.set(&Tensor::from_slice(own, var.shape(), var.device())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a bucket. Large enough for full speed, small enough that, once calls overlap
+/// backward, the first leaves early; the default of PyTorch's DDP.
+pub(crate) const BUCKET_LIMIT: usize = 25 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn parameters(types: &[(DType, usize)]) -> Vec<(String, Var)> {
+        types
+            .iter()
+            .enumerate()
+            .map(|(at, &(dtype, len))| {
+                let var = Var::zeros(len, dtype, &Device::Cpu).unwrap();
+                (format!("p{at}"), var)
+            })
+            .collect()
+    }
+
+    fn single() -> Communicator {
+        Communicator::single()
+    }
+
+    #[test]
+    fn buckets_end_at_the_limit_and_where_the_type_changes() {
+        use DType::{F32, F64};
+        let count = |types: &[(DType, usize)]| deal(&parameters(types), 40).unwrap().len();
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[(F32, 5), (F32, 5)]), 1);
+        assert_eq!(count(&[(F32, 5), (F32, 6)]), 2);
+        assert_eq!(count(&[(F32, 1), (F32, 100), (F32, 1)]), 3);
+        assert_eq!(count(&[(F32, 1), (F64, 1), (F64, 1), (F32, 1)]), 3);
+        assert_eq!(count(&[(F32, 0), (F32, 0)]), 1);
+    }
+
+    #[test]
+    fn types_that_cannot_be_added_up_are_named() {
+        let Err(error) = deal(&parameters(&[(DType::BF16, 3), (DType::F32, 3)]), 40) else {
+            panic!("bf16 was taken");
+        };
+        let expected = "parameter `p0`: gradients of type bf16 cannot be added up";
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn gradients_come_back_divided_by_the_samples() {
+        let parameters = parameters(&[(DType::F64, 2), (DType::F64, 1), (DType::F64, 0)]);
+        let gradient = Tensor::new(&[3.0f64, -6.0], &Device::Cpu).unwrap();
+        let mut gradients = GradStore::default();
+        gradients.insert(&parameters[0].1, gradient);
+        let tally = Tally { samples: 4, loss: 2.5, correct: 3 };
+        let [bucket] = deal(&parameters, BUCKET_LIMIT).unwrap().try_into().ok().unwrap();
+        let mut bucket: Box<dyn Bucket> = bucket;
+        // Twice: the buffer is reused.
+        for _ in 0..2 {
+            bucket.pack(Some(&gradients), 2.0, tally).unwrap();
+            bucket.all_reduce(&single(), 7).unwrap();
+            assert_eq!(bucket.tally(), tally);
+            let mut mean = GradStore::default();
+            bucket.unpack(&mut mean).unwrap();
+            let mean_of = |at: usize| mean.get(&parameters[at].1 as &Tensor);
+            assert_eq!(mean_of(0).unwrap().to_vec1::<f64>().unwrap(), [1.5, -3.0]);
+            assert!(mean_of(1).is_none(), "no rank has this gradient");
+        }
+        bucket.pack(None, 1.0, Tally::default()).unwrap();
+        assert_eq!(bucket.tally(), Tally::default());
+    }
+
+    #[test]
+    fn a_gradient_of_another_shape_is_refused() {
+        let parameters = parameters(&[(DType::F32, 2)]);
+        let mut gradients = GradStore::default();
+        let gradient = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        gradients.insert(&parameters[0].1, gradient);
+        let mut buckets = deal(&parameters, BUCKET_LIMIT).unwrap();
+        let error = buckets[0].pack(Some(&gradients), 1.0, Tally::default());
+        let expected = "candle: a gradient of shape [3] for a parameter of shape [2]";
+        assert_eq!(error.unwrap_err().to_string(), expected);
+    }
+}

@@ -1,0 +1,210 @@
+//! An optimiser whose every step is that of all ranks together.
+
+use std::time::{Duration, Instant};
+
+use allfold::Communicator;
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use candle_nn::{Optimizer, VarMap};
+
+use crate::agreement;
+use crate::bucket::{BUCKET_LIMIT, Bucket, deal};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::parameters::{by_name, describe};
+use crate::sampler::{Sampler, Weight};
+use crate::tally::Tally;
+
+/// Wraps a candle optimiser so that all ranks take the same step, with the gradient of the mean
+/// loss over the samples of all ranks.
+///
+/// An existing loop changes two lines, where the optimiser is made and where it draws its samples:
+///
+/// ```
+/// # use allfold_trainer::{Distributed, digits};
+/// # use candle_core::{DType, Device, Module};
+/// # use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap, linear, loss};
+/// # fn main() -> Result<(), allfold_trainer::Error> {
+/// # let world = allfold::Communicator::from_env_or_single()?;
+/// # let (vars, params, seed) = (VarMap::new(), ParamsAdamW::default(), 1);
+/// # let model = linear(64, 10, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
+/// # let train = digits()?.train;
+/// let mut opt = Distributed::new(AdamW::new(vars.all_vars(), params)?, &vars, &world)?;
+/// for batch in opt.sampler(train.len(), 100, seed).epoch(0) {
+///     let (images, labels) = train.batch(&batch, DType::F32)?;
+///     let loss = loss::cross_entropy(&model.forward(&images.flatten_from(1)?)?, &labels)?;
+///     opt.backward_step(&loss)?; // sums over ranks, weighted by samples
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// All ranks must make the same number of steps. Each holds all parameters; they start as rank
+/// 0's and stay bit-identical, because every rank applies the same sums.
+pub struct Distributed<'a, O> {
+    optimizer: O,
+    world: &'a Communicator,
+    /// In the order of names.
+    parameters: Vec<(String, Var)>,
+    /// Last parameter first.
+    buckets: Vec<Box<dyn Bucket>>,
+    weight: Weight,
+    steps: u64,
+    in_all_reduce: Duration,
+}
+
+impl<'a, O: Optimizer> Distributed<'a, O> {
+    /// Takes over `optimizer`, which must own the variables of `vars`, and gives every rank the
+    /// weights of rank 0.
+    ///
+    /// # Errors
+    /// [`Error::Disagree`] on every rank where names, shapes or types of the parameters differ
+    /// between ranks, with the first that does; [`Error::Parameter`] for a type other than f32 and
+    /// f64; [`Error::NoParameters`]; allfold's own errors.
+    pub fn new(optimizer: O, vars: &VarMap, world: &'a Communicator) -> Result<Self> {
+        let parameters = by_name(vars);
+        // First of all: the errors below are then the same on all ranks.
+        agreement::compare(world, "parameters", &describe(&parameters))?;
+        if parameters.is_empty() {
+            return Err(Error::NoParameters);
+        }
+        let mut buckets = deal(&parameters, BUCKET_LIMIT)?;
+        for bucket in &mut buckets {
+            bucket.broadcast_parameters(world)?;
+        }
+        Ok(Self {
+            optimizer,
+            world,
+            parameters,
+            buckets,
+            weight: Weight::default(),
+            steps: 0,
+            in_all_reduce: Duration::ZERO,
+        })
+    }
+
+    /// Deals `samples` samples to the ranks in global batches of `batch_size`, and tells this
+    /// optimiser with each batch how many samples the next loss is the mean of. Where a batch has
+    /// fewer samples than there are ranks, some get a stand-in whose loss does not count.
+    ///
+    /// A loop that draws several batches ahead must call [`weigh`](Self::weigh) before each step.
+    pub fn sampler(&self, samples: usize, batch_size: usize, seed: u64) -> Sampler {
+        Sampler::new(self.world, samples, batch_size, seed).weighing(self.weight.clone())
+    }
+
+    /// Says that the next losses are the mean over `samples` samples of this rank (with up to
+    /// 2^24 samples of all ranks in one step); for data that does not come from
+    /// [`sampler`](Self::sampler). Before the first call it is 1: every rank counts the same.
+    pub fn weigh(&mut self, samples: usize) {
+        self.weight.set(samples);
+    }
+
+    /// One step of all ranks. `loss` is the mean loss of this rank's samples, a scalar; a rank
+    /// without samples joins with zeros, whatever its loss. Returns the mean loss over the
+    /// samples of all ranks.
+    ///
+    /// # Errors
+    /// [`Error::NoSamples`] on every rank where no rank has a sample; candle's and allfold's own
+    /// errors.
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64> {
+        let samples = self.weight.get();
+        if samples == 0 {
+            return Ok(self.reduced_step(None, 0.0, Tally::default())?.mean_loss());
+        }
+        let tally = Tally { samples, loss: scalar(loss)? * samples as f64, correct: 0 };
+        let gradients = loss.backward()?;
+        let all = self.reduced_step(Some(&gradients), samples as f64, tally)?;
+        Ok(all.mean_loss())
+    }
+
+    /// One step of all ranks from gradients that are already there: those of the mean loss of
+    /// this rank's samples.
+    ///
+    /// # Errors
+    /// As [`backward_step`](Self::backward_step).
+    pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
+        let samples = self.weight.get();
+        let tally = Tally { samples, ..Tally::default() };
+        let gradients = (samples > 0).then_some(gradients);
+        self.reduced_step(gradients, samples as f64, tally)?;
+        Ok(())
+    }
+
+    /// One step of all ranks from the *sum* of this rank's losses, a scalar; none where this rank
+    /// has no sample. `own` counts this rank's samples; returns the tally of all ranks.
+    ///
+    /// # Errors
+    /// As [`backward_step`](Self::backward_step).
+    pub fn backward_step_of_sum(&mut self, losses: Option<&Tensor>, own: Tally) -> Result<Tally> {
+        let gradients = losses.map(Tensor::backward).transpose()?;
+        self.reduced_step(gradients.as_ref(), 1.0, own)
+    }
+
+    /// The optimiser's learning rate.
+    pub fn learning_rate(&self) -> f64 {
+        self.optimizer.learning_rate()
+    }
+
+    /// Sets the optimiser's learning rate; all ranks must set the same.
+    pub fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.optimizer.set_learning_rate(learning_rate);
+    }
+
+    /// The number of parameters, each element counted.
+    pub fn elements(&self) -> usize {
+        self.parameters.iter().map(|(_, v)| v.elem_count()).sum()
+    }
+
+    /// The time this rank has spent in the all-reduce of gradients, waits included.
+    pub fn time_in_all_reduce(&self) -> Duration {
+        self.in_all_reduce
+    }
+
+    /// The digest of the parameters, which all ranks must call for: it is compared.
+    ///
+    /// # Errors
+    /// [`Error::ParametersDiffer`] on every rank where any differs; allfold's own errors.
+    pub fn digest(&self) -> Result<Digest> {
+        let digest = Digest::of(&self.parameters)?;
+        digest.compare(self.world)?;
+        Ok(digest)
+    }
+
+    /// Adds up `scale` times the gradients of each rank, divides by the number of samples, steps.
+    fn reduced_step(
+        &mut self,
+        gradients: Option<&GradStore>,
+        scale: f64,
+        own: Tally,
+    ) -> Result<Tally> {
+        let mut mean = GradStore::default();
+        let mut all = Tally::default();
+        for (number, bucket) in self.buckets.iter_mut().enumerate() {
+            bucket.pack(gradients, scale, own)?;
+            let start = Instant::now();
+            bucket.all_reduce(self.world, label(self.steps, number))?;
+            self.in_all_reduce += start.elapsed();
+            all = bucket.tally();
+            if all.samples == 0 {
+                return Err(Error::NoSamples { step: self.steps });
+            }
+            bucket.unpack(&mut mean)?;
+        }
+        self.optimizer.step(&mean)?;
+        self.steps += 1;
+        Ok(all)
+    }
+}
+
+/// Tells the calls of one shape apart: the step in the upper bits, the bucket in the lower.
+fn label(step: u64, bucket: usize) -> u64 {
+    step << BUCKET_BITS | bucket as u64
+}
+
+/// The value of a scalar of either type.
+fn scalar(loss: &Tensor) -> Result<f64> {
+    Ok(loss.to_dtype(candle_core::DType::F64)?.to_scalar()?)
+}
+
+/// Bits of a label for the bucket: 65,536 buckets of 25 MiB are more than memory holds.
+const BUCKET_BITS: u32 = 16;

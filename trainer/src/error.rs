@@ -1,0 +1,237 @@
+//! What can go wrong in training, what to do about it, and the exit code it means.
+
+use std::fmt;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in one line.
+///
+/// `Display` and `Debug` print the same line, so that `fn main() -> Result` reads well.
+#[derive(Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No model has this name.
+    #[error("unknown model `{name}`")]
+    UnknownModel {
+        /// The name given.
+        name: String,
+    },
+
+    /// An option has a value that cannot be used.
+    #[error("{option} {value}: {problem}")]
+    Option {
+        /// The option, such as `--batch-size`.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+
+    /// A parameter cannot take part.
+    #[error("parameter `{name}`: {problem}")]
+    Parameter {
+        /// Its name in the `VarMap`.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// There is nothing to train.
+    #[error("the model has no parameters")]
+    NoParameters,
+
+    /// No rank had a sample in a step.
+    #[error("step {step}: no rank has a sample")]
+    NoSamples {
+        /// The step, from 0.
+        step: u64,
+    },
+
+    /// A rank has not what rank 0 has; every rank gets the same error.
+    #[error("ranks disagree on the {subject}: rank {rank} has {theirs}, rank 0 has {ours}")]
+    Disagree {
+        /// What was compared.
+        subject: &'static str,
+        /// The first rank that differs.
+        rank: usize,
+        /// Its first entry that differs.
+        theirs: String,
+        /// Rank 0's entry in that place.
+        ours: String,
+    },
+
+    /// The list that a rank wants to compare is too long to be sent.
+    #[error("the names of the parameters take {bytes} bytes, more than {limit}")]
+    ListTooLong {
+        /// Its length in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+
+    /// The parameters differ between ranks, though every rank saw the same sums.
+    #[error("parameters differ: {groups}")]
+    ParametersDiffer {
+        /// Which ranks have which digest.
+        groups: String,
+    },
+
+    /// The embedded data is damaged.
+    #[error("embedded digits: line {line} is damaged")]
+    Data {
+        /// The line, from 1.
+        line: usize,
+    },
+
+    /// Standard output takes nothing more, and not because its reader left.
+    #[error("cannot write to standard output: {problem}")]
+    Output {
+        /// The system's word.
+        problem: String,
+    },
+
+    /// candle refused a tensor operation.
+    #[error("candle: {problem}")]
+    Candle {
+        /// Its message without a backtrace.
+        problem: String,
+    },
+
+    /// allfold's own error, passed through.
+    #[error(transparent)]
+    World(#[from] allfold::Error),
+}
+
+impl Error {
+    /// What to do about it, where there is something to do.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::UnknownModel { .. } => Some(format!("--model takes {}", crate::model::NAMES)),
+            Self::Option { help, .. } => Some(help.clone()),
+            Self::Parameter { .. } => {
+                Some("allfold adds f32 and f64: build the model with one of them".into())
+            }
+            Self::NoParameters => {
+                Some("build the model from the VarMap before the optimiser is wrapped".into())
+            }
+            Self::NoSamples { .. } => {
+                Some("end the epoch on every rank when the data is used up".into())
+            }
+            Self::Disagree { .. } => {
+                Some("start every rank with the same program and the same options".into())
+            }
+            Self::ListTooLong { .. } => Some("give the parameters shorter names".into()),
+            Self::ParametersDiffer { .. } => Some(
+                "train again; if the same host differs again, suspect its memory, else report it \
+                 as a bug in allfold"
+                    .into(),
+            ),
+            Self::Data { .. } => Some("build again from a clean checkout".into()),
+            Self::Output { .. } | Self::Candle { .. } => None,
+            Self::World(error) => error.help(),
+        }
+    }
+
+    /// The exit code a program should end with: 1 a check failed, 2 usage or input, 3 ranks
+    /// disagree, otherwise allfold's own.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::ParametersDiffer { .. } => EXIT_CHECK_FAILED,
+            Self::Disagree { .. } => allfold::error::EXIT_DISAGREE,
+            Self::World(error) => error.exit_code(),
+            Self::UnknownModel { .. }
+            | Self::Option { .. }
+            | Self::Parameter { .. }
+            | Self::NoParameters
+            | Self::NoSamples { .. }
+            | Self::ListTooLong { .. }
+            | Self::Data { .. }
+            | Self::Output { .. }
+            | Self::Candle { .. } => allfold::error::EXIT_USAGE,
+        }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Candle { problem: without_backtrace(&error) }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// candle puts a backtrace under its message when RUST_BACKTRACE is set, at any depth.
+fn without_backtrace(error: &candle_core::Error) -> String {
+    use candle_core::Error::{Context, WithBacktrace, WithPath};
+    match error {
+        WithBacktrace { inner, .. } => without_backtrace(inner),
+        Context { inner, context } => format!("{context}: {}", without_backtrace(inner)),
+        WithPath { inner, path } => format!("{}: {}", path.display(), without_backtrace(inner)),
+        other => {
+            let text = other.to_string();
+            let lines: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !is_frame(line))
+                .filter(|line| !line.is_empty())
+                .collect();
+            lines.join("; ")
+        }
+    }
+}
+
+/// Whether a line is the first of a stack frame, such as `0: candle_core::error::Error::bt`.
+fn is_frame(line: &str) -> bool {
+    line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+}
+
+/// A check failed: wrong data, a digest that differs.
+const EXIT_CHECK_FAILED: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candle_errors_are_one_line_without_a_backtrace() {
+        let traced = candle_core::Error::WithBacktrace {
+            inner: Box::new(candle_core::Error::Msg("shape mismatch".into())),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        assert!(traced.to_string().lines().count() > 1);
+        let inner = traced.context("while adding");
+        let error = Error::from(candle_core::Error::WithBacktrace {
+            inner: Box::new(inner),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        });
+        assert_eq!(error.to_string(), "candle: while adding: shape mismatch");
+        assert_eq!(format!("{error:?}"), error.to_string());
+    }
+
+    #[test]
+    fn text_that_hides_a_backtrace_is_cut() {
+        let error = Error::from(candle_core::Error::Msg(
+            "cannot add\n  f32 to u8\n   0: candle_core::bt\n             at src/error.rs:1".into(),
+        ));
+        assert_eq!(error.to_string(), "candle: cannot add; f32 to u8");
+    }
+
+    #[test]
+    fn codes_follow_the_table() {
+        let differ = Error::ParametersDiffer { groups: "".into() };
+        assert_eq!(differ.exit_code(), 1);
+        let unknown = Error::UnknownModel { name: "vgg".into() };
+        assert_eq!(unknown.exit_code(), 2);
+        assert_eq!(unknown.help().as_deref(), Some("--model takes cnn or mlp"));
+        let closed = Error::World(allfold::ErrorKind::Closed.into());
+        assert_eq!(closed.to_string(), "the communicator is closed");
+    }
+}

@@ -1,0 +1,85 @@
+//! Initial weights from a seed: candle's generator on the CPU cannot be seeded.
+
+use std::collections::HashMap;
+
+use candle_core::{Shape, Tensor, Var};
+use candle_nn::VarMap;
+
+use crate::error::Result;
+use crate::parameters::by_name;
+use crate::random::Random;
+
+/// Fills every variable, in the order of names, as PyTorch's dense and convolution layers start:
+/// evenly from -b to b, b = 1 / sqrt(fan in), for a weight and for the bias beside it.
+///
+/// (Kaiming He et al., *Delving deep into rectifiers*, 2015, with the factor that PyTorch takes.)
+///
+/// # Errors
+/// A variable that cannot be set, which is a bug in candle.
+pub fn fill_from_seed(vars: &VarMap, seed: u64) -> Result<()> {
+    let parameters = by_name(vars);
+    let shapes: HashMap<&str, &Shape> =
+        parameters.iter().map(|(name, var)| (name.as_str(), var.shape())).collect();
+    for (stream, (name, var)) in parameters.iter().enumerate() {
+        let weight = name
+            .strip_suffix("bias")
+            .and_then(|layer| shapes.get(format!("{layer}weight").as_str()))
+            .map_or(var.shape(), |shape| shape);
+        let bound = 1.0 / (fan_in(weight).max(1) as f64).sqrt();
+        fill_evenly(var, bound, &mut Random::new(seed, stream as u64))?;
+    }
+    Ok(())
+}
+
+/// The number of inputs that one output adds up: all dimensions of a weight but the first.
+fn fan_in(weight: &Shape) -> usize {
+    weight.dims().iter().skip(1).product()
+}
+
+fn fill_evenly(var: &Var, bound: f64, random: &mut Random) -> Result<()> {
+    let values: Vec<f64> =
+        (0..var.elem_count()).map(|_| (2.0 * random.unit() - 1.0) * bound).collect();
+    let values = Tensor::from_vec(values, var.shape(), var.device())?;
+    var.set(&values.to_dtype(var.dtype())?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelKind;
+    use candle_core::{DType, Device};
+    use candle_nn::VarBuilder;
+
+    fn filled(seed: u64) -> Vec<(String, Vec<f32>)> {
+        let map = VarMap::new();
+        let vars = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+        ModelKind::Cnn.build(64, vars).unwrap();
+        fill_from_seed(&map, seed).unwrap();
+        by_name(&map)
+            .into_iter()
+            .map(|(name, var)| (name, var.flatten_all().unwrap().to_vec1().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        assert_eq!(filled(1), filled(1));
+        assert_ne!(filled(1), filled(2));
+    }
+
+    #[test]
+    fn values_keep_the_bound_of_their_layer() {
+        for (name, values) in filled(1) {
+            let inputs = match name.split('.').next() {
+                Some("conv1") => 9.0,
+                Some("conv2") => 144.0,
+                Some("dense1") => 128.0,
+                _ => 64.0f32,
+            };
+            let most = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let bound = 1.0 / inputs.sqrt();
+            assert!(most <= bound && most > 0.7 * bound, "{name}: {most}");
+        }
+    }
+}

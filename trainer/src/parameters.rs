@@ -1,0 +1,78 @@
+//! The parameters of a model in one order on all ranks.
+
+use std::sync::PoisonError;
+
+use candle_core::{Device, Storage, Tensor, Var, WithDType};
+use candle_nn::VarMap;
+
+use crate::error::Result;
+
+/// All variables with their names, in the order of names.
+///
+/// candle's `VarMap::all_vars()` has another order in every process (it is a `HashMap`): two
+/// variables of one shape would be summed with each other.
+pub(crate) fn by_name(vars: &VarMap) -> Vec<(String, Var)> {
+    let map = vars.data().lock().unwrap_or_else(PoisonError::into_inner);
+    let mut parameters: Vec<(String, Var)> =
+        map.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+    parameters.sort_by(|(a, _), (b, _)| a.cmp(b));
+    parameters
+}
+
+/// Name, element type and shape of each parameter in one line each.
+pub(crate) fn describe(parameters: &[(String, Var)]) -> Vec<String> {
+    parameters
+        .iter()
+        .map(|(name, var)| {
+            let (name, dtype) = (name.escape_debug(), var.dtype().as_str());
+            format!("`{name}` {dtype} {:?}", var.dims())
+        })
+        .collect()
+}
+
+/// Lets `read` see the elements of a tensor in row order.
+pub(crate) fn with_elements<T: WithDType, R>(
+    tensor: &Tensor,
+    read: impl FnOnce(&[T]) -> R,
+) -> Result<R> {
+    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(T::DTYPE)?;
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let start = layout.start_offset();
+    match &*storage {
+        Storage::Cpu(storage) => {
+            let elements = storage.as_slice::<T>()?;
+            Ok(read(&elements[start..start + layout.shape().elem_count()]))
+        }
+        _ => Err(candle_core::Error::Msg("a tensor on the CPU is not there".into()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use candle_nn::VarBuilder;
+
+    #[test]
+    fn names_decide_the_order() {
+        let map = VarMap::new();
+        let vars = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+        for name in ["b", "c", "a"] {
+            vars.get((2, 3), name).unwrap();
+        }
+        assert_eq!(
+            describe(&by_name(&map)),
+            ["`a` f32 [2, 3]", "`b` f32 [2, 3]", "`c` f32 [2, 3]"]
+        );
+    }
+
+    #[test]
+    fn elements_come_in_row_order() {
+        let tensor = Tensor::arange(0f32, 6f32, &Device::Cpu).unwrap();
+        let tensor = tensor.reshape((2, 3)).unwrap();
+        let elements = |tensor: &Tensor| with_elements(tensor, <[f32]>::to_vec).unwrap();
+        assert_eq!(elements(&tensor.t().unwrap()), [0., 3., 1., 4., 2., 5.]);
+        assert_eq!(elements(&tensor.get(1).unwrap()), [3., 4., 5.]);
+    }
+}
