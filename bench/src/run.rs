@@ -46,29 +46,27 @@ fn typed<T: Number>(
 ) -> Result<(), Error> {
     options.check_values()?;
     let prepared = prepare(options, world, call);
-    // A rank that has no memory or no file tells the others, which would wait for it.
-    let [unable] = world::sum(world, [f64::from(u8::from(prepared.is_err()))])?;
+    let agreed = agree(world, prepared.is_ok());
     let (bench, report) = prepared?;
-    if unable > 0.0 {
-        return Err(Error::AnotherRank);
-    }
-    let mut console = Console::new(out);
-    if let Some(report) = &report {
-        console.print(&format!(
-            "# Writing JSON output to {}\n",
-            report.path().display()
-        ));
-    }
     let mut session = Session {
         options,
         bench,
         leader: world.rank() == 0,
-        console,
+        console: Console::new(out),
         report,
         tally: Tally::default(),
     };
-    let outcome = session.measure();
+    let outcome = agreed.and_then(|()| session.measure());
     session.conclude(outcome)
+}
+
+/// A rank that has no memory or no file tells the others, which would wait for it.
+fn agree(world: &Communicator, able: bool) -> Result<(), Error> {
+    let [unable] = world::sum(world, [f64::from(u8::from(!able))])?;
+    match unable {
+        0.0 => Ok(()),
+        _ => Err(Error::AnotherRank),
+    }
 }
 
 /// What can fail on one rank alone: its memory, and on rank 0 the report's file.
@@ -77,16 +75,13 @@ fn prepare<'a, T: Number>(
     world: &'a Communicator,
     call: Call<T>,
 ) -> Result<(Bench<'a, T>, Option<Report>), Error> {
-    let length = usize::try_from(options.maxbytes)
-        .unwrap_or(usize::MAX)
-        .div_euclid(size_of::<T>());
     let bench = Bench {
         world,
         call,
         op: options.op,
         iterations: options.iters,
         checks: options.check,
-        buffer: memory::buffer(length)?,
+        buffer: memory::buffer(count::<T>(options.maxbytes))?,
         latencies: Latencies::new(),
     };
     let report = match &options.output_file {
@@ -161,6 +156,11 @@ impl<T: Number> Session<'_, T> {
         let transports = world::transports(world)?;
         if !self.leader {
             return Ok(());
+        }
+        if let Some(report) = &self.report {
+            let path = report.path().display();
+            self.console
+                .print(&format!("# Writing JSON output to {path}\n"));
         }
         let devices = devices(world, transports);
         self.console
