@@ -71,10 +71,7 @@ impl Error {
 
     /// Whether the communicator still works after this error.
     pub fn is_communicator_usable(&self) -> bool {
-        matches!(
-            self.kind(),
-            ErrorKind::ConcurrentCalls { .. } | ErrorKind::Argument { .. }
-        )
+        matches!(self.kind(), ErrorKind::ConcurrentCalls { .. } | ErrorKind::Argument { .. })
     }
 
     /// The exit code a program should end with: 2 usage or input, 3 ranks disagree, 75 another

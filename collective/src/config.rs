@@ -1,0 +1,355 @@
+//! Every setting: its builder method, environment variable, default and unit.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{ErrorKind, Result};
+use crate::identity::{Environment, Identity, invalid};
+use crate::report;
+use crate::trust::secret::Secrets;
+
+pub(crate) use crate::world::Limits;
+
+/// How a rank connects. Each setting has an environment variable, `ALLFOLD_` and its name.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) identity: Identity,
+    pub(crate) rendezvous: HostPort,
+    pub(crate) job: String,
+    pub(crate) secrets: Secrets,
+    /// This rank's first port; 0 lets the system choose.
+    pub(crate) port: u16,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) heartbeat: Duration,
+    /// None: silence is never death.
+    pub(crate) dead_after: Option<Duration>,
+    pub(crate) limits: Limits,
+    /// The socket of `allfold run`.
+    pub(crate) launcher: Option<PathBuf>,
+}
+
+/// Where rank 0 answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Config {
+    /// `rank` of `size`, meeting at `rendezvous` (`host:port`); everything else from the
+    /// environment or its default.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] or [`ErrorKind::Secret`] where a setting cannot be used.
+    pub fn new(rank: usize, size: usize, rendezvous: &str) -> Result<Self> {
+        if rank >= size {
+            let problem = format!("must be below the world size, {size}; ranks count from 0");
+            return Err(invalid("rank", &rank.to_string(), &problem));
+        }
+        let mut identity = Identity::explicit(rank, size);
+        identity.rendezvous = Some(rendezvous.to_string());
+        let mut environment = Environment::of_process();
+        // The launcher's socket belongs to the rank that the launcher numbered.
+        environment.remove("ALLFOLD_LAUNCHER");
+        Self::read(identity, &environment)
+    }
+
+    /// All settings from the environment, for a process of this identity.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_env(identity: Identity) -> Result<Self> {
+        Self::read(identity, &Environment::of_process())
+    }
+
+    /// The job's name: ranks of different jobs refuse each other. Default: `default`.
+    pub fn job(mut self, job: &str) -> Self {
+        self.job = job.to_string();
+        self
+    }
+
+    /// The job's secret, one line as `allfold secret` prints it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Secret`] if it is not 64 hexadecimal digits.
+    pub fn secret(mut self, line: &str) -> Result<Self> {
+        self.secrets = Secrets::from_lines(line, "the secret given to Config")?;
+        Ok(self)
+    }
+
+    /// How long to wait for all ranks. Default: 60 s, in Kubernetes 15 min.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long a call may take before it is an error. Default: no limit.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.limits.timeout = Some(limit);
+        self
+    }
+
+    /// This rank's number.
+    pub fn rank(&self) -> usize {
+        self.identity.rank
+    }
+
+    /// The world size.
+    pub fn size(&self) -> usize {
+        self.identity.size
+    }
+
+    pub(crate) fn local_rank(&self) -> usize {
+        self.identity.local_rank
+    }
+
+    pub(crate) fn local_size(&self) -> usize {
+        self.identity.local_size
+    }
+
+    /// The settings that must be equal on all ranks, as they are shown when they are not.
+    pub(crate) fn job_wide(&self) -> Vec<(String, String)> {
+        let dead_after = self.dead_after.map_or("off".into(), report::duration);
+        vec![
+            ("ALLFOLD_WORLD_SIZE".into(), self.size().to_string()),
+            ("ALLFOLD_HEARTBEAT".into(), report::duration(self.heartbeat)),
+            ("ALLFOLD_DEAD_AFTER".into(), dead_after),
+        ]
+    }
+
+    fn read(identity: Identity, environment: &Environment) -> Result<Self> {
+        warn_of_unknown(environment);
+        let in_kubernetes = environment.get("KUBERNETES_SERVICE_HOST").is_some();
+        let rendezvous = match &identity.rendezvous {
+            Some(rendezvous) => HostPort::parse(rendezvous)?,
+            // A world of one needs none.
+            None if identity.size == 1 => HostPort { host: "127.0.0.1".into(), port: 0 },
+            None => {
+                return Err(ErrorKind::Setting {
+                    name: "ALLFOLD_RENDEZVOUS".into(),
+                    value: None,
+                    problem: "is not set, and MASTER_ADDR is not either".into(),
+                    help: Some("set it on every rank to rank 0's address, host:port".into()),
+                }
+                .into());
+            }
+        };
+        let secrets = if identity.size == 1 {
+            Secrets::unused()
+        } else {
+            Secrets::from_environment(environment, &identity)?
+        };
+        let heartbeat = duration(environment, "ALLFOLD_HEARTBEAT", HEARTBEAT)?;
+        let dead_after = match environment.get("ALLFOLD_DEAD_AFTER") {
+            Some("off") => None,
+            _ => Some(duration(environment, "ALLFOLD_DEAD_AFTER", DEAD_AFTER)?),
+        };
+        if dead_after.is_some_and(|limit| limit < heartbeat * 2) {
+            return Err(ErrorKind::Setting {
+                name: "ALLFOLD_DEAD_AFTER".into(),
+                value: environment.get("ALLFOLD_DEAD_AFTER").map(str::to_string),
+                problem: "must be at least twice ALLFOLD_HEARTBEAT".into(),
+                help: None,
+            }
+            .into());
+        }
+        let patient = if in_kubernetes { CONNECT_TIMEOUT_KUBERNETES } else { CONNECT_TIMEOUT };
+        let port = environment.number("ALLFOLD_PORT")?.unwrap_or(0);
+        let Ok(port) = u16::try_from(port) else {
+            return Err(invalid("ALLFOLD_PORT", &port.to_string(), "must be 0 to 65535"));
+        };
+        Ok(Self {
+            rendezvous,
+            job: environment
+                .get("ALLFOLD_JOB")
+                .map(str::to_string)
+                .or_else(|| identity.job.clone())
+                .unwrap_or_else(|| "default".into()),
+            secrets,
+            port,
+            connect_timeout: duration(environment, "ALLFOLD_CONNECT_TIMEOUT", patient)?,
+            heartbeat,
+            dead_after,
+            limits: Limits::read(environment)?,
+            launcher: environment.get("ALLFOLD_LAUNCHER").map(PathBuf::from),
+            identity,
+        })
+    }
+}
+
+impl Limits {
+    pub(crate) fn from_env() -> Result<Self> {
+        Self::read(&Environment::of_process())
+    }
+
+    fn read(environment: &Environment) -> Result<Self> {
+        let timeout = match environment.get("ALLFOLD_TIMEOUT") {
+            None | Some("off") => None,
+            Some(_) => Some(duration(environment, "ALLFOLD_TIMEOUT", Duration::ZERO)?),
+        };
+        let late_after = duration(environment, "ALLFOLD_LATE_AFTER", LATE_AFTER)?;
+        Ok(Self { late_after, timeout })
+    }
+}
+
+impl HostPort {
+    /// `host`, `host:port`, `address:port` or `[address]:port`; the port defaults to 29500.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let wrong = |problem: &str| Err(invalid("ALLFOLD_RENDEZVOUS", text, problem));
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, "")) => (address, None),
+            Some((address, rest)) => (address, rest.strip_prefix(':')),
+            None => match text.rsplit_once(':') {
+                Some((host, _)) if host.contains(':') => {
+                    return wrong("an IPv6 address stands in brackets: [address]:port");
+                }
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        if host.is_empty() {
+            return wrong("names no host; give host:port");
+        }
+        let port = match port.map(str::parse) {
+            None => DEFAULT_PORT,
+            Some(Ok(port)) => port,
+            Some(Err(_)) => return wrong("the port must be 1 to 65535"),
+        };
+        Ok(Self { host: host.into(), port })
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// `90`, `90s`, `500ms`, `2m`.
+fn duration(environment: &Environment, name: &str, default: Duration) -> Result<Duration> {
+    let Some(text) = environment.get(name) else {
+        return Ok(default);
+    };
+    let (digits, unit) =
+        text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
+    let milliseconds = match unit {
+        "" | "s" => 1000.0,
+        "ms" => 1.0,
+        "m" => 60_000.0,
+        _ => f64::NAN,
+    } * digits.trim().parse::<f64>().unwrap_or(f64::NAN);
+    if !(1.0..=MAX_DURATION_MS).contains(&milliseconds) {
+        return Err(invalid(name, text, "must be a duration such as 90, 90s, 500ms or 2m"));
+    }
+    Ok(Duration::from_secs_f64(milliseconds / 1000.0))
+}
+
+fn warn_of_unknown(environment: &Environment) {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for name in environment.names().filter(|name| name.starts_with("ALLFOLD_")) {
+            if NAMES.iter().any(|known| name.strip_prefix("ALLFOLD_") == Some(known)) {
+                continue;
+            }
+            let nearest = NAMES.iter().min_by_key(|known| distance(&name[8..], known));
+            let nearest =
+                nearest.map_or(String::new(), |n| format!("; the nearest is ALLFOLD_{n}"));
+            report::warn(&format!("{name} is set, but this version has no such setting{nearest}"));
+        }
+    });
+}
+
+/// Edit distance (Wagner and Fischer 1974).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// All settings, without `ALLFOLD_`.
+const NAMES: [&str; 16] = [
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "RENDEZVOUS",
+    "JOB",
+    "SECRET",
+    "SECRET_FILE",
+    "PORT",
+    "CONNECT_TIMEOUT",
+    "TIMEOUT",
+    "HEARTBEAT",
+    "DEAD_AFTER",
+    "LATE_AFTER",
+    "LOG",
+    "LAUNCHER",
+];
+/// PyTorch's default too, so that firewalls that let it through fit.
+const DEFAULT_PORT: u16 = 29_500;
+/// A process that starts under a launcher is there in seconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A pod's restart back-off reaches five minutes.
+const CONNECT_TIMEOUT_KUBERNETES: Duration = Duration::from_secs(15 * 60);
+/// Four are lost before silence counts as death.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// With 0.3 s of asking others below the promised 3 s; a busy host is rarely silent so long.
+const DEAD_AFTER: Duration = Duration::from_secs(2);
+/// Longer than a step of most trainings, shorter than a person's patience.
+const LATE_AFTER: Duration = Duration::from_secs(10);
+/// A week: beyond it a typing error is likelier than a wish.
+const MAX_DURATION_MS: f64 = 7.0 * 24.0 * 3600.0 * 1000.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_in_all_forms() {
+        let parse =
+            |text| HostPort::parse(text).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
+        assert_eq!(parse("node-0"), Ok(("node-0".into(), 29500)));
+        assert_eq!(parse("10.0.0.1:4711"), Ok(("10.0.0.1".into(), 4711)));
+        assert_eq!(parse("[fe80::1]:4711"), Ok(("fe80::1".into(), 4711)));
+        assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 29500)));
+        assert!(parse("fe80::1").unwrap_err().contains("brackets"));
+        assert!(parse("node-0:port").unwrap_err().contains("1 to 65535"));
+        assert!(parse(":4711").unwrap_err().contains("names no host"));
+    }
+
+    #[test]
+    fn durations_have_units() {
+        let read = |text| {
+            duration(&Environment::from([("ALLFOLD_TIMEOUT", text)]), "ALLFOLD_TIMEOUT", HEARTBEAT)
+        };
+        assert_eq!(read("90").unwrap(), Duration::from_secs(90));
+        assert_eq!(read("1.5s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(read("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(read("2m").unwrap(), Duration::from_secs(120));
+        for wrong in ["x", "-1", "5h", "1e99", "NaN"] {
+            let error = read(wrong).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("ALLFOLD_TIMEOUT={wrong}: must be a duration")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_found() {
+        let nearest = NAMES.iter().min_by_key(|known| distance("RENDEVOUS", known));
+        assert_eq!(nearest, Some(&"RENDEZVOUS"));
+    }
+}

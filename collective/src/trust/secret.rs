@@ -1,0 +1,270 @@
+//! The job's secret: 32 random bytes that make a process a member of the job.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::{hkdf, rand};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Environment, Identity};
+
+/// A job's secret. It is zeroed when dropped and shows itself to nobody but the file it is for.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<[u8; SECRET_BYTES]>);
+
+impl Secret {
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::System`] if the system has no randomness to give.
+    pub fn random() -> Result<Self> {
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        fill_random(&mut bytes[..])?;
+        Ok(Self(bytes))
+    }
+
+    /// The line that ALLFOLD_SECRET, or a line of ALLFOLD_SECRET_FILE, holds: 64 hexadecimal
+    /// digits.
+    pub fn to_line(&self) -> String {
+        hex(&self.0[..])
+    }
+
+    /// Eight hexadecimal digits that tell secrets apart and give nothing of them away.
+    pub fn fingerprint(&self) -> String {
+        let mut bytes = [0; 4];
+        self.derive("allfold fingerprint", "", &mut bytes);
+        hex(&bytes)
+    }
+
+    /// Derives bytes for one purpose and job by HKDF-SHA256 (RFC 5869).
+    pub(crate) fn derive(&self, purpose: &str, job: &str, into: &mut [u8]) {
+        struct Length(usize);
+        impl hkdf::KeyType for Length {
+            fn len(&self) -> usize {
+                self.0
+            }
+        }
+        let key = hkdf::Salt::new(hkdf::HKDF_SHA256, b"allfold").extract(&self.0[..]);
+        let info = [purpose.as_bytes(), &[0], job.as_bytes()];
+        let filled = key.expand(&info, Length(into.len())).and_then(|okm| okm.fill(into));
+        // It only fails beyond 8,160 bytes; callers ask for at most 32.
+        debug_assert!(filled.is_ok());
+    }
+
+    fn parse(line: &str, place: &str) -> Result<Self> {
+        let wrong = |problem: String| {
+            secret_error(problem, Some("`allfold secret` prints a new one".into()))
+        };
+        let digits = line.as_bytes();
+        if digits.len() != 2 * SECRET_BYTES {
+            let length = digits.len();
+            return Err(wrong(format!(
+                "{place} holds {length} characters instead of 64 hexadecimal digits (32 bytes)"
+            )));
+        }
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
+            match (digit(pair[0]), digit(pair[1])) {
+                (Some(high), Some(low)) => *byte = 16 * high + low,
+                _ => {
+                    return Err(wrong(format!("{place} holds a character that is no hex digit")));
+                }
+            }
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "secret {}", self.fingerprint())
+    }
+}
+
+/// The secrets a rank accepts: the first is its own, the others are for rotation.
+#[derive(Clone, Debug)]
+pub(crate) struct Secrets(Vec<Secret>);
+
+impl Secrets {
+    /// For a world of one, which connects to nobody.
+    pub(crate) fn unused() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn own(&self) -> Option<&Secret> {
+        self.0.first()
+    }
+
+    pub(crate) fn all(&self) -> &[Secret] {
+        &self.0
+    }
+
+    /// One secret a line; empty lines and lines with `#` are skipped.
+    pub(crate) fn from_lines(text: &str, place: &str) -> Result<Self> {
+        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+        let secrets: Vec<Secret> =
+            lines.take(MAX_SECRETS + 1).map(|l| Secret::parse(l, place)).collect::<Result<_>>()?;
+        match secrets.len() {
+            0 => Err(secret_error(format!("{place} is empty"), None)),
+            n if n > MAX_SECRETS => {
+                Err(secret_error(format!("{place} holds more than {MAX_SECRETS} secrets"), None))
+            }
+            _ => Ok(Self(secrets)),
+        }
+    }
+
+    /// ALLFOLD_SECRET_FILE, else ALLFOLD_SECRET, else, outside Kubernetes, `~/.allfold/secret`.
+    pub(crate) fn from_environment(environment: &Environment, who: &Identity) -> Result<Self> {
+        if let Some(path) = environment.get("ALLFOLD_SECRET_FILE") {
+            let text = read_file(Path::new(path))
+                .map_err(|e| secret_error(format!("ALLFOLD_SECRET_FILE={path}: {e}"), None))?;
+            return Self::from_lines(&text, path);
+        }
+        if let Some(line) = environment.get("ALLFOLD_SECRET") {
+            return Self::from_lines(line, "ALLFOLD_SECRET");
+        }
+        if environment.get("KUBERNETES_SERVICE_HOST").is_some() {
+            let problem = format!(
+                "rank {} of {} has no job secret: neither ALLFOLD_SECRET nor ALLFOLD_SECRET_FILE \
+                 is set",
+                who.rank, who.size
+            );
+            let help = "kubectl create secret generic allfold-secret \
+                        --from-literal=secret=\"$(allfold secret)\", and give it to every pod as \
+                        ALLFOLD_SECRET (valueFrom: secretKeyRef)";
+            return Err(secret_error(problem, Some(help.into())));
+        }
+        let Some(home) = environment.get("HOME") else {
+            let problem = "there is no job secret: ALLFOLD_SECRET, ALLFOLD_SECRET_FILE and HOME \
+                           are not set";
+            return Err(secret_error(problem.into(), Some("set ALLFOLD_SECRET_FILE".into())));
+        };
+        let path = PathBuf::from(home).join(".allfold").join("secret");
+        let shown = path.display().to_string();
+        let text = home_secret(&path).map_err(|e| {
+            let help = "set ALLFOLD_SECRET_FILE to a file that only you can read";
+            secret_error(format!("the job secret {shown}: {e}"), Some(help.into()))
+        })?;
+        Self::from_lines(&text, &shown)
+    }
+}
+
+/// Reads the user's own secret, made at first use. Its link makes it appear whole and only once,
+/// also when many ranks start together on a shared home.
+fn home_secret(path: &Path) -> io::Result<Zeroizing<String>> {
+    if !path.exists() {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let secret = Secret::random().map_err(io::Error::other)?;
+        let mut nonce = [0; 8];
+        fill_random(&mut nonce).map_err(io::Error::other)?;
+        let draft = folder.join(format!("secret.{}", hex(&nonce)));
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        let mut line = Zeroizing::new(secret.to_line());
+        line.push('\n');
+        let linked = file
+            .write_all(line.as_bytes())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::hard_link(&draft, path));
+        fs::remove_file(&draft)?;
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    let meta = fs::metadata(path)?;
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(format!("belongs to user {}, not to you", meta.uid())));
+    }
+    if meta.mode() & 0o077 != 0 {
+        let mode = meta.mode() & 0o777;
+        return Err(io::Error::other(format!(
+            "can be read by others (mode {mode:03o}); chmod 600 it"
+        )));
+    }
+    read_file(path)
+}
+
+fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
+    use std::io::Read;
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES as usize));
+    fs::File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+pub(crate) fn fill_random(into: &mut [u8]) -> Result<()> {
+    rand::fill(into).map_err(|_| {
+        into.zeroize();
+        let operation = "draw random bytes".to_string();
+        ErrorKind::System { operation, problem: "the system gave none".into() }.into()
+    })
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn secret_error(problem: String, help: Option<String>) -> Error {
+    ErrorKind::Secret { problem, help }.into()
+}
+
+const SECRET_BYTES: usize = 32;
+/// Rotation needs two; a few more do no harm.
+const MAX_SECRETS: usize = 8;
+/// Eight secrets and some comments.
+const MAX_FILE_BYTES: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_survives_its_line_and_shows_only_its_fingerprint() {
+        let secret = Secret::random().unwrap();
+        let read = Secrets::from_lines(&format!("# mine\n\n{}\n", secret.to_line()), "x").unwrap();
+        assert_eq!(read.own().unwrap().to_line(), secret.to_line());
+        assert_eq!(secret.fingerprint().len(), 8);
+        assert!(!format!("{secret:?}").contains(&secret.to_line()[..8]));
+    }
+
+    #[test]
+    fn a_short_secret_is_refused_without_showing_it() {
+        let error = Secrets::from_lines("abcdef", "ALLFOLD_SECRET").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ALLFOLD_SECRET holds 6 characters instead of 64 hexadecimal digits (32 bytes)"
+        );
+        let error = Secrets::from_lines(&"zz".repeat(32), "x").unwrap_err();
+        assert!(!error.to_string().contains("zz"));
+    }
+
+    #[test]
+    fn the_home_secret_is_made_once_and_read_alike_by_all() {
+        let folder = std::env::temp_dir().join(format!("allfold-secret-{}", std::process::id()));
+        let path = folder.join("secret");
+        let read = |path: PathBuf| std::thread::spawn(move || home_secret(&path).unwrap());
+        let readers: Vec<_> = (0..8).map(|_| read(path.clone())).collect();
+        let lines: Vec<_> = readers.into_iter().map(|r| r.join().unwrap()).collect();
+        assert!(lines.iter().all(|line| *line == lines[0]));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "a draft was left behind");
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(home_secret(&path).unwrap_err().to_string().contains("chmod 600"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn in_kubernetes_a_missing_secret_names_the_one_to_create() {
+        let environment =
+            Environment::from([("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("HOME", "/")]);
+        let error = Secrets::from_environment(&environment, &Identity::explicit(2, 4)).unwrap_err();
+        assert!(error.to_string().starts_with("rank 2 of 4 has no job secret"));
+        assert!(error.help().unwrap().contains("kubectl create secret"));
+    }
+}

@@ -1,0 +1,49 @@
+//! Worlds for tests: one body over every kind of link, one thread a rank.
+
+// Each test file uses a part of this.
+#![allow(dead_code, unreachable_pub)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use allfold::{Communicator, Result};
+
+/// Runs `body` as every rank of worlds of these sizes, over memory and over QUIC.
+pub fn on_every_link(sizes: &[usize], body: impl Fn(&Communicator) -> Result<()> + Sync) {
+    for &size in sizes {
+        each_rank(Communicator::in_memory(size).unwrap(), &body);
+    }
+}
+
+/// Runs `body` on one thread a rank; a failure on any rank fails the test.
+pub fn each_rank(world: Vec<Communicator>, body: impl Fn(&Communicator) -> Result<()> + Sync) {
+    let size = world.len();
+    for (rank, result) in results(world, |w| body(w)).into_iter().enumerate() {
+        if let Err(error) = result {
+            panic!("rank {rank} of {size}: {error}");
+        }
+    }
+}
+
+/// What `body` returns on each rank, after all have ended and closed.
+pub fn results<T: Send>(
+    world: Vec<Communicator>,
+    body: impl Fn(&Communicator) -> T + Sync,
+) -> Vec<T> {
+    let body = &body;
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let run = |rank: Communicator| {
+            scope.spawn(move || {
+                catch_unwind(AssertUnwindSafe(|| {
+                    let rank = rank;
+                    body(&rank)
+                }))
+            })
+        };
+        let threads: Vec<_> = world.into_iter().map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    outcomes
+        .into_iter()
+        .map(|outcome| outcome.unwrap_or_else(|panic| resume_unwind(panic)))
+        .collect()
+}
