@@ -29,11 +29,7 @@ impl<'a> Console<'a> {
         if !matches!(self.state, State::Open) {
             return;
         }
-        if let Err(error) = self
-            .out
-            .write_all(text.as_bytes())
-            .and_then(|()| self.out.flush())
-        {
+        if let Err(error) = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()) {
             self.state = match error.kind() {
                 io::ErrorKind::BrokenPipe => State::Closed,
                 _ => State::Failed(error),

@@ -159,11 +159,7 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_and_end_with_the_code_of_the_table() {
-        let wrong = Error::Wrong {
-            wrong: 12,
-            rows: 1,
-            sizes: 22,
-        };
+        let wrong = Error::Wrong { wrong: 12, rows: 1, sizes: 22 };
         assert_eq!(
             wrong.to_string(),
             "wrong data: 12 elements differ from the exact result, in 1 of 22 sizes"
@@ -173,11 +169,7 @@ mod tests {
         assert_eq!(Error::NoRanks.exit_code(), 2);
         assert_eq!(Error::AnotherRank.exit_code(), 75);
 
-        let memory = Error::Memory {
-            maximum: 1 << 36,
-            needed: 1 << 38,
-            available: 3 << 29,
-        };
+        let memory = Error::Memory { maximum: 1 << 36, needed: 1 << 38, available: 3 << 29 };
         assert_eq!(
             memory.to_string(),
             "-e 68719476736 needs 256.0 GiB of memory on this host, and 1.5 GiB is available"

@@ -50,11 +50,7 @@ impl Latencies {
             p95_us: at((count * 95).div_ceil(100)),
             p99_us: at((count * 99).div_ceil(100)),
             stdev_us: deviation,
-            cv_pct: if average > 0.0 {
-                deviation / average * 100.0
-            } else {
-                0.0
-            },
+            cv_pct: if average > 0.0 { deviation / average * 100.0 } else { 0.0 },
         })
     }
 }

@@ -42,12 +42,7 @@ impl<T: Number> Bench<'_, T> {
         let seconds = world::average(self.world, own.as_secs_f64())?;
         self.world.barrier()?;
         let wrong = self.check(count)?;
-        Ok(Half::all_reduce(
-            count * size_of::<T>(),
-            seconds,
-            self.world.size(),
-            wrong,
-        ))
+        Ok(Half::all_reduce(count * size_of::<T>(), seconds, self.world.size(), wrong))
     }
 
     /// This rank's time per iteration.

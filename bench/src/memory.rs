@@ -18,9 +18,7 @@ pub(crate) fn buffer<T: Copy + Default>(length: usize) -> Result<Vec<T>, Error> 
     let mut buffer = Vec::new();
     buffer
         .try_reserve_exact(length)
-        .map_err(|_| Error::Allocation {
-            maximum: length.saturating_mul(size_of::<T>()) as u64,
-        })?;
+        .map_err(|_| Error::Allocation { maximum: length.saturating_mul(size_of::<T>()) as u64 })?;
     buffer.resize(length, T::default());
     Ok(buffer)
 }
@@ -28,11 +26,7 @@ pub(crate) fn buffer<T: Copy + Default>(length: usize) -> Result<Vec<T>, Error> 
 fn compare(maximum: u64, ranks: usize, available: Option<u64>) -> Result<(), Error> {
     let needed = maximum.saturating_mul(ranks as u64);
     match available {
-        Some(available) if needed > available => Err(Error::Memory {
-            maximum,
-            needed,
-            available,
-        }),
+        Some(available) if needed > available => Err(Error::Memory { maximum, needed, available }),
         _ => Ok(()),
     }
 }

@@ -57,12 +57,7 @@ pub struct Options {
     pub op: Op,
 
     /// Also write a JSON report; where FILE exists, to FILE.0, FILE.1, ...
-    #[arg(
-        short = 'J',
-        long = "output-file",
-        alias = "output_file",
-        value_name = "FILE"
-    )]
+    #[arg(short = 'J', long = "output-file", alias = "output_file", value_name = "FILE")]
     pub output_file: Option<PathBuf>,
 }
 
@@ -137,16 +132,11 @@ impl Options {
             return Err(Error::ZeroSize);
         }
         if self.minbytes > self.maxbytes {
-            return Err(Error::SizeOrder {
-                minimum: self.minbytes,
-                maximum: self.maxbytes,
-            });
+            return Err(Error::SizeOrder { minimum: self.minbytes, maximum: self.maxbytes });
         }
         // A single size needs no factor: nccl-tests take `-b 1G -e 1G -f 1`.
         if self.stepfactor < 2 && self.minbytes != self.maxbytes {
-            return Err(Error::Factor {
-                factor: self.stepfactor,
-            });
+            return Err(Error::Factor { factor: self.stepfactor });
         }
         match &self.output_file {
             Some(path) if !is_json(path) => Err(Error::Suffix { path: path.clone() }),
@@ -186,8 +176,7 @@ impl From<Op> for ReduceOp {
 /// As nccl-tests look for it: any case, and `.json` alone is one too.
 fn is_json(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.rsplit_once('.')
-        .is_some_and(|(_, suffix)| suffix.eq_ignore_ascii_case("json"))
+    name.rsplit_once('.').is_some_and(|(_, suffix)| suffix.eq_ignore_ascii_case("json"))
 }
 
 #[cfg(test)]
@@ -224,10 +213,7 @@ mod tests {
             "all_reduce_perf --ranks=4 --minbytes 1K --maxbytes 16M --stepfactor 4 --iters 5 \
              --warmup_iters 2 --check 3 --datatype double --op avg --output_file a.json",
         );
-        assert_eq!(
-            format!("{:?}", short.unwrap()),
-            format!("{:?}", long.unwrap())
-        );
+        assert_eq!(format!("{:?}", short.unwrap()), format!("{:?}", long.unwrap()));
         assert!(parse("--warmup-iters 2 --output-file a.json").is_ok());
     }
 
@@ -251,15 +237,9 @@ mod tests {
         assert!(matches!(refused("--ranks 0"), Error::NoRanks));
         assert!(matches!(refused("-J out.txt"), Error::Suffix { .. }));
         assert!(matches!(refused("-J json"), Error::Suffix { .. }));
-        assert!(matches!(
-            refused("-J /no/such/folder/out.json"),
-            Error::Report { .. }
-        ));
+        assert!(matches!(refused("-J /no/such/folder/out.json"), Error::Report { .. }));
         assert!(matches!(refused("-e 1000000G"), Error::Memory { .. }));
-        assert!(matches!(
-            parse("").unwrap().check(0).unwrap_err(),
-            Error::NoRanks
-        ));
+        assert!(matches!(parse("").unwrap().check(0).unwrap_err(), Error::NoRanks));
         assert!(parse("-b 1K -e 1K -f 1").unwrap().check(1).is_ok());
     }
 

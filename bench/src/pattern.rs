@@ -57,20 +57,13 @@ impl Pattern {
         let count = ranks as u64;
         // Entries and bases add up to less than 2 * span * ranks <= 2^bits.
         let span = ((1 << (bits - 1)) / count).max(1);
-        let mut table: Vec<u64> = (0..count)
-            .map(|entry| below(span, mix(!seed, entry)))
-            .collect();
+        let mut table: Vec<u64> = (0..count).map(|entry| below(span, mix(!seed, entry))).collect();
         let total: u64 = table.iter().sum();
         let total_rounded = total.next_multiple_of(count);
         if let Some(last) = table.last_mut() {
             *last += total_rounded - total;
         }
-        Self {
-            seed,
-            span,
-            table,
-            total: total_rounded,
-        }
+        Self { seed, span, table, total: total_rounded }
     }
 
     /// Makes `buffer` the contribution of `rank`.
@@ -136,9 +129,7 @@ mod tests {
     }
 
     fn sum(rows: impl Iterator<Item = Vec<f32>>) -> Vec<f32> {
-        rows.fold(vec![0.0; COUNT], |a, b| {
-            a.iter().zip(b).map(|(a, b)| a + b).collect()
-        })
+        rows.fold(vec![0.0; COUNT], |a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
     }
 
     #[test]
@@ -154,11 +145,7 @@ mod tests {
             for sum in [&forward, &backward, &halves] {
                 assert_eq!(pattern.wrong(Op::Sum, sum), 0, "{ranks} ranks");
             }
-            assert!(
-                forward
-                    .iter()
-                    .all(|v| *v > 0.0 && *v <= (1_u64 << 24) as f32)
-            );
+            assert!(forward.iter().all(|v| *v > 0.0 && *v <= (1_u64 << 24) as f32));
             let average: Vec<f32> = forward.iter().map(|v| v / ranks as f32).collect();
             assert_eq!(pattern.wrong(Op::Avg, &average), 0, "{ranks} ranks");
         }

@@ -43,10 +43,7 @@ pub(crate) fn check(path: &Path) -> Result<(), Error> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let problem = |problem: String| Error::Report {
-        path: path.into(),
-        problem,
-    };
+    let problem = |problem: String| Error::Report { path: path.into(), problem };
     match folder.metadata() {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return Err(problem(format!("{} is not a folder", folder.display()))),
@@ -67,17 +64,9 @@ impl Report {
         let mut candidate = path.to_path_buf();
         let mut attempt = 0_u64;
         loop {
-            match OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(&candidate)
-            {
+            match OpenOptions::new().write(true).create_new(true).open(&candidate) {
                 Ok(file) => {
-                    return Ok(Self {
-                        path: candidate,
-                        file,
-                        document: Document::begin(),
-                    });
+                    return Ok(Self { path: candidate, file, document: Document::begin() });
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     let mut name = path.as_os_str().to_owned();
@@ -86,10 +75,7 @@ impl Report {
                     attempt += 1;
                 }
                 Err(error) => {
-                    return Err(Error::Report {
-                        problem: plain(&error),
-                        path: candidate,
-                    });
+                    return Err(Error::Report { problem: plain(&error), path: candidate });
                 }
             }
         }
@@ -133,16 +119,12 @@ impl Report {
         self.document.average_bus_bandwidth.bandwidth = average;
         self.document.errors.extend(error.map(Error::to_string));
         self.document.end_time = timestamp::now();
-        let written = serde_json::to_vec(&self.document)
-            .map_err(io::Error::from)
-            .and_then(|mut text| {
+        let written =
+            serde_json::to_vec(&self.document).map_err(io::Error::from).and_then(|mut text| {
                 text.push(b'\n');
                 self.file.write_all(&text)
             });
-        written.map_err(|error| Error::Report {
-            path: self.path,
-            problem: plain(&error),
-        })
+        written.map_err(|error| Error::Report { path: self.path, problem: plain(&error) })
     }
 }
 
@@ -178,14 +160,8 @@ impl Document {
             allfold_version: env!("CARGO_PKG_VERSION"),
             config: None,
             results: Vec::new(),
-            out_of_bounds: OutOfBounds {
-                count: 0,
-                okay: true,
-            },
-            average_bus_bandwidth: AverageBusBandwidth {
-                bandwidth: 0.0,
-                okay: "unchecked",
-            },
+            out_of_bounds: OutOfBounds { count: 0, okay: true },
+            average_bus_bandwidth: AverageBusBandwidth { bandwidth: 0.0, okay: "unchecked" },
             errors: Vec::new(),
             end_time: String::new(),
         }
@@ -284,12 +260,7 @@ struct Cells {
 
 impl From<&Half> for Cells {
     fn from(half: &Half) -> Self {
-        Self {
-            time: half.time_us,
-            alg_bw: half.alg_bw,
-            bus_bw: half.bus_bw,
-            nwrong: half.wrong,
-        }
+        Self { time: half.time_us, alg_bw: half.alg_bw, bus_bw: half.bus_bw, nwrong: half.wrong }
     }
 }
 

@@ -136,8 +136,7 @@ impl<T: Number> Session<'_, T> {
         let (minimum, maximum) = (self.options.minbytes, self.options.maxbytes);
         self.bench.world.barrier()?;
         for bytes in size::steps(minimum, maximum, 2) {
-            self.bench
-                .warm_up(count::<T>(bytes), self.options.warmup_iters)?;
+            self.bench.warm_up(count::<T>(bytes), self.options.warmup_iters)?;
         }
         for bytes in size::steps(minimum, maximum, self.options.stepfactor) {
             self.row(count::<T>(bytes))?;
@@ -159,12 +158,10 @@ impl<T: Number> Session<'_, T> {
         }
         if let Some(report) = &self.report {
             let path = report.path().display();
-            self.console
-                .print(&format!("# Writing JSON output to {path}\n"));
+            self.console.print(&format!("# Writing JSON output to {path}\n"));
         }
         let devices = devices(world, transports);
-        self.console
-            .print(&table::header(self.options, &world.security(), &devices));
+        self.console.print(&table::header(self.options, &world.security(), &devices));
         if let Some(report) = &mut self.report {
             report.configure(self.options, &devices);
         }
@@ -214,16 +211,10 @@ impl<T: Number> Session<'_, T> {
 
     /// The footer and the report, also of a sweep that was cut short; then the first error.
     fn conclude(mut self, outcome: Result<(), Error>) -> Result<(), Error> {
-        let Tally {
-            rows,
-            failed,
-            wrong,
-            ..
-        } = self.tally;
+        let Tally { rows, failed, wrong, .. } = self.tally;
         let average = self.tally.average();
         if self.leader && outcome.is_ok() {
-            self.console
-                .print(&table::footer(self.options, failed, average));
+            self.console.print(&table::footer(self.options, failed, average));
         }
         let reported = match self.report.take() {
             Some(report) => report.write(failed, average, outcome.as_ref().err()),
@@ -231,11 +222,7 @@ impl<T: Number> Session<'_, T> {
         };
         outcome?;
         if wrong > 0 {
-            return Err(Error::Wrong {
-                wrong,
-                rows: failed,
-                sizes: rows,
-            });
+            return Err(Error::Wrong { wrong, rows: failed, sizes: rows });
         }
         reported?;
         match self.console.into_state() {
@@ -261,13 +248,7 @@ fn devices(world: &Communicator, transports: Vec<String>) -> Vec<Device> {
             let next = on_host.entry(peer.host.clone()).or_default();
             let device = *next;
             *next += 1;
-            Device {
-                rank: peer.rank,
-                pid: peer.pid,
-                host: peer.host,
-                device,
-                transport,
-            }
+            Device { rank: peer.rank, pid: peer.pid, host: peer.host, device, transport }
         })
         .collect()
 }

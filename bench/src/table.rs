@@ -130,10 +130,7 @@ fn heading() -> String {
     for (left, right) in [(titles, half_titles), (units, half_units)] {
         let [size, count, datatype, op, root] = left;
         // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "# {size:>10}  {count:>12}  {datatype:>8}  {op:>6}  {root:>6}"
-        );
+        let _ = write!(text, "# {size:>10}  {count:>12}  {datatype:>8}  {op:>6}  {root:>6}");
         for [time, alg_bw, bus_bw, wrong] in [right, right] {
             let _ = write!(text, "  {time:>7}  {alg_bw:>6}  {bus_bw:>6}  {wrong:>6}");
         }
@@ -148,8 +145,7 @@ fn half(half: &Half) -> String {
         cell(half.time_us, 7),
         cell(half.alg_bw, 6),
         cell(half.bus_bw, 6),
-        half.wrong
-            .map_or("N/A".into(), |wrong| general(wrong as f64)),
+        half.wrong.map_or("N/A".into(), |wrong| general(wrong as f64)),
     )
 }
 

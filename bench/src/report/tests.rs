@@ -116,15 +116,7 @@ fn the_keys_are_nccl_tests_own() {
     assert_eq!(device["device_info"], "quic on 10.0.0.1");
     assert_eq!(
         keys(device),
-        sorted([
-            "rank",
-            "group",
-            "pid",
-            "hostname",
-            "device",
-            "device_hex",
-            "device_info",
-        ])
+        sorted(["rank", "group", "pid", "hostname", "device", "device_hex", "device_info",])
     );
     let result = &json["results"][0];
     assert_eq!(
@@ -145,10 +137,7 @@ fn the_keys_are_nccl_tests_own() {
     assert_eq!(result["root"], "    -1");
     assert_eq!(result["redop"], "avg");
     assert!(result["out_of_place"].is_null());
-    assert_eq!(
-        keys(&result["in_place"]),
-        sorted(["time", "alg_bw", "bus_bw", "nwrong"])
-    );
+    assert_eq!(keys(&result["in_place"]), sorted(["time", "alg_bw", "bus_bw", "nwrong"]));
     // The table would say 0.00.
     assert!((result["in_place"]["bus_bw"].as_f64().unwrap() - 0.0012).abs() < 1e-12);
     assert_eq!(
@@ -199,10 +188,7 @@ fn a_file_that_cannot_be_written_is_found_without_a_trace() {
 
     let error = check(&folder.0.join("missing/out.json")).unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    assert!(
-        error.to_string().ends_with("no such file or directory"),
-        "{error}"
-    );
+    assert!(error.to_string().ends_with("no such file or directory"), "{error}");
     fs::write(folder.0.join("file"), "").unwrap();
     let error = check(&folder.0.join("file/out.json")).unwrap_err();
     assert!(error.to_string().ends_with("is not a folder"), "{error}");

@@ -34,21 +34,17 @@ fn ranks<T: Number>(count: usize, line: &str, call: Call<T>) -> Vec<(Outcome, St
 
 /// One thread a rank, as the library wants it.
 fn spread<R: Send>(count: usize, body: impl Fn(&Communicator) -> R + Sync) -> Vec<R> {
-    let worlds = Communicator::in_memory(count);
+    let worlds = Communicator::in_memory(count).unwrap();
     thread::scope(|scope| {
-        let threads: Vec<_> = worlds
-            .into_iter()
-            .map(|world| scope.spawn(|| body(&{ world })))
-            .collect();
+        let threads: Vec<_> =
+            worlds.into_iter().map(|world| scope.spawn(|| body(&{ world }))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     })
 }
 
 /// The rows' cells.
 fn rows(text: &str) -> Vec<Vec<&str>> {
-    let rows = text
-        .lines()
-        .filter(|l| !l.starts_with('#') && !l.is_empty());
+    let rows = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
     rows.map(|l| l.split_whitespace().collect()).collect()
 }
 
@@ -129,10 +125,7 @@ fn a_flipped_bit_on_one_rank_fails_every_rank() {
     let text = &outcomes[0].1;
     let wrong: Vec<_> = rows(text).iter().map(|r| r[8].to_string()).collect();
     assert_eq!(wrong, ["0", "0", "0", "0", "0", "0", "0", "1", "1"]);
-    assert!(
-        text.contains("# Out of bounds values : 2 FAILED\n"),
-        "{text}"
-    );
+    assert!(text.contains("# Out of bounds values : 2 FAILED\n"), "{text}");
 }
 
 #[test]
