@@ -1,0 +1,186 @@
+//! What can go wrong in a benchmark, and the exit code it means.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::size::binary;
+
+/// Why a benchmark did not end well; `Display` and `Debug` print the same line.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `--ranks 0`.
+    #[error("--ranks 0: a benchmark needs at least one rank")]
+    NoRanks,
+
+    /// `-n 0`.
+    #[error("-n 0: at least one timed iteration is needed")]
+    NoIterations,
+
+    /// `-b 0`.
+    #[error("-b 0: sizes grow by multiplication, and 0 never grows")]
+    ZeroSize,
+
+    /// `-b` is above `-e`.
+    #[error("-b {minimum} is larger than -e {maximum}: there is no size to measure")]
+    SizeOrder {
+        /// The smallest size, in bytes.
+        minimum: u64,
+        /// The largest size, in bytes.
+        maximum: u64,
+    },
+
+    /// A step factor with which the sizes never reach `-e`.
+    #[error("-f {factor}: with a step factor below 2 the sizes never grow from -b to -e")]
+    Factor {
+        /// The factor.
+        factor: u64,
+    },
+
+    /// The buffers do not fit into this host.
+    #[error(
+        "-e {maximum} needs {} of memory on this host, and {} is available",
+        binary(*.needed),
+        binary(*.available)
+    )]
+    Memory {
+        /// The largest size, in bytes.
+        maximum: u64,
+        /// What the buffers of all ranks on this host take, in bytes.
+        needed: u64,
+        /// What is there, in bytes.
+        available: u64,
+    },
+
+    /// A buffer was refused by the system.
+    #[error("-e {maximum}: the system refuses a buffer of {}", binary(*.maximum))]
+    Allocation {
+        /// The largest size, in bytes.
+        maximum: u64,
+    },
+
+    /// `-J` with another suffix than json.
+    #[error("-J {}: the suffix must be json, the one format there is", .path.display())]
+    Suffix {
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// The file of `-J` cannot be written.
+    #[error("-J {}: {problem}", .path.display())]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// The table cannot be printed.
+    #[error("cannot print the table: {0}")]
+    Output(io::Error),
+
+    /// Another rank could not go on and says why in its own error.
+    #[error("another rank stopped the benchmark; its own error says why")]
+    AnotherRank,
+
+    /// Results differ from the exact ones.
+    #[error(
+        "wrong data: {wrong} elements differ from the exact result, in {rows} of {sizes} sizes"
+    )]
+    Wrong {
+        /// Elements that differ, over all ranks and sizes.
+        wrong: u64,
+        /// Sizes with a wrong element.
+        rows: usize,
+        /// Sizes measured.
+        sizes: usize,
+    },
+
+    /// A collective failed.
+    #[error(transparent)]
+    Collective(#[from] allfold::Error),
+}
+
+impl Error {
+    /// The exit code a program should end with: 1 wrong data, 2 usage or input, 75 another rank;
+    /// a collective's error brings its own.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Wrong { .. } => EXIT_CHECK_FAILED,
+            Self::AnotherRank => EXIT_TRY_AGAIN,
+            Self::Collective(error) => error.exit_code(),
+            _ => EXIT_USAGE,
+        }
+    }
+
+    /// What to do about it, where there is something to do.
+    pub fn help(&self) -> Option<String> {
+        let help = match self {
+            Self::NoRanks => "give the number of ranks, such as --ranks 4",
+            Self::NoIterations => "leave -n out for 20 iterations, or give 1 or more",
+            Self::ZeroSize => "start at one element: -b 4 (float) or -b 8 (double)",
+            Self::SizeOrder { .. } => {
+                "give the smallest size as -b and the largest as -e; K, M and G are powers of 1024"
+            }
+            Self::Factor { .. } => "use -f 2; for a single size give it as -b and as -e",
+            Self::Memory { .. } | Self::Allocation { .. } => {
+                "give a smaller -e, or run fewer ranks on this host"
+            }
+            Self::Suffix { .. } => "name the file like results.json",
+            Self::Report { .. } => "name a file in a folder that exists and that you may write to",
+            Self::Wrong { .. } => {
+                "do not trust results of these hosts: run two ranks at a time to find the host, \
+                 and report it with this table"
+            }
+            Self::Collective(error) => return error.help(),
+            Self::Output(_) | Self::AnotherRank => return None,
+        };
+        Some(help.into())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A check failed.
+const EXIT_CHECK_FAILED: u8 = 1;
+/// Usage or input: would fail again.
+const EXIT_USAGE: u8 = 2;
+/// Another rank or the network: try again.
+const EXIT_TRY_AGAIN: u8 = 75;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_and_end_with_the_code_of_the_table() {
+        let wrong = Error::Wrong { wrong: 12, rows: 1, sizes: 22 };
+        assert_eq!(
+            wrong.to_string(),
+            "wrong data: 12 elements differ from the exact result, in 1 of 22 sizes"
+        );
+        assert_eq!(format!("{wrong:?}"), wrong.to_string());
+        assert_eq!(wrong.exit_code(), 1);
+        assert_eq!(Error::NoRanks.exit_code(), 2);
+        assert_eq!(Error::AnotherRank.exit_code(), 75);
+
+        let memory = Error::Memory { maximum: 1 << 36, needed: 1 << 38, available: 3 << 29 };
+        assert_eq!(
+            memory.to_string(),
+            "-e 68719476736 needs 256.0 GiB of memory on this host, and 1.5 GiB is available"
+        );
+    }
+
+    #[test]
+    fn a_collectives_error_passes_through() {
+        let error = Error::from(allfold::Error::from(allfold::ErrorKind::NoEnvironment));
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().starts_with("no launcher's environment"));
+        assert!(error.help().unwrap().contains("allfold run"));
+    }
+}
