@@ -1,0 +1,135 @@
+//! What can go wrong in the launcher, and the exit code it means.
+
+use std::io;
+
+use crate::exit_code;
+
+/// One line each, in lower case.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The command line cannot be understood.
+    #[error("{problem}")]
+    Usage {
+        problem: String,
+        help: Option<String>,
+    },
+
+    /// A number of ranks that cannot be started.
+    #[error("{ranks} ranks: a job has 1 to {MAX_RANKS} on one host")]
+    Ranks { ranks: usize },
+
+    /// A job within a job.
+    #[error("already rank {rank} of {size} under {launcher}")]
+    AlreadyLaunched {
+        rank: usize,
+        size: usize,
+        launcher: String,
+        option: &'static str,
+    },
+
+    /// No such program.
+    #[error("program `{program}` not found")]
+    ProgramNotFound {
+        program: String,
+        help: Option<String>,
+    },
+
+    /// The file is there but cannot be run.
+    #[error("cannot run {program}: {problem}")]
+    NotExecutable {
+        program: String,
+        problem: String,
+        help: Option<String>,
+    },
+
+    /// A rank's process could not be started.
+    #[error("cannot start rank {rank} ({program}): {problem}")]
+    Start {
+        rank: usize,
+        program: String,
+        problem: io::Error,
+    },
+
+    /// The system refused something.
+    #[error("{operation}: {problem}")]
+    System {
+        operation: &'static str,
+        problem: io::Error,
+    },
+
+    /// A rank failed, or the user stopped the job.
+    #[error("{message}")]
+    Job {
+        message: String,
+        help: Option<String>,
+        code: u8,
+    },
+
+    #[error(transparent)]
+    Library(#[from] allfold::Error),
+
+    #[error(transparent)]
+    Trainer(#[from] allfold_trainer::Error),
+
+    #[error(transparent)]
+    Bench(#[from] allfold_bench::Error),
+}
+
+impl Error {
+    /// For `map_err` on what the system refused.
+    pub(crate) fn system(operation: &'static str) -> impl Fn(io::Error) -> Self {
+        move |problem| Self::System { operation, problem }
+    }
+
+    /// What to do about it.
+    pub(crate) fn help(&self) -> Option<String> {
+        match self {
+            Self::Usage { help, .. }
+            | Self::ProgramNotFound { help, .. }
+            | Self::NotExecutable { help, .. }
+            | Self::Job { help, .. } => help.clone(),
+            Self::Ranks { .. } => Some("say how many with --ranks N".into()),
+            Self::AlreadyLaunched { option, .. } => Some(format!("drop {option}")),
+            Self::Start { problem, .. } | Self::System { problem, .. } => is_temporary(problem)
+                .then(|| {
+                    "the host is short of processes, descriptors or memory: fewer ranks, or see \
+                     `ulimit -a`"
+                        .into()
+                }),
+            Self::Library(error) => error.help(),
+            Self::Trainer(error) => error.help(),
+            Self::Bench(error) => error.help(),
+        }
+    }
+
+    /// By the one table.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage { .. }
+            | Self::Ranks { .. }
+            | Self::AlreadyLaunched { .. }
+            | Self::ProgramNotFound { .. }
+            | Self::NotExecutable { .. } => exit_code::USAGE,
+            Self::Start { problem, .. } | Self::System { problem, .. } => {
+                if is_temporary(problem) {
+                    exit_code::TRY_AGAIN
+                } else {
+                    exit_code::USAGE
+                }
+            }
+            Self::Job { code, .. } => *code,
+            Self::Library(error) => error.exit_code(),
+            Self::Trainer(error) => error.exit_code(),
+            Self::Bench(error) => error.exit_code(),
+        }
+    }
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let temporary = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+    Errno::from_io_error(error).is_some_and(|errno| temporary.contains(&errno))
+}
+
+/// Each takes a process and a few descriptors of the launcher's, so more is a slip of the finger.
+pub(crate) const MAX_RANKS: usize = 4096;

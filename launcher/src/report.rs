@@ -1,0 +1,126 @@
+//! How an error reaches the user: one `error:` line and, where there is something to do, `help:`.
+//!
+//! A copy of ourselves leaves its error for the launcher, which prints one for the whole job.
+
+use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
+use std::path::Path;
+
+use crate::environment::REPORT;
+use crate::error::Error;
+use crate::exit_code;
+
+/// An error in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+}
+
+impl From<&Error> for Report {
+    fn from(error: &Error) -> Self {
+        Self {
+            message: one_line(&error.to_string()),
+            help: error.help().map(|help| one_line(&help)),
+        }
+    }
+}
+
+impl Report {
+    /// Prints it, or leaves it where the launcher that started this copy will look.
+    pub(crate) fn deliver(&self) {
+        if let Some(path) = std::env::var_os(REPORT)
+            && std::fs::write(path, self.to_text()).is_ok()
+        {
+            return;
+        }
+        // One write, so that the lines of several ranks do not mix; a closed stderr is no error.
+        let mut text = format!("error: {}\n", self.message);
+        if let Some(help) = &self.help {
+            text.push_str(&format!("help: {help}\n"));
+        }
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
+
+    /// What a copy left at `path`.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        Self::from_text(&std::fs::read_to_string(path).ok()?)
+    }
+
+    fn to_text(&self) -> String {
+        format!(
+            "{}\n{}\n",
+            self.message,
+            self.help.as_deref().unwrap_or_default()
+        )
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        Some(Self {
+            message: lines.next()?.into(),
+            help: lines.next().filter(|help| !help.is_empty()).map(Into::into),
+        })
+    }
+}
+
+/// Whether this process is one of the copies that `train -n 4` or `bench` started.
+pub(crate) fn is_copy() -> bool {
+    std::env::var_os(REPORT).is_some()
+}
+
+/// A panic becomes one line and the code of a bug, on whatever thread; RUST_BACKTRACE changes
+/// nothing.
+pub(crate) fn install_panic_hook() {
+    panic::set_hook(Box::new(|info| {
+        let message = panic_message(info);
+        // `allfold train | head`: print! panics where other programs die of SIGPIPE.
+        if message.starts_with("failed printing to std") && message.contains("Broken pipe") {
+            std::process::exit(exit_code::of_signal(signal_hook::consts::SIGPIPE).into());
+        }
+        let place = info
+            .location()
+            .map(|at| format!(" at {at}"))
+            .unwrap_or_default();
+        Report {
+            message: one_line(&format!("bug: {message}{place}")),
+            help: None,
+        }
+        .deliver();
+        std::process::exit(exit_code::BUG.into());
+    }));
+}
+
+fn panic_message<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("panic")
+}
+
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_copy_leaves_is_read_again() {
+        for help in [None, Some("do this".to_owned())] {
+            let report = Report {
+                message: "no such model".into(),
+                help,
+            };
+            assert_eq!(Report::from_text(&report.to_text()), Some(report));
+        }
+        assert_eq!(Report::from_text(""), None);
+    }
+
+    #[test]
+    fn an_error_is_one_line() {
+        assert_eq!(one_line("a\n  b\n\nc\n"), "a b c");
+    }
+}
