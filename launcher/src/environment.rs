@@ -1,0 +1,128 @@
+//! The variables that a rank is started with.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::thread::available_parallelism;
+
+use crate::directory;
+
+/// What all ranks of one job have in common.
+pub(crate) struct Environment<'a> {
+    pub(crate) ranks: usize,
+    pub(crate) rendezvous: SocketAddr,
+    pub(crate) job: &'a str,
+    pub(crate) directory: &'a Path,
+    pub(crate) secret: &'a Path,
+}
+
+impl Environment<'_> {
+    /// Puts them into the command that starts `rank`.
+    pub(crate) fn apply(&self, rank: usize, command: &mut Command) {
+        // A secret in the environment would go before the file, and show in /proc.
+        command.env_remove("ALLFOLD_SECRET");
+        // The ranks of another job.
+        command.env_remove("ALLFOLD_PEERS");
+        // Set for a copy of ourselves only, and not for what it may start.
+        command.env_remove(REPORT);
+        command.envs(self.variables(rank));
+        let threads = threads(self.ranks).to_string();
+        for name in THREADS {
+            if std::env::var_os(name).is_none() {
+                command.env(name, &threads);
+            }
+        }
+    }
+
+    fn variables(&self, rank: usize) -> Vec<(&'static str, OsString)> {
+        let rank = OsString::from(rank.to_string());
+        let ranks = OsString::from(self.ranks.to_string());
+        vec![
+            ("ALLFOLD_RANK", rank.clone()),
+            ("ALLFOLD_WORLD_SIZE", ranks.clone()),
+            ("ALLFOLD_LOCAL_RANK", rank.clone()),
+            ("ALLFOLD_LOCAL_WORLD_SIZE", ranks.clone()),
+            ("ALLFOLD_RENDEZVOUS", self.rendezvous.to_string().into()),
+            ("ALLFOLD_JOB", self.job.into()),
+            ("ALLFOLD_SECRET_FILE", self.secret.into()),
+            ("ALLFOLD_LAUNCHER", directory::socket(self.directory).into()),
+            // torchrun's contract, for programs that know nothing of allfold.
+            ("RANK", rank.clone()),
+            ("WORLD_SIZE", ranks.clone()),
+            ("LOCAL_RANK", rank),
+            ("LOCAL_WORLD_SIZE", ranks),
+            ("MASTER_ADDR", self.rendezvous.ip().to_string().into()),
+            ("MASTER_PORT", self.rendezvous.port().to_string().into()),
+        ]
+    }
+}
+
+/// A rank's fair share of the cores, at least one. The standard library counts by the cgroup's
+/// quota (v1 and v2) and the affinity mask.
+fn threads(ranks: usize) -> usize {
+    let cores = available_parallelism().map_or(1, usize::from);
+    (cores / ranks.max(1)).max(1)
+}
+
+/// Where a copy of ourselves writes its error; the library would warn of an unknown ALLFOLD_*.
+pub(crate) const REPORT: &str = "_ALLFOLD_REPORT";
+const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    fn command(rank: usize) -> Command {
+        let environment = Environment {
+            ranks: 4,
+            rendezvous: "127.0.0.1:29501".parse().unwrap(),
+            job: "run-00000000000000ff",
+            directory: Path::new("/run/d"),
+            secret: Path::new("/run/d/secret"),
+        };
+        let mut command = Command::new("x");
+        environment.apply(rank, &mut command);
+        command
+    }
+
+    #[test]
+    fn a_rank_finds_both_contracts() {
+        let command = command(2);
+        let value = |name: &str| {
+            let mut variables = command.get_envs();
+            variables
+                .find(|(key, _)| *key == name)
+                .unwrap()
+                .1
+                .and_then(OsStr::to_str)
+        };
+        for (name, expected) in [
+            ("ALLFOLD_RANK", "2"),
+            ("ALLFOLD_WORLD_SIZE", "4"),
+            ("ALLFOLD_LOCAL_RANK", "2"),
+            ("ALLFOLD_LOCAL_WORLD_SIZE", "4"),
+            ("ALLFOLD_RENDEZVOUS", "127.0.0.1:29501"),
+            ("ALLFOLD_JOB", "run-00000000000000ff"),
+            ("ALLFOLD_SECRET_FILE", "/run/d/secret"),
+            ("ALLFOLD_LAUNCHER", "/run/d/launcher.sock"),
+            ("RANK", "2"),
+            ("WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "2"),
+            ("LOCAL_WORLD_SIZE", "4"),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", "29501"),
+        ] {
+            assert_eq!(value(name), Some(expected), "{name}");
+        }
+        assert_eq!(value("ALLFOLD_SECRET"), None);
+    }
+
+    #[test]
+    fn every_rank_has_a_core() {
+        assert_eq!(threads(1_000_000), 1);
+        assert_eq!(threads(1), available_parallelism().unwrap().get());
+    }
+}

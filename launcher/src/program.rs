@@ -1,0 +1,126 @@
+//! The program that the ranks run, looked up once before any rank starts.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{Access, access};
+
+use crate::error::Error;
+
+/// A file that can be executed, and its arguments.
+pub(crate) struct Program {
+    path: PathBuf,
+    name: OsString,
+    arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// Finds `name` as a shell would: with a slash as it is, without by PATH.
+    pub(crate) fn find(name: &OsStr, arguments: &[OsString]) -> Result<Self, Error> {
+        Ok(Self {
+            path: look_up(name)?,
+            name: name.to_owned(),
+            arguments: arguments.to_vec(),
+        })
+    }
+
+    /// This program again, with the same arguments.
+    pub(crate) fn own_copy() -> Self {
+        let mut arguments = std::env::args_os();
+        Self {
+            path: own_binary(),
+            name: arguments.next().unwrap_or_else(|| "allfold".into()),
+            arguments: arguments.collect(),
+        }
+    }
+
+    /// A command that starts it.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.arg0(&self.name).args(&self.arguments);
+        command
+    }
+
+    /// The name for messages.
+    pub(crate) fn name(&self) -> String {
+        self.name.display().to_string()
+    }
+}
+
+/// The binary of this process, also where the file has been replaced since.
+pub(crate) fn own_binary() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+fn look_up(name: &OsStr) -> Result<PathBuf, Error> {
+    let shown = || name.display().to_string();
+    if name.as_bytes().contains(&b'/') {
+        let path = PathBuf::from(name);
+        return match examine(&path) {
+            Ok(()) => Ok(path),
+            Err(error) if is_absent(&error) => Err(Error::ProgramNotFound {
+                program: shown(),
+                help: None,
+            }),
+            Err(error) => Err(not_executable(&path, &error)),
+        };
+    }
+    let search = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut refused = None;
+    for directory in std::env::split_paths(&search) {
+        let path = directory.join(name);
+        match examine(&path) {
+            // An empty entry means the directory at hand, and a slash says so to exec.
+            Ok(()) if directory.as_os_str().is_empty() => return Ok(Path::new(".").join(name)),
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                refused.get_or_insert(not_executable(&path, &error));
+            }
+            Err(_) => {}
+        }
+    }
+    let is_here = examine(Path::new(name)).is_ok();
+    Err(refused.unwrap_or_else(|| Error::ProgramNotFound {
+        program: shown(),
+        help: is_here.then(|| format!("it is in this directory: ./{}", shown())),
+    }))
+}
+
+fn examine(path: &Path) -> io::Result<()> {
+    if path.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok(access(path, Access::EXEC_OK)?)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
+fn not_executable(path: &Path, error: &io::Error) -> Error {
+    let program = path.display().to_string();
+    if error.kind() == io::ErrorKind::IsADirectory {
+        return Error::NotExecutable {
+            program,
+            problem: "it is a directory".into(),
+            help: None,
+        };
+    }
+    let help = path.is_file().then(|| format!("chmod +x {program}"));
+    Error::NotExecutable {
+        program,
+        problem: "permission denied".into(),
+        help,
+    }
+}
+
+/// What execvp takes where PATH is not set.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
