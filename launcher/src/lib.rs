@@ -1,6 +1,88 @@
 //! The programs behind the one binary: run, train, bench, secret.
+//!
+//! Reading order: `arguments` says what there is; `job` starts the ranks, `supervisor` watches
+//! over them, `verdict` says how it ended; `copies` is how train and bench become a job. Around
+//! them stand `announcer` and `port` (what the library in a rank needs), `output` and `input`
+//! (the terminal), `keeper` and `remains` (nothing stays behind).
+
+mod announcer;
+mod arguments;
+mod copies;
+mod directory;
+mod ending;
+mod environment;
+mod error;
+mod exit_code;
+mod input;
+mod job;
+mod keeper;
+mod lines;
+mod log;
+mod mailbox;
+mod output;
+mod port;
+mod process;
+mod program;
+mod random;
+mod remains;
+mod report;
+mod signals;
+mod supervisor;
+mod verdict;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::arguments::{Arguments, Command, RunOptions};
+use crate::error::Error;
+use crate::job::{Job, Kind};
+use crate::program::Program;
+use crate::report::Report;
 
 /// The whole program; returns the exit code of DESIGN's table.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    report::install_panic_hook();
+    match execute() {
+        Ok(()) => exit_code::DONE.into(),
+        Err(error) => {
+            Report::from(&error).deliver();
+            error.exit_code().into()
+        }
+    }
+}
+
+fn execute() -> Result<(), Error> {
+    let words = std::env::args_os().collect();
+    let Some(arguments) = Arguments::parse_words(words)? else {
+        return Ok(());
+    };
+    log::start()?;
+    match arguments.command {
+        Command::Run(options) => run(&options),
+        Command::Train(options) => copies::join_or_start(&options),
+        Command::Bench(options) => copies::join_or_start(&options),
+        Command::Secret => print_secret(),
+        Command::Keeper => keeper::keep().map_err(Error::system("the keeper failed")),
+    }
+}
+
+fn run(options: &RunOptions) -> Result<(), Error> {
+    let ranks = options.ranks;
+    job::check_ranks(ranks)?;
+    let Some((name, arguments)) = options.command.split_first() else {
+        return Ok(());
+    };
+    let program = Program::find(name, arguments)?;
+    let kind = Kind::Program;
+    Job {
+        ranks,
+        program,
+        kind,
+    }
+    .run()
+}
+
+fn print_secret() -> Result<(), Error> {
+    let line = allfold::Secret::random()?.to_line();
+    writeln!(io::stdout(), "{line}").map_err(Error::system("cannot print the secret"))
 }

@@ -1,0 +1,188 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+use crate::keeper;
+
+/// All-reduce between the ranks of a training job, without a parameter server
+#[derive(Parser, Debug)]
+#[command(
+    name = "allfold",
+    bin_name = "allfold",
+    version,
+    subcommand_required = true
+)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// A subcommand and its options.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Start a program on N ranks
+    Run(RunOptions),
+    /// Train a model on N ranks
+    Train(allfold_trainer::Options),
+    /// Measure a collective, with nccl-tests' table
+    Bench(allfold_bench::Options),
+    /// Print a new secret for a job
+    Secret,
+    #[command(name = keeper::SUBCOMMAND, hide = true)]
+    Keeper,
+}
+
+/// `allfold run`
+#[derive(clap::Args, Debug)]
+pub(crate) struct RunOptions {
+    /// Number of ranks (also -np)
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) ranks: usize,
+    /// The program and its arguments; standard input goes to rank 0 only
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Arguments {
+    /// From the words of the command line; None where help or the version was asked for, and
+    /// printed.
+    pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Option<Self>, Error> {
+        match Self::try_parse_from(with_plain_n(words)) {
+            Ok(arguments) => Ok(Some(arguments)),
+            Err(error) => match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                    // A closed stdout is no error.
+                    let _ = error.print();
+                    Ok(None)
+                }
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Error::Usage {
+                    problem: "no subcommand given".into(),
+                    help: Some("run, train, bench or secret; see `allfold --help`".into()),
+                }),
+                _ => Err(usage(&error)),
+            },
+        }
+    }
+}
+
+/// mpirun's users write -np, which the parser would read as `-n p`.
+fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
+    if words.get(1).is_none_or(|word| word != "run") {
+        return words;
+    }
+    let mut index = 2;
+    while let Some(word) = words.get_mut(index) {
+        if word == "-np" {
+            *word = "-n".into();
+        }
+        if word == "--" || !word.as_encoded_bytes().starts_with(b"-") {
+            break;
+        }
+        // What follows these is their value, and not the program.
+        index += if word == "-n" || word == "--ranks" {
+            2
+        } else {
+            1
+        };
+    }
+    words
+}
+
+/// One line and what to do, from the parser's several.
+fn usage(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n");
+    let words: Vec<&str> = paragraphs
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let problem = words.join(" ");
+    let problem = problem
+        .strip_prefix("error: ")
+        .unwrap_or(&problem)
+        .to_owned();
+    let tip = paragraphs
+        .clone()
+        .flat_map(str::lines)
+        .find_map(|line| line.trim().strip_prefix("tip: "));
+    let usage = paragraphs
+        .flat_map(str::lines)
+        .find_map(|line| line.strip_prefix("Usage: "));
+    Error::Usage {
+        problem,
+        help: tip.or(usage).map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Option<Arguments>, Error> {
+        Arguments::parse_words(line.split(' ').map(Into::into).collect())
+    }
+
+    fn run_of(line: &str) -> (usize, Vec<OsString>) {
+        match parse(line).unwrap().unwrap().command {
+            Command::Run(options) => (options.ranks, options.command),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn run_needs_no_dashes_before_the_program() {
+        for line in [
+            "allfold run -n 4 prog -n 7 --help -- x",
+            "allfold run -np 4 prog -n 7 --help -- x",
+            "allfold run --ranks 4 prog -n 7 --help -- x",
+            "allfold run --ranks=4 prog -n 7 --help -- x",
+            "allfold run -n4 prog -n 7 --help -- x",
+            "allfold run -n 4 -- prog -n 7 --help -- x",
+        ] {
+            let (ranks, command) = run_of(line);
+            assert_eq!(ranks, 4, "{line}");
+            assert_eq!(command, ["prog", "-n", "7", "--help", "--", "x"], "{line}");
+        }
+        // the program's own -np is not ours
+        assert_eq!(
+            run_of("allfold run -n 2 mpirun -np 3").1,
+            ["mpirun", "-np", "3"]
+        );
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line_and_help() {
+        for (line, problem) in [
+            (
+                "allfold run prog",
+                "the following required arguments were not provided: --ranks <N>",
+            ),
+            (
+                "allfold run -n x prog",
+                "invalid value 'x' for '--ranks <N>': invalid digit found in string",
+            ),
+            (
+                "allfold run -n 2 --frob prog",
+                "unexpected argument '--frob' found",
+            ),
+            ("allfold frob", "unrecognized subcommand 'frob'"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.to_string(), problem, "{line}");
+            assert_eq!(error.exit_code(), 2);
+            assert!(!error.help().unwrap_or_default().contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

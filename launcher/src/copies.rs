@@ -1,0 +1,161 @@
+//! `train` and `bench`: part of a job where a launcher started us, else a job of our own.
+
+use allfold::{Communicator, ErrorKind, Identity};
+
+use crate::error::Error;
+use crate::job::{Job, Kind, check_ranks};
+use crate::program::Program;
+use crate::report;
+
+/// What `train` and `bench` have in common.
+pub(crate) trait Collective {
+    /// The ranks of a job of our own where the user does not say.
+    const DEFAULT_RANKS: usize;
+    /// The option that sets them.
+    const RANKS_OPTION: &'static str;
+
+    /// What the user says.
+    fn ranks(&self) -> Option<usize>;
+    /// Finds bad input before any rank starts.
+    fn check(&self, ranks: usize) -> Result<(), Error>;
+    /// Does this rank's part.
+    fn run(&self, world: &Communicator) -> Result<(), Error>;
+}
+
+/// Joins the job this process is part of, or starts one.
+pub(crate) fn join_or_start<C: Collective>(collective: &C) -> Result<(), Error> {
+    let identity = Identity::from_env()?;
+    let given = collective.ranks().map(|ranks| (ranks, C::RANKS_OPTION));
+    match role(identity, given, report::is_copy())? {
+        Role::Member { ranks } => {
+            collective.check(ranks)?;
+            take_part(collective, Communicator::from_env()?)
+        }
+        Role::Starter { ranks } => {
+            let ranks = ranks.unwrap_or(C::DEFAULT_RANKS);
+            check_ranks(ranks)?;
+            collective.check(ranks)?;
+            if ranks == 1 {
+                return take_part(collective, Communicator::single());
+            }
+            let (program, kind) = (Program::own_copy(), Kind::Copies);
+            Job {
+                ranks,
+                program,
+                kind,
+            }
+            .run()
+        }
+    }
+}
+
+fn take_part(collective: &impl Collective, world: Communicator) -> Result<(), Error> {
+    collective.run(&world)?;
+    Ok(world.close()?)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Role {
+    /// A rank of a job that is there.
+    Member { ranks: usize },
+    /// The one who starts the job.
+    Starter { ranks: Option<usize> },
+}
+
+/// What this process is, by its environment and by the number of ranks given with an option.
+fn role(
+    identity: Option<Identity>,
+    given: Option<(usize, &'static str)>,
+    is_copy: bool,
+) -> Result<Role, Error> {
+    match (identity, given) {
+        // Starting copies here would never end.
+        (None, _) if is_copy => Err(allfold::Error::from(ErrorKind::NoEnvironment).into()),
+        (None, _) => Ok(Role::Starter {
+            ranks: given.map(|(ranks, _)| ranks),
+        }),
+        // A copy has the arguments of the one that started it, the number of ranks included.
+        (Some(identity), Some((_, option))) if !is_copy => Err(Error::AlreadyLaunched {
+            rank: identity.rank,
+            size: identity.size,
+            launcher: identity.launcher,
+            option,
+        }),
+        (Some(identity), _) => Ok(Role::Member {
+            ranks: identity.size,
+        }),
+    }
+}
+
+impl Collective for allfold_trainer::Options {
+    const DEFAULT_RANKS: usize = 1;
+    const RANKS_OPTION: &'static str = "-n";
+
+    fn ranks(&self) -> Option<usize> {
+        self.ranks
+    }
+    fn check(&self, ranks: usize) -> Result<(), Error> {
+        Ok(Self::check(self, ranks)?)
+    }
+    fn run(&self, world: &Communicator) -> Result<(), Error> {
+        Ok(allfold_trainer::run(self, world)?)
+    }
+}
+
+impl Collective for allfold_bench::Options {
+    /// One rank would measure nothing.
+    const DEFAULT_RANKS: usize = 2;
+    /// -n is nccl-tests' number of iterations.
+    const RANKS_OPTION: &'static str = "--ranks";
+
+    fn ranks(&self) -> Option<usize> {
+        self.ranks
+    }
+    fn check(&self, ranks: usize) -> Result<(), Error> {
+        Ok(Self::check(self, ranks)?)
+    }
+    fn run(&self, world: &Communicator) -> Result<(), Error> {
+        Ok(allfold_bench::run(self, world)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            rank: 2,
+            size: 4,
+            local_rank: 2,
+            launcher: "allfold run".into(),
+        }
+    }
+
+    #[test]
+    fn a_launched_process_takes_no_number_of_ranks() {
+        let error = role(Some(identity()), Some((4, "-n")), false).unwrap_err();
+        assert_eq!(error.to_string(), "already rank 2 of 4 under allfold run");
+        assert_eq!(error.exit_code(), 2);
+        assert_eq!(error.help().unwrap(), "drop -n");
+    }
+
+    #[test]
+    fn member_or_starter() {
+        let member = Role::Member { ranks: 4 };
+        assert_eq!(role(Some(identity()), None, false).unwrap(), member);
+        assert_eq!(
+            role(Some(identity()), Some((9, "-n")), true).unwrap(),
+            member
+        );
+        assert_eq!(
+            role(None, Some((3, "-n")), false).unwrap(),
+            Role::Starter { ranks: Some(3) }
+        );
+        assert!(role(None, Some((3, "-n")), true).is_err());
+        assert_eq!(
+            role(None, None, false).unwrap(),
+            Role::Starter { ranks: None }
+        );
+    }
+}

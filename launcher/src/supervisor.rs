@@ -1,0 +1,364 @@
+//! Watches over the ranks from their start to the end of the last one.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::Child;
+use std::sync::mpsc::{Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process,
+    kill_process_group, pidfd_open, waitid, waitpid,
+};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+
+use crate::announcer::Announcer;
+use crate::ending::{Ending, How, at_fault, order_simultaneous};
+use crate::keeper::Keeper;
+use crate::output::Output;
+use crate::process::{has_group, table};
+use crate::verdict::Outcome;
+
+/// What the launcher waits for.
+pub(crate) enum Event {
+    /// Some rank's process has ended.
+    ProcessEnded,
+    /// The launcher got this signal.
+    Signal(i32),
+    /// One of the two streams is printed to its end.
+    OutputDone,
+}
+
+/// The ranks and all that must learn of their ends.
+pub(crate) struct Supervisor<'a> {
+    ranks: Vec<Rank>,
+    announcer: &'a Announcer,
+    output: &'a Output,
+    keeper: &'a Keeper,
+    outcome: Outcome,
+    stage: Stage,
+    is_stopping: bool,
+}
+
+/// A rank's process, first of a process group of its own.
+///
+/// It is not reaped before the end of the job: as long as it is a zombie, nobody else can get
+/// its number, and a signal to its group hits no stranger.
+pub(crate) struct Rank {
+    pub(crate) number: usize,
+    pub(crate) pid: Pid,
+    pub(crate) child: Child,
+    state: State,
+}
+
+enum State {
+    Running,
+    /// The process has ended, but perhaps not all of its group.
+    Leaving(Leaving),
+    Over,
+}
+
+struct Leaving {
+    since: Instant,
+    sent: Option<Signal>,
+}
+
+/// How far the launcher has gone to end the ranks after a failure.
+enum Stage {
+    Running,
+    /// The ranks know, and may end by themselves until then.
+    Grace(Instant),
+    /// They got SIGTERM, and get SIGKILL then.
+    Terminating(Instant),
+    Killed,
+}
+
+impl Rank {
+    /// A rank that has just been started.
+    pub(crate) fn new(number: usize, pid: Pid, child: Child) -> Self {
+        let state = State::Running;
+        Self {
+            number,
+            pid,
+            child,
+            state,
+        }
+    }
+
+    /// Signals its process group.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It fails only where nobody is left, or has changed to another user.
+        let _ = kill_process_group(self.pid, signal);
+    }
+}
+
+impl<'a> Supervisor<'a> {
+    /// Takes charge of ranks that have been started.
+    pub(crate) fn new(
+        ranks: Vec<Rank>,
+        announcer: &'a Announcer,
+        output: &'a Output,
+        keeper: &'a Keeper,
+    ) -> Self {
+        Self {
+            ranks,
+            announcer,
+            output,
+            keeper,
+            outcome: Outcome::default(),
+            stage: Stage::Running,
+            is_stopping: false,
+        }
+    }
+
+    /// Returns when every rank and its process group have ended.
+    pub(crate) fn run(mut self, events: &Receiver<Event>) -> Outcome {
+        while self
+            .ranks
+            .iter()
+            .any(|rank| !matches!(rank.state, State::Over))
+        {
+            let event = match self.timeout() {
+                Some(timeout) => events.recv_timeout(timeout).ok(),
+                None => events.recv().ok(),
+            };
+            if let Some(Event::Signal(signal)) = event {
+                self.obey(signal);
+            }
+            self.collect();
+            self.escalate();
+            self.see_off();
+        }
+        for rank in &mut self.ranks {
+            let _ = rank.child.wait();
+        }
+        self.outcome
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if self
+            .ranks
+            .iter()
+            .any(|rank| matches!(rank.state, State::Leaving(_)))
+        {
+            return Some(TICK);
+        }
+        match self.stage {
+            Stage::Grace(until) | Stage::Terminating(until) => {
+                Some(until.saturating_duration_since(Instant::now()))
+            }
+            Stage::Running | Stage::Killed => None,
+        }
+    }
+
+    /// A signal to the launcher is meant for the job.
+    fn obey(&mut self, signal: i32) {
+        match signal {
+            SIGCHLD => self.reap_adopted(),
+            SIGHUP | SIGINT | SIGQUIT | SIGTERM if self.is_stopping => self.kill(),
+            SIGHUP | SIGINT | SIGQUIT | SIGTERM => {
+                self.is_stopping = true;
+                self.collect();
+                if at_fault(&self.outcome.endings).is_none() {
+                    self.outcome.stopped_by = Some(signal);
+                }
+                self.forward(signal);
+            }
+            SIGTSTP => {
+                // Ctrl-Z reaches only the terminal's foreground group, which is the launcher's.
+                self.forward(signal);
+                let _ = kill_process(getpid(), Signal::STOP);
+            }
+            _ => self.forward(signal),
+        }
+    }
+
+    fn forward(&self, signal: i32) {
+        if let Some(signal) = Signal::from_named_raw(signal) {
+            self.running().for_each(|rank| rank.signal(signal));
+        }
+    }
+
+    /// Ends everything at once.
+    fn kill(&mut self) {
+        self.put_down();
+        self.stage = Stage::Killed;
+        let groups = || {
+            self.ranks
+                .iter()
+                .filter(|rank| !matches!(rank.state, State::Over))
+        };
+        groups().for_each(|rank| rank.signal(Signal::KILL));
+        let pids: HashSet<Pid> = groups().map(|rank| rank.pid).collect();
+        self.keeper.remains(pids).kill();
+    }
+
+    /// Takes note of every process that has ended, and tells the others.
+    fn collect(&mut self) {
+        let by_itself = !matches!(self.stage, Stage::Terminating(_) | Stage::Killed);
+        let mut endings = Vec::new();
+        for rank in &mut self.ranks {
+            if !matches!(rank.state, State::Running) {
+                continue;
+            }
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            let Ok(Some(status)) = waitid(WaitId::Pid(rank.pid), options) else {
+                continue;
+            };
+            rank.state = State::Leaving(Leaving {
+                since: Instant::now(),
+                sent: None,
+            });
+            endings.push(Ending {
+                rank: rank.number,
+                pid: rank.pid.as_raw_pid(),
+                how: How::of(&status),
+                by_itself,
+            });
+        }
+        order_simultaneous(&mut endings);
+        for ending in endings {
+            self.announcer.announce(ending);
+            self.outcome.endings.push(ending);
+        }
+        if matches!(self.stage, Stage::Running) && at_fault(&self.outcome.endings).is_some() {
+            self.stage = Stage::Grace(Instant::now() + GRACE);
+        }
+    }
+
+    /// Ends the ranks that do not end by themselves after another has failed.
+    fn escalate(&mut self) {
+        let now = Instant::now();
+        match self.stage {
+            Stage::Grace(until) if until <= now && self.running().next().is_some() => {
+                self.put_down();
+                self.stage = Stage::Terminating(now + KILL_AFTER);
+                for rank in self.running() {
+                    rank.signal(Signal::TERM);
+                    // One that is stopped must run to end.
+                    rank.signal(Signal::CONT);
+                }
+            }
+            Stage::Terminating(until) if until <= now => {
+                self.stage = Stage::Killed;
+                self.running().for_each(|rank| rank.signal(Signal::KILL));
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends what a rank's process has left of its group, and then its output.
+    fn see_off(&mut self) {
+        if !self
+            .ranks
+            .iter()
+            .any(|rank| matches!(rank.state, State::Leaving(_)))
+        {
+            return;
+        }
+        let table = table();
+        for rank in &mut self.ranks {
+            let State::Leaving(leaving) = &rank.state else {
+                continue;
+            };
+            let elapsed = leaving.since.elapsed();
+            let is_stuck = elapsed >= LINGER + KILL_AFTER + STUCK;
+            if is_stuck || !has_group(&table, rank.pid) {
+                rank.state = State::Over;
+                self.output.drain(rank.number);
+                self.keeper.forget_group(rank.pid);
+                continue;
+            }
+            let due = if elapsed >= LINGER + KILL_AFTER {
+                Signal::KILL
+            } else if elapsed >= LINGER {
+                Signal::TERM
+            } else {
+                continue;
+            };
+            if leaving.sent != Some(due) {
+                let since = leaving.since;
+                rank.signal(due);
+                rank.signal(Signal::CONT);
+                rank.state = State::Leaving(Leaving {
+                    since,
+                    sent: Some(due),
+                });
+            }
+        }
+    }
+
+    /// Processes whose parents have ended become the launcher's children; dead ones must not
+    /// pile up in a long job.
+    fn reap_adopted(&self) {
+        let own = getpid().as_raw_pid();
+        for entry in table() {
+            let pid = entry.process.pid;
+            if entry.parent == own
+                && !entry.is_alive
+                && !self.keeper.is(pid)
+                && !self.ranks.iter().any(|rank| rank.pid == pid)
+            {
+                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            }
+        }
+    }
+
+    fn put_down(&mut self) {
+        let ranks: Vec<usize> = self.running().map(|rank| rank.number).collect();
+        for rank in ranks {
+            if !self.outcome.put_down.contains(&rank) {
+                self.outcome.put_down.push(rank);
+            }
+        }
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Rank> {
+        self.ranks
+            .iter()
+            .filter(|rank| matches!(rank.state, State::Running))
+    }
+}
+
+/// Sends an event whenever one of the ranks ends.
+pub(crate) fn watch(ranks: &[Rank], events: Sender<Event>) -> io::Result<()> {
+    let handles = ranks
+        .iter()
+        .map(|rank| pidfd_open(rank.pid, PidfdFlags::empty()));
+    let mut handles = handles.collect::<Result<Vec<OwnedFd>, Errno>>()?;
+    let watch = move || {
+        while !handles.is_empty() {
+            let wait = |handle| PollFd::new(handle, PollFlags::IN);
+            let mut waits: Vec<PollFd<'_>> = handles.iter().map(wait).collect();
+            if !matches!(poll(&mut waits, None), Ok(_) | Err(Errno::INTR)) {
+                return;
+            }
+            let ended: Vec<bool> = waits
+                .iter()
+                .map(|wait| !wait.revents().is_empty())
+                .collect();
+            let mut ended = ended.into_iter();
+            handles.retain(|_| !ended.next().unwrap_or(false));
+            if events.send(Event::ProcessEnded).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("watch".into()).spawn(watch)?;
+    Ok(())
+}
+
+/// How long the ranks may take to end by themselves, and say why, after one has failed.
+const GRACE: Duration = Duration::from_secs(10);
+/// Between SIGTERM and SIGKILL.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+/// What a rank leaves may still have something to write: `exec > >(tee log)`.
+const LINGER: Duration = Duration::from_secs(2);
+/// For one that even SIGKILL does not end, such as in a hanging file system.
+const STUCK: Duration = Duration::from_secs(5);
+/// Nothing tells when a process group is empty.
+const TICK: Duration = Duration::from_millis(20);
