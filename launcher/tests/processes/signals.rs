@@ -1,0 +1,88 @@
+//! Ctrl-C and SIGTERM.
+
+use rustix::process::Signal;
+
+use crate::launched::{Launched, Scratch};
+
+#[test]
+fn the_first_ctrl_c_is_forwarded() {
+    let scratch = Scratch::new();
+    let script = "trap 'echo bye; exit 0' INT; echo ready; while :; do sleep 300; done";
+    let mut launched = Launched::start(scratch.run(2, script));
+    launched.expect_line("[0] ready");
+    launched.expect_line("[1] ready");
+    launched.signal(Signal::INT);
+    let ended = launched.finish();
+    assert_eq!(ended.code(), Some(130));
+    assert_eq!(
+        ended.lines,
+        ["[0] bye", "[0] ready", "[1] bye", "[1] ready"]
+    );
+    assert_eq!(ended.error(), "stopped by SIGINT");
+    scratch.expect_nothing_left();
+}
+
+#[test]
+fn the_second_kills() {
+    let scratch = Scratch::new();
+    let script = "trap 'echo once' INT; trap '' TERM; echo ready; \
+                  setsid sleep 300 & while :; do sleep 300; done";
+    let mut launched = Launched::start(scratch.run(2, script));
+    for line in ["[0] ready", "[1] ready"] {
+        launched.expect_line(line);
+    }
+    launched.signal(Signal::INT);
+    for line in ["[0] once", "[1] once"] {
+        launched.expect_line(line);
+    }
+    launched.signal(Signal::INT);
+    assert_eq!(launched.finish().code(), Some(130));
+    scratch.expect_nothing_left();
+}
+
+#[test]
+fn sigterm_counts_143() {
+    let scratch = Scratch::new();
+    let mut launched = Launched::start(scratch.run(2, "echo ready; sleep 300; true"));
+    launched.expect_line("[0] ready");
+    launched.expect_line("[1] ready");
+    launched.signal(Signal::TERM);
+    let ended = launched.finish();
+    assert_eq!(ended.code(), Some(143));
+    assert_eq!(ended.error(), "stopped by SIGTERM");
+    scratch.expect_nothing_left();
+}
+
+#[test]
+fn a_failure_before_the_stop_keeps_its_code() {
+    let scratch = Scratch::new();
+    let script = "[ $RANK = 0 ] && exit 9; trap 'echo bye; exit 0' TERM; echo ready; \
+                  while :; do sleep 300; done";
+    let mut launched = Launched::start(scratch.run(2, script));
+    launched.expect_line("[1] ready");
+    // Rank 0 may end after the others are ready.
+    let launcher = launched.pid();
+    crate::launched::wait_until("rank 0 has ended", || {
+        let ranks = crate::launched::children(launcher, "sh ");
+        if ranks.len() == 1 { Ok(()) } else { Err(ranks) }
+    });
+    launched.signal(Signal::TERM);
+    assert_eq!(launched.finish().code(), Some(9));
+    scratch.expect_nothing_left();
+}
+
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_so() {
+    let scratch = Scratch::new();
+    let mut command = std::process::Command::new("sh");
+    let allfold = env!("CARGO_BIN_EXE_allfold");
+    let script = "trap '' INT; exec \"$0\" run -n 1 sh -c 'echo ready; sleep 300; true'";
+    command.args(["-c", script, allfold]);
+    scratch.prepare(&mut command);
+    let mut launched = Launched::start(command);
+    launched.expect_line("[0] ready");
+    launched.signal(Signal::INT);
+    launched.signal(Signal::TERM);
+    assert_eq!(launched.finish().code(), Some(143));
+    scratch.expect_nothing_left();
+}
