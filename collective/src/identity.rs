@@ -9,7 +9,6 @@ use crate::error::{ErrorKind, Result};
 
 /// Who this process is, as its launcher's environment tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Identity {
     /// Rank, 0 to size - 1.
     pub rank: usize,
@@ -22,9 +21,9 @@ pub struct Identity {
     /// The launcher in words, such as `allfold run` or `torchrun`.
     pub launcher: String,
     /// Where the launcher says rank 0 is, as `host:port`.
-    pub(crate) rendezvous: Option<String>,
+    pub rendezvous: Option<String>,
     /// An id that the launcher gives to all ranks of the job alike.
-    pub(crate) job: Option<String>,
+    pub job: Option<String>,
 }
 
 impl Identity {

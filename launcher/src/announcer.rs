@@ -63,11 +63,7 @@ impl Server {
     /// One round; false at the end.
     fn serve(&mut self, endings: &Receiver<Ending>) -> bool {
         let mut waits = vec![PollFd::from_borrowed_fd(endings.bell(), PollFlags::IN)];
-        let knocks = if self.is_full {
-            PollFlags::empty()
-        } else {
-            PollFlags::IN
-        };
+        let knocks = if self.is_full { PollFlags::empty() } else { PollFlags::IN };
         waits.push(PollFd::new(&self.listener, knocks));
         waits.extend(self.connections.iter().map(Connection::wait));
         let timeout = self.is_full.then_some(&FULL_PAUSE);
@@ -76,10 +72,7 @@ impl Server {
             Err(_) => return false,
             Ok(_) => {}
         }
-        let ready: Vec<bool> = waits
-            .iter()
-            .map(|wait| !wait.revents().is_empty())
-            .collect();
+        let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
         drop(waits);
         self.is_full = false;
 
@@ -131,12 +124,7 @@ struct Message {
 
 impl Connection {
     fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            rank: None,
-            input: Vec::new(),
-            outbox: VecDeque::new(),
-        }
+        Self { stream, rank: None, input: Vec::new(), outbox: VecDeque::new() }
     }
 
     fn wait(&self) -> PollFd<'_> {
@@ -159,20 +147,14 @@ impl Connection {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             self.obey(line.trim_ascii_end(), ranks, lost)?;
         }
-        if self.input.len() > MAX_LINE {
-            Err(Errno::MSGSIZE)
-        } else {
-            Ok(())
-        }
+        if self.input.len() > MAX_LINE { Err(Errno::MSGSIZE) } else { Ok(()) }
     }
 
     fn obey(&mut self, line: &[u8], ranks: usize, lost: &[Ending]) -> Result<(), Errno> {
         if line == b"rendezvous" {
             return self.post(b"socket\n".to_vec(), true);
         }
-        let rank = greeting(line)
-            .filter(|rank| *rank < ranks)
-            .ok_or(Errno::BADMSG)?;
+        let rank = greeting(line).filter(|rank| *rank < ranks).ok_or(Errno::BADMSG)?;
         if self.rank.replace(rank).is_none() {
             for ending in lost {
                 self.tell(ending);
@@ -183,28 +165,16 @@ impl Connection {
 
     fn tell(&mut self, ending: &Ending) {
         if self.rank.is_some_and(|rank| rank != ending.rank) {
-            let message = Message {
-                bytes: ending.to_line().into_bytes(),
-                carries_socket: false,
-            };
+            let message = Message { bytes: ending.to_line().into_bytes(), carries_socket: false };
             self.outbox.push_back(message);
         }
     }
 
     fn post(&mut self, bytes: Vec<u8>, carries_socket: bool) -> Result<(), Errno> {
-        if self
-            .outbox
-            .iter()
-            .filter(|message| message.carries_socket)
-            .count()
-            >= MAX_UNREAD
-        {
+        if self.outbox.iter().filter(|message| message.carries_socket).count() >= MAX_UNREAD {
             return Err(Errno::NOBUFS);
         }
-        self.outbox.push_back(Message {
-            bytes,
-            carries_socket,
-        });
+        self.outbox.push_back(Message { bytes, carries_socket });
         Ok(())
     }
 
@@ -244,11 +214,7 @@ fn greeting(line: &[u8]) -> Option<usize> {
         _ => return None,
     };
     pid.parse::<u32>().ok()?;
-    if words.next().is_some() {
-        None
-    } else {
-        rank.parse().ok()
-    }
+    if words.next().is_some() { None } else { rank.parse().ok() }
 }
 
 /// The bell and the listener stand before the connections.
@@ -260,10 +226,7 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Answers that a rank may leave unread.
 const MAX_UNREAD: usize = 16;
 /// How long the listener is left alone when no descriptor is left.
-const FULL_PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
+const FULL_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 #[cfg(test)]
 mod tests {
@@ -272,14 +235,8 @@ mod tests {
     #[test]
     fn only_a_whole_greeting_is_one() {
         assert_eq!(greeting(b"rank 3 pid 71"), Some(3));
-        for bad in [
-            "rank 3",
-            "rank -1 pid 7",
-            "rank 3 pid x",
-            "rank 3 pid 7 8",
-            "RANK 3 pid 7",
-            "",
-        ] {
+        for bad in ["rank 3", "rank -1 pid 7", "rank 3 pid x", "rank 3 pid 7 8", "RANK 3 pid 7", ""]
+        {
             assert_eq!(greeting(bad.as_bytes()), None, "{bad}");
         }
     }

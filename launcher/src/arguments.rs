@@ -10,12 +10,7 @@ use crate::keeper;
 
 /// All-reduce between the ranks of a training job, without a parameter server
 #[derive(Parser, Debug)]
-#[command(
-    name = "allfold",
-    bin_name = "allfold",
-    version,
-    subcommand_required = true
-)]
+#[command(name = "allfold", bin_name = "allfold", version, subcommand_required = true)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -84,11 +79,7 @@ fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
             break;
         }
         // What follows these is their value, and not the program.
-        index += if word == "-n" || word == "--ranks" {
-            2
-        } else {
-            1
-        };
+        index += if word == "-n" || word == "--ranks" { 2 } else { 1 };
     }
     words
 }
@@ -97,27 +88,13 @@ fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
 fn usage(error: &clap::Error) -> Error {
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
-    let words: Vec<&str> = paragraphs
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
+    let words: Vec<&str> = paragraphs.next().unwrap_or_default().split_whitespace().collect();
     let problem = words.join(" ");
-    let problem = problem
-        .strip_prefix("error: ")
-        .unwrap_or(&problem)
-        .to_owned();
-    let tip = paragraphs
-        .clone()
-        .flat_map(str::lines)
-        .find_map(|line| line.trim().strip_prefix("tip: "));
-    let usage = paragraphs
-        .flat_map(str::lines)
-        .find_map(|line| line.strip_prefix("Usage: "));
-    Error::Usage {
-        problem,
-        help: tip.or(usage).map(Into::into),
-    }
+    let problem = problem.strip_prefix("error: ").unwrap_or(&problem).to_owned();
+    let tip =
+        paragraphs.clone().flat_map(str::lines).find_map(|line| line.trim().strip_prefix("tip: "));
+    let usage = paragraphs.flat_map(str::lines).find_map(|line| line.strip_prefix("Usage: "));
+    Error::Usage { problem, help: tip.or(usage).map(Into::into) }
 }
 
 #[cfg(test)]
@@ -150,27 +127,18 @@ mod tests {
             assert_eq!(command, ["prog", "-n", "7", "--help", "--", "x"], "{line}");
         }
         // the program's own -np is not ours
-        assert_eq!(
-            run_of("allfold run -n 2 mpirun -np 3").1,
-            ["mpirun", "-np", "3"]
-        );
+        assert_eq!(run_of("allfold run -n 2 mpirun -np 3").1, ["mpirun", "-np", "3"]);
     }
 
     #[test]
     fn a_usage_error_is_one_line_and_help() {
         for (line, problem) in [
-            (
-                "allfold run prog",
-                "the following required arguments were not provided: --ranks <N>",
-            ),
+            ("allfold run prog", "the following required arguments were not provided: --ranks <N>"),
             (
                 "allfold run -n x prog",
                 "invalid value 'x' for '--ranks <N>': invalid digit found in string",
             ),
-            (
-                "allfold run -n 2 --frob prog",
-                "unexpected argument '--frob' found",
-            ),
+            ("allfold run -n 2 --frob prog", "unexpected argument '--frob' found"),
             ("allfold frob", "unrecognized subcommand 'frob'"),
         ] {
             let error = parse(line).unwrap_err();

@@ -39,12 +39,7 @@ pub(crate) fn join_or_start<C: Collective>(collective: &C) -> Result<(), Error> 
                 return take_part(collective, Communicator::single());
             }
             let (program, kind) = (Program::own_copy(), Kind::Copies);
-            Job {
-                ranks,
-                program,
-                kind,
-            }
-            .run()
+            Job { ranks, program, kind }.run()
         }
     }
 }
@@ -71,9 +66,7 @@ fn role(
     match (identity, given) {
         // Starting copies here would never end.
         (None, _) if is_copy => Err(allfold::Error::from(ErrorKind::NoEnvironment).into()),
-        (None, _) => Ok(Role::Starter {
-            ranks: given.map(|(ranks, _)| ranks),
-        }),
+        (None, _) => Ok(Role::Starter { ranks: given.map(|(ranks, _)| ranks) }),
         // A copy has the arguments of the one that started it, the number of ranks included.
         (Some(identity), Some((_, option))) if !is_copy => Err(Error::AlreadyLaunched {
             rank: identity.rank,
@@ -81,9 +74,7 @@ fn role(
             launcher: identity.launcher,
             option,
         }),
-        (Some(identity), _) => Ok(Role::Member {
-            ranks: identity.size,
-        }),
+        (Some(identity), _) => Ok(Role::Member { ranks: identity.size }),
     }
 }
 
@@ -128,7 +119,10 @@ mod tests {
             rank: 2,
             size: 4,
             local_rank: 2,
+            local_size: 4,
             launcher: "allfold run".into(),
+            rendezvous: None,
+            job: None,
         }
     }
 
@@ -144,18 +138,9 @@ mod tests {
     fn member_or_starter() {
         let member = Role::Member { ranks: 4 };
         assert_eq!(role(Some(identity()), None, false).unwrap(), member);
-        assert_eq!(
-            role(Some(identity()), Some((9, "-n")), true).unwrap(),
-            member
-        );
-        assert_eq!(
-            role(None, Some((3, "-n")), false).unwrap(),
-            Role::Starter { ranks: Some(3) }
-        );
+        assert_eq!(role(Some(identity()), Some((9, "-n")), true).unwrap(), member);
+        assert_eq!(role(None, Some((3, "-n")), false).unwrap(), Role::Starter { ranks: Some(3) });
         assert!(role(None, Some((3, "-n")), true).is_err());
-        assert_eq!(
-            role(None, None, false).unwrap(),
-            Role::Starter { ranks: None }
-        );
+        assert_eq!(role(None, None, false).unwrap(), Role::Starter { ranks: None });
     }
 }

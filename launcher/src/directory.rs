@@ -13,11 +13,7 @@ pub(crate) fn create(mut announce: impl FnMut(&Path)) -> io::Result<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = [runtime, Some(std::env::temp_dir()), Some("/tmp".into())];
     let mut last_error = io::Error::from(io::ErrorKind::NotFound);
-    for place in places
-        .into_iter()
-        .flatten()
-        .filter(|place| place.is_absolute())
-    {
+    for place in places.into_iter().flatten().filter(|place| place.is_absolute()) {
         let path = place.join(format!("allfold-{}", random::hex()?));
         let bytes = path.as_os_str().as_bytes();
         // A socket's path is short by the kernel's rule, and the keeper is told by lines.
@@ -40,11 +36,7 @@ pub(crate) fn create(mut announce: impl FnMut(&Path)) -> io::Result<PathBuf> {
 /// Writes the secret's line, mode 0600.
 pub(crate) fn write_secret(directory: &Path, line: &str) -> io::Result<PathBuf> {
     let path = directory.join(SECRET);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(line.as_bytes())?;
     file.write_all(b"\n")?;
     Ok(path)

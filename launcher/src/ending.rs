@@ -90,13 +90,10 @@ pub(crate) fn order_simultaneous(endings: &mut [Ending]) {
 /// A survivor is never at fault: 75 says that another rank was, so any other code goes before it,
 /// and what the launcher ended itself does not count.
 pub(crate) fn at_fault(endings: &[Ending]) -> Option<&Ending> {
-    let mut failed = endings
-        .iter()
-        .filter(|ending| ending.by_itself && ending.how.code() != exit_code::DONE);
+    let mut failed =
+        endings.iter().filter(|ending| ending.by_itself && ending.how.code() != exit_code::DONE);
     let first = failed.clone().next();
-    failed
-        .find(|ending| ending.how != How::Exit(exit_code::TRY_AGAIN))
-        .or(first)
+    failed.find(|ending| ending.how != How::Exit(exit_code::TRY_AGAIN)).or(first)
 }
 
 /// The signal's name, such as SIGKILL.
@@ -130,12 +127,7 @@ mod tests {
     use super::*;
 
     fn ending(rank: usize, how: How, by_itself: bool) -> Ending {
-        Ending {
-            rank,
-            pid: 100 + rank as i32,
-            how,
-            by_itself,
-        }
+        Ending { rank, pid: 100 + rank as i32, how, by_itself }
     }
 
     fn code(endings: &[Ending]) -> Option<(usize, u8)> {
@@ -152,25 +144,13 @@ mod tests {
         assert_eq!(code(&[ending(3, Signal(9), true)]), Some((3, 137)));
         // survivors
         let survivor = ending(1, Exit(75), true);
-        assert_eq!(
-            code(&[survivor, ending(2, Signal(11), true)]),
-            Some((2, 139))
-        );
+        assert_eq!(code(&[survivor, ending(2, Signal(11), true)]), Some((2, 139)));
         assert_eq!(code(&[ending(2, Exit(3), true), survivor]), Some((2, 3)));
-        assert_eq!(
-            code(&[done, survivor, ending(2, Exit(75), true)]),
-            Some((1, 75))
-        );
+        assert_eq!(code(&[done, survivor, ending(2, Exit(75), true)]), Some((1, 75)));
         // the first of two
-        assert_eq!(
-            code(&[ending(2, Exit(4), true), ending(0, Exit(5), true)]),
-            Some((2, 4))
-        );
+        assert_eq!(code(&[ending(2, Exit(4), true), ending(0, Exit(5), true)]), Some((2, 4)));
         // what the launcher ended
-        assert_eq!(
-            code(&[survivor, ending(2, Signal(15), false)]),
-            Some((1, 75))
-        );
+        assert_eq!(code(&[survivor, ending(2, Signal(15), false)]), Some((1, 75)));
         assert_eq!(code(&[done, ending(2, Signal(9), false)]), None);
     }
 
@@ -189,10 +169,7 @@ mod tests {
     fn lines_and_words() {
         let killed = ending(2, How::Signal(9), true);
         assert_eq!(killed.to_line(), "lost 2 pid 102 signal 9\n");
-        assert_eq!(
-            killed.to_string(),
-            "rank 2 (pid 102) was killed by signal 9 (SIGKILL)"
-        );
+        assert_eq!(killed.to_string(), "rank 2 (pid 102) was killed by signal 9 (SIGKILL)");
         let exited = ending(1, How::Exit(7), true);
         assert_eq!(exited.to_line(), "lost 1 pid 101 exit 7\n");
         assert_eq!(exited.to_string(), "rank 1 (pid 101) exited with code 7");

@@ -93,11 +93,7 @@ mod tests {
         let command = command(2);
         let value = |name: &str| {
             let mut variables = command.get_envs();
-            variables
-                .find(|(key, _)| *key == name)
-                .unwrap()
-                .1
-                .and_then(OsStr::to_str)
+            variables.find(|(key, _)| *key == name).unwrap().1.and_then(OsStr::to_str)
         };
         for (name, expected) in [
             ("ALLFOLD_RANK", "2"),

@@ -9,10 +9,7 @@ use crate::exit_code;
 pub(crate) enum Error {
     /// The command line cannot be understood.
     #[error("{problem}")]
-    Usage {
-        problem: String,
-        help: Option<String>,
-    },
+    Usage { problem: String, help: Option<String> },
 
     /// A number of ranks that cannot be started.
     #[error("{ranks} ranks: a job has 1 to {MAX_RANKS} on one host")]
@@ -20,50 +17,27 @@ pub(crate) enum Error {
 
     /// A job within a job.
     #[error("already rank {rank} of {size} under {launcher}")]
-    AlreadyLaunched {
-        rank: usize,
-        size: usize,
-        launcher: String,
-        option: &'static str,
-    },
+    AlreadyLaunched { rank: usize, size: usize, launcher: String, option: &'static str },
 
     /// No such program.
     #[error("program `{program}` not found")]
-    ProgramNotFound {
-        program: String,
-        help: Option<String>,
-    },
+    ProgramNotFound { program: String, help: Option<String> },
 
     /// The file is there but cannot be run.
     #[error("cannot run {program}: {problem}")]
-    NotExecutable {
-        program: String,
-        problem: String,
-        help: Option<String>,
-    },
+    NotExecutable { program: String, problem: String, help: Option<String> },
 
     /// A rank's process could not be started.
     #[error("cannot start rank {rank} ({program}): {problem}")]
-    Start {
-        rank: usize,
-        program: String,
-        problem: io::Error,
-    },
+    Start { rank: usize, program: String, problem: io::Error },
 
     /// The system refused something.
     #[error("{operation}: {problem}")]
-    System {
-        operation: &'static str,
-        problem: io::Error,
-    },
+    System { operation: &'static str, problem: io::Error },
 
     /// A rank failed, or the user stopped the job.
     #[error("{message}")]
-    Job {
-        message: String,
-        help: Option<String>,
-        code: u8,
-    },
+    Job { message: String, help: Option<String>, code: u8 },
 
     #[error(transparent)]
     Library(#[from] allfold::Error),

@@ -17,11 +17,7 @@ use crate::output::write_all;
 /// terminal is relayed: rank 0 is in a process group of its own, and the kernel stops a
 /// background process that reads the terminal.
 pub(crate) fn of_rank_0() -> Stdio {
-    if isatty(io::stdin()) {
-        Stdio::piped()
-    } else {
-        Stdio::inherit()
-    }
+    if isatty(io::stdin()) { Stdio::piped() } else { Stdio::inherit() }
 }
 
 /// Starts to relay the terminal to rank 0.
@@ -33,18 +29,12 @@ pub(crate) fn relay(to: OwnedFd) -> io::Result<()> {
 
 fn relay_once(terminal: BorrowedFd<'_>, to: &OwnedFd) -> Result<(), Errno> {
     // An error on the pipe is always reported: rank 0 has closed its end.
-    let mut waits = [
-        PollFd::new(to, PollFlags::empty()),
-        PollFd::from_borrowed_fd(terminal, PollFlags::IN),
-    ];
+    let mut waits =
+        [PollFd::new(to, PollFlags::empty()), PollFd::from_borrowed_fd(terminal, PollFlags::IN)];
     if !is_foreground(terminal) {
         // Reading now would stop the launcher. No event tells when it comes to the foreground.
         poll_again(&mut waits[..1], Some(&BACKGROUND_TICK))?;
-        return if waits[0].revents().is_empty() {
-            Ok(())
-        } else {
-            Err(Errno::PIPE)
-        };
+        return if waits[0].revents().is_empty() { Ok(()) } else { Err(Errno::PIPE) };
     }
     poll_again(&mut waits, None)?;
     if !waits[0].revents().is_empty() {
@@ -73,7 +63,4 @@ fn is_foreground(terminal: BorrowedFd<'_>) -> bool {
     tcgetpgrp(terminal).map_or(true, |group| group == rustix::process::getpgrp())
 }
 
-const BACKGROUND_TICK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 500_000_000,
-};
+const BACKGROUND_TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };

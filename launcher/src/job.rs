@@ -48,11 +48,7 @@ pub(crate) enum Kind {
 
 /// Refuses a number of ranks that cannot be started.
 pub(crate) fn check_ranks(ranks: usize) -> Result<(), Error> {
-    if (1..=MAX_RANKS).contains(&ranks) {
-        Ok(())
-    } else {
-        Err(Error::Ranks { ranks })
-    }
+    if (1..=MAX_RANKS).contains(&ranks) { Ok(()) } else { Err(Error::Ranks { ranks }) }
 }
 
 impl Job {
@@ -64,10 +60,7 @@ impl Job {
         // What a rank leaves behind becomes the launcher's child and can be found.
         set_child_subreaper(Some(getpid()))
             .map_err(|error| Error::system("cannot adopt processes")(error.into()))?;
-        let name = format!(
-            "run-{}",
-            random::hex().map_err(Error::system("no random numbers"))?
-        );
+        let name = format!("run-{}", random::hex().map_err(Error::system("no random numbers"))?);
         let keeper = Keeper::start(&name).map_err(Error::system("cannot start the keeper"))?;
         let mut place = None;
         let result = self.run_in(&name, &keeper, &mut place, sender, &events);
@@ -141,11 +134,7 @@ impl Job {
             command.env(REPORT, directory::report(environment.directory, rank));
         }
         let streams = self.connect(rank, &mut command);
-        let fail = |problem| Error::Start {
-            rank,
-            program: self.program.name(),
-            problem,
-        };
+        let fail = |problem| Error::Start { rank, program: self.program.name(), problem };
         let mut child = command.process_group(0).spawn().map_err(fail)?;
         let pid = Pid::from_child(&child);
         keeper.watch_group(pid);
@@ -168,11 +157,7 @@ impl Job {
 
     /// Where the rank's standard streams lead.
     fn connect(&self, rank: usize, command: &mut Command) -> Streams {
-        command.stdin(if rank == 0 {
-            input::of_rank_0()
-        } else {
-            Stdio::null()
-        });
+        command.stdin(if rank == 0 { input::of_rank_0() } else { Stdio::null() });
         match (self.kind, rank) {
             (Kind::Program, _) => {
                 command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -180,9 +165,7 @@ impl Job {
             }
             (Kind::Copies, 0) => {
                 let stdout = terminal_or_pipe(stops_writers(io::stdout()));
-                command
-                    .stdout(stdout)
-                    .stderr(terminal_or_pipe(stops_writers(io::stderr())));
+                command.stdout(stdout).stderr(terminal_or_pipe(stops_writers(io::stderr())));
                 Streams::Plain
             }
             (Kind::Copies, _) => {
@@ -193,9 +176,7 @@ impl Job {
     }
 
     fn reports(&self, directory: &Path) -> Vec<Option<Report>> {
-        (0..self.ranks)
-            .map(|rank| Report::read(&directory::report(directory, rank)))
-            .collect()
+        (0..self.ranks).map(|rank| Report::read(&directory::report(directory, rank))).collect()
     }
 }
 
@@ -212,11 +193,7 @@ fn stops_writers(stream: impl AsFd) -> bool {
 }
 
 fn terminal_or_pipe(is_pipe: bool) -> Stdio {
-    if is_pipe {
-        Stdio::piped()
-    } else {
-        Stdio::inherit()
-    }
+    if is_pipe { Stdio::piped() } else { Stdio::inherit() }
 }
 
 /// Returns when both streams are printed, or when the user no longer wants to wait for a reader

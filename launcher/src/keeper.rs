@@ -46,11 +46,7 @@ impl Keeper {
         if let Some(mut stdout) = child.stdout.take() {
             stdout.read_exact(&mut answer)?;
         }
-        let keeper = Self {
-            child,
-            pipe: Some(write),
-            job: job.into(),
-        };
+        let keeper = Self { child, pipe: Some(write), job: job.into() };
         keeper.tell(LAUNCHER, getpid().as_raw_pid().to_string().as_bytes());
         keeper.tell(VARIABLE, &variable(job));
         Ok(keeper)
@@ -119,12 +115,8 @@ pub(crate) fn keep() -> io::Result<()> {
     io::stdout().write_all(READY)?;
     io::stdout().flush()?;
 
-    let mut remains = Remains {
-        variable: Vec::new(),
-        groups: HashSet::new(),
-        launcher: None,
-        keeper: None,
-    };
+    let mut remains =
+        Remains { variable: Vec::new(), groups: HashSet::new(), launcher: None, keeper: None };
     let mut path = None;
     let mut lines = BufReader::new(io::stdin());
     let mut line = Vec::new();
@@ -133,9 +125,7 @@ pub(crate) fn keep() -> io::Result<()> {
         line.clear();
     }
     // Once the launcher is dead its number may be somebody else's.
-    remains.launcher = remains
-        .launcher
-        .filter(|launcher| getppid() == Some(*launcher));
+    remains.launcher = remains.launcher.filter(|launcher| getppid() == Some(*launcher));
     if !remains.variable.is_empty() {
         remains.end(PATIENCE);
     }
@@ -146,10 +136,7 @@ pub(crate) fn keep() -> io::Result<()> {
 }
 
 fn obey(line: &[u8], remains: &mut Remains, path: &mut Option<PathBuf>) {
-    let end = line
-        .iter()
-        .position(|byte| *byte == b' ')
-        .unwrap_or(line.len());
+    let end = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
     let (word, value) = (&line[..end], line.get(end + 1..).unwrap_or_default());
     let number = || Pid::from_raw(std::str::from_utf8(value).ok()?.parse().ok()?);
     match word {

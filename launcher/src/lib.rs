@@ -74,12 +74,7 @@ fn run(options: &RunOptions) -> Result<(), Error> {
     };
     let program = Program::find(name, arguments)?;
     let kind = Kind::Program;
-    Job {
-        ranks,
-        program,
-        kind,
-    }
-    .run()
+    Job { ranks, program, kind }.run()
 }
 
 fn print_secret() -> Result<(), Error> {

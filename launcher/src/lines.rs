@@ -20,10 +20,7 @@ impl Lines {
     }
 
     fn with_prefix(prefix: Vec<u8>) -> Self {
-        Self {
-            prefix,
-            partial: Vec::new(),
-        }
+        Self { prefix, partial: Vec::new() }
     }
 
     /// Appends to `out` every line that `bytes` completes, byte for byte, and keeps the rest.

@@ -45,9 +45,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         write!(writer, "{}: ", word(*event.metadata().level()))?;
-        context
-            .field_format()
-            .format_fields(writer.by_ref(), event)?;
+        context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
 }

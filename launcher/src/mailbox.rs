@@ -11,10 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (letters, slot) = mpsc::channel();
-    let sender = Sender {
-        letters: Some(letters),
-        bell: bell.clone(),
-    };
+    let sender = Sender { letters: Some(letters), bell: bell.clone() };
     Ok((sender, Receiver { slot, bell }))
 }
 

@@ -34,11 +34,7 @@ impl Output {
         // Where both are one terminal or one pipe, two long writes at once would tear lines;
         // where they differ, a reader that stalls one must not stall the other.
         let turn = Arc::new(Mutex::new(()));
-        let other_turn = if is_same_file(&stdout, &stderr) {
-            turn.clone()
-        } else {
-            Arc::default()
-        };
+        let other_turn = if is_same_file(&stdout, &stderr) { turn.clone() } else { Arc::default() };
         Ok(Self {
             stdout: start_printer("stdout", stdout, turn, done.clone())?,
             stderr: start_printer("stderr", stderr, other_turn, done)?,
@@ -147,9 +143,7 @@ impl Printer {
         poll(&mut waits, None)?;
         let mut ready = waits.iter().map(|wait| !wait.revents().is_empty());
         let has_orders = ready.next().unwrap_or(false);
-        let readable = ready
-            .enumerate()
-            .filter_map(|(index, is_ready)| is_ready.then_some(index));
+        let readable = ready.enumerate().filter_map(|(index, is_ready)| is_ready.then_some(index));
         Ok((has_orders, readable.collect()))
     }
 
@@ -250,11 +244,7 @@ mod tests {
         let (from, mut rank) = pipe().unwrap();
         let orders = printer(to.into());
         rank.write_all(b"whole\npartial").unwrap();
-        orders.send(Order::Add(Source {
-            rank: 1,
-            pipe: from.into(),
-            lines: Lines::of_rank(1, 2),
-        }));
+        orders.send(Order::Add(Source { rank: 1, pipe: from.into(), lines: Lines::of_rank(1, 2) }));
         orders.send(Order::Drain(1));
         drop(orders);
         let mut text = String::new();
@@ -269,11 +259,7 @@ mod tests {
         drop(shown);
         let (from, mut rank) = pipe().unwrap();
         let orders = printer(to.into());
-        orders.send(Order::Add(Source {
-            rank: 0,
-            pipe: from.into(),
-            lines: Lines::plain(),
-        }));
+        orders.send(Order::Add(Source { rank: 0, pipe: from.into(), lines: Lines::plain() }));
         // Ends because the printer closes the pipe at its first failed write.
         while rank.write_all(&[b'\n'; 4096]).is_ok() {}
     }

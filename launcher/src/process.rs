@@ -28,9 +28,7 @@ impl Process {
     /// Whether its environment holds `NAME=value` exactly.
     pub(crate) fn has_variable(self, variable: &[u8]) -> bool {
         fs::read(directory(self.pid).join("environ")).is_ok_and(|environment| {
-            environment
-                .split(|byte| *byte == 0)
-                .any(|entry| entry == variable)
+            environment.split(|byte| *byte == 0).any(|entry| entry == variable)
         })
     }
 }
@@ -57,10 +55,7 @@ impl Entry {
         let threads: u32 = fields.get(17)?.parse().ok()?;
         let is_zombie = matches!(fields.first()?, &"Z" | &"X");
         Some(Self {
-            process: Process {
-                pid,
-                started: fields.get(19)?.parse().ok()?,
-            },
+            process: Process { pid, started: fields.get(19)?.parse().ok()? },
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             // One whose main thread ended before the others looks like a zombie.
@@ -83,9 +78,7 @@ pub(crate) fn table() -> Vec<Entry> {
 /// Whether somebody in the process group is alive.
 pub(crate) fn has_group(table: &[Entry], group: Pid) -> bool {
     let group = group.as_raw_pid();
-    table
-        .iter()
-        .any(|entry| entry.is_alive && entry.group == group)
+    table.iter().any(|entry| entry.is_alive && entry.group == group)
 }
 
 fn directory(pid: Pid) -> PathBuf {
@@ -102,16 +95,9 @@ mod tests {
     fn a_name_may_hold_anything() {
         let pid = Pid::from_raw(3).unwrap();
         let entry = Entry::parse(pid, &format!("3 (a) Z 9 (b) S {REST}")).unwrap();
-        assert_eq!(
-            (entry.parent, entry.group, entry.process.started),
-            (4, 5, 9999)
-        );
+        assert_eq!((entry.parent, entry.group, entry.process.started), (4, 5, 9999));
         assert!(entry.is_alive);
-        assert!(
-            !Entry::parse(pid, &format!("3 (a) Z {REST}"))
-                .unwrap()
-                .is_alive
-        );
+        assert!(!Entry::parse(pid, &format!("3 (a) Z {REST}")).unwrap().is_alive);
         assert!(Entry::parse(pid, "3 (a").is_none());
     }
 

@@ -21,11 +21,7 @@ pub(crate) struct Program {
 impl Program {
     /// Finds `name` as a shell would: with a slash as it is, without by PATH.
     pub(crate) fn find(name: &OsStr, arguments: &[OsString]) -> Result<Self, Error> {
-        Ok(Self {
-            path: look_up(name)?,
-            name: name.to_owned(),
-            arguments: arguments.to_vec(),
-        })
+        Ok(Self { path: look_up(name)?, name: name.to_owned(), arguments: arguments.to_vec() })
     }
 
     /// This program again, with the same arguments.
@@ -65,10 +61,9 @@ fn look_up(name: &OsStr) -> Result<PathBuf, Error> {
         let path = PathBuf::from(name);
         return match examine(&path) {
             Ok(()) => Ok(path),
-            Err(error) if is_absent(&error) => Err(Error::ProgramNotFound {
-                program: shown(),
-                help: None,
-            }),
+            Err(error) if is_absent(&error) => {
+                Err(Error::ProgramNotFound { program: shown(), help: None })
+            }
             Err(error) => Err(not_executable(&path, &error)),
         };
     }
@@ -108,18 +103,10 @@ fn is_absent(error: &io::Error) -> bool {
 fn not_executable(path: &Path, error: &io::Error) -> Error {
     let program = path.display().to_string();
     if error.kind() == io::ErrorKind::IsADirectory {
-        return Error::NotExecutable {
-            program,
-            problem: "it is a directory".into(),
-            help: None,
-        };
+        return Error::NotExecutable { program, problem: "it is a directory".into(), help: None };
     }
     let help = path.is_file().then(|| format!("chmod +x {program}"));
-    Error::NotExecutable {
-        program,
-        problem: "permission denied".into(),
-        help,
-    }
+    Error::NotExecutable { program, problem: "permission denied".into(), help }
 }
 
 /// What execvp takes where PATH is not set.

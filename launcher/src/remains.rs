@@ -97,16 +97,11 @@ fn wait_for_any(processes: &[Process]) {
         .iter()
         .filter_map(|process| pidfd_open(process.pid, PidfdFlags::empty()).ok())
         .collect();
-    let mut waits: Vec<_> = handles
-        .iter()
-        .map(|handle| PollFd::new(handle, PollFlags::IN))
-        .collect();
+    let mut waits: Vec<_> =
+        handles.iter().map(|handle| PollFd::new(handle, PollFlags::IN)).collect();
     let _ = poll(&mut waits, Some(&LOOK_AGAIN));
 }
 
-const LOOK_AGAIN: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How long to wait for one that is killed: the kernel may be writing its core or its pages.
 const STUCK: Duration = Duration::from_secs(5);

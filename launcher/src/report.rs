@@ -48,11 +48,7 @@ impl Report {
     }
 
     fn to_text(&self) -> String {
-        format!(
-            "{}\n{}\n",
-            self.message,
-            self.help.as_deref().unwrap_or_default()
-        )
+        format!("{}\n{}\n", self.message, self.help.as_deref().unwrap_or_default())
     }
 
     fn from_text(text: &str) -> Option<Self> {
@@ -78,15 +74,8 @@ pub(crate) fn install_panic_hook() {
         if message.starts_with("failed printing to std") && message.contains("Broken pipe") {
             std::process::exit(exit_code::of_signal(signal_hook::consts::SIGPIPE).into());
         }
-        let place = info
-            .location()
-            .map(|at| format!(" at {at}"))
-            .unwrap_or_default();
-        Report {
-            message: one_line(&format!("bug: {message}{place}")),
-            help: None,
-        }
-        .deliver();
+        let place = info.location().map(|at| format!(" at {at}")).unwrap_or_default();
+        Report { message: one_line(&format!("bug: {message}{place}")), help: None }.deliver();
         std::process::exit(exit_code::BUG.into());
     }));
 }
@@ -94,8 +83,7 @@ pub(crate) fn install_panic_hook() {
 fn panic_message<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
     let payload = info.payload();
     let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("panic")
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic")
 }
 
 fn one_line(text: &str) -> String {
@@ -110,10 +98,7 @@ mod tests {
     #[test]
     fn what_a_copy_leaves_is_read_again() {
         for help in [None, Some("do this".to_owned())] {
-            let report = Report {
-                message: "no such model".into(),
-                help,
-            };
+            let report = Report { message: "no such model".into(), help };
             assert_eq!(Report::from_text(&report.to_text()), Some(report));
         }
         assert_eq!(Report::from_text(""), None);

@@ -21,15 +21,13 @@ pub(crate) fn subscribe(events: mpsc::Sender<Event>) -> io::Result<()> {
     // SIGCHLD always: where it is ignored, the kernel keeps no exit codes.
     let always = [SIGCONT, SIGUSR1, SIGUSR2, SIGCHLD];
     let mut signals = Signals::new(wanted.chain(always))?;
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for signal in &mut signals {
-                if events.send(Event::Signal(signal)).is_err() {
-                    return;
-                }
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in &mut signals {
+            if events.send(Event::Signal(signal)).is_err() {
+                return;
             }
-        })?;
+        }
+    })?;
     Ok(())
 }
 

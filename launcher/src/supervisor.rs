@@ -81,12 +81,7 @@ impl Rank {
     /// A rank that has just been started.
     pub(crate) fn new(number: usize, pid: Pid, child: Child) -> Self {
         let state = State::Running;
-        Self {
-            number,
-            pid,
-            child,
-            state,
-        }
+        Self { number, pid, child, state }
     }
 
     /// Signals its process group.
@@ -117,11 +112,7 @@ impl<'a> Supervisor<'a> {
 
     /// Returns when every rank and its process group have ended.
     pub(crate) fn run(mut self, events: &Receiver<Event>) -> Outcome {
-        while self
-            .ranks
-            .iter()
-            .any(|rank| !matches!(rank.state, State::Over))
-        {
+        while self.ranks.iter().any(|rank| !matches!(rank.state, State::Over)) {
             let event = match self.timeout() {
                 Some(timeout) => events.recv_timeout(timeout).ok(),
                 None => events.recv().ok(),
@@ -140,11 +131,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if self
-            .ranks
-            .iter()
-            .any(|rank| matches!(rank.state, State::Leaving(_)))
-        {
+        if self.ranks.iter().any(|rank| matches!(rank.state, State::Leaving(_))) {
             return Some(TICK);
         }
         match self.stage {
@@ -187,11 +174,7 @@ impl<'a> Supervisor<'a> {
     fn kill(&mut self) {
         self.put_down();
         self.stage = Stage::Killed;
-        let groups = || {
-            self.ranks
-                .iter()
-                .filter(|rank| !matches!(rank.state, State::Over))
-        };
+        let groups = || self.ranks.iter().filter(|rank| !matches!(rank.state, State::Over));
         groups().for_each(|rank| rank.signal(Signal::KILL));
         let pids: HashSet<Pid> = groups().map(|rank| rank.pid).collect();
         self.keeper.remains(pids).kill();
@@ -209,10 +192,7 @@ impl<'a> Supervisor<'a> {
             let Ok(Some(status)) = waitid(WaitId::Pid(rank.pid), options) else {
                 continue;
             };
-            rank.state = State::Leaving(Leaving {
-                since: Instant::now(),
-                sent: None,
-            });
+            rank.state = State::Leaving(Leaving { since: Instant::now(), sent: None });
             endings.push(Ending {
                 rank: rank.number,
                 pid: rank.pid.as_raw_pid(),
@@ -253,11 +233,7 @@ impl<'a> Supervisor<'a> {
 
     /// Ends what a rank's process has left of its group, and then its output.
     fn see_off(&mut self) {
-        if !self
-            .ranks
-            .iter()
-            .any(|rank| matches!(rank.state, State::Leaving(_)))
-        {
+        if !self.ranks.iter().any(|rank| matches!(rank.state, State::Leaving(_))) {
             return;
         }
         let table = table();
@@ -284,10 +260,7 @@ impl<'a> Supervisor<'a> {
                 let since = leaving.since;
                 rank.signal(due);
                 rank.signal(Signal::CONT);
-                rank.state = State::Leaving(Leaving {
-                    since,
-                    sent: Some(due),
-                });
+                rank.state = State::Leaving(Leaving { since, sent: Some(due) });
             }
         }
     }
@@ -318,17 +291,13 @@ impl<'a> Supervisor<'a> {
     }
 
     fn running(&self) -> impl Iterator<Item = &Rank> {
-        self.ranks
-            .iter()
-            .filter(|rank| matches!(rank.state, State::Running))
+        self.ranks.iter().filter(|rank| matches!(rank.state, State::Running))
     }
 }
 
 /// Sends an event whenever one of the ranks ends.
 pub(crate) fn watch(ranks: &[Rank], events: Sender<Event>) -> io::Result<()> {
-    let handles = ranks
-        .iter()
-        .map(|rank| pidfd_open(rank.pid, PidfdFlags::empty()));
+    let handles = ranks.iter().map(|rank| pidfd_open(rank.pid, PidfdFlags::empty()));
     let mut handles = handles.collect::<Result<Vec<OwnedFd>, Errno>>()?;
     let watch = move || {
         while !handles.is_empty() {
@@ -337,10 +306,7 @@ pub(crate) fn watch(ranks: &[Rank], events: Sender<Event>) -> io::Result<()> {
             if !matches!(poll(&mut waits, None), Ok(_) | Err(Errno::INTR)) {
                 return;
             }
-            let ended: Vec<bool> = waits
-                .iter()
-                .map(|wait| !wait.revents().is_empty())
-                .collect();
+            let ended: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
             let mut ended = ended.into_iter();
             handles.retain(|_| !ended.next().unwrap_or(false));
             if events.send(Event::ProcessEnded).is_err() {

@@ -55,10 +55,7 @@ fn tell(ending: &Ending, reports: &[Option<Report>]) -> Report {
     // A survivor knows in which call the rank was missed.
     let subject = format!("rank {} ", ending.rank);
     let story = left().find(|report| report.message.starts_with(&subject));
-    story.cloned().unwrap_or_else(|| Report {
-        message: ending.to_string(),
-        help: help(ending.how),
-    })
+    story.cloned().unwrap_or_else(|| Report { message: ending.to_string(), help: help(ending.how) })
 }
 
 fn help(how: How) -> Option<String> {
@@ -72,10 +69,7 @@ fn put_down(ranks: &[usize]) -> String {
     match names.pop() {
         None => String::new(),
         Some(only) if names.is_empty() => format!("; rank {only} went on and was stopped"),
-        Some(last) => format!(
-            "; ranks {} and {last} went on and were stopped",
-            names.join(", ")
-        ),
+        Some(last) => format!("; ranks {} and {last} went on and were stopped", names.join(", ")),
     }
 }
 
@@ -84,19 +78,11 @@ mod tests {
     use super::*;
 
     fn ended(rank: usize, how: How) -> Ending {
-        Ending {
-            rank,
-            pid: 100 + rank as i32,
-            how,
-            by_itself: true,
-        }
+        Ending { rank, pid: 100 + rank as i32, how, by_itself: true }
     }
 
     fn report(message: &str) -> Option<Report> {
-        Some(Report {
-            message: message.into(),
-            help: None,
-        })
+        Some(Report { message: message.into(), help: None })
     }
 
     fn judge(outcome: &Outcome, reports: &[Option<Report>]) -> (String, u8) {
@@ -107,10 +93,7 @@ mod tests {
     #[test]
     fn all_well() {
         let endings = vec![ended(0, How::Exit(0)), ended(1, How::Exit(0))];
-        let outcome = Outcome {
-            endings,
-            ..Outcome::default()
-        };
+        let outcome = Outcome { endings, ..Outcome::default() };
         assert!(verdict(&outcome, &[None, None]).is_ok());
     }
 
@@ -126,23 +109,13 @@ mod tests {
 
     #[test]
     fn ranks_that_had_to_be_stopped_are_named() {
-        let mut outcome = Outcome {
-            endings: vec![ended(1, How::Exit(7))],
-            stopped_by: None,
-            put_down: vec![0],
-        };
+        let mut outcome =
+            Outcome { endings: vec![ended(1, How::Exit(7))], stopped_by: None, put_down: vec![0] };
         let (message, code) = judge(&outcome, &[]);
-        assert_eq!(
-            message,
-            "rank 1 (pid 101) exited with code 7; rank 0 went on and was stopped"
-        );
+        assert_eq!(message, "rank 1 (pid 101) exited with code 7; rank 0 went on and was stopped");
         assert_eq!(code, 7);
         outcome.put_down = vec![0, 2, 3];
-        assert!(
-            judge(&outcome, &[])
-                .0
-                .ends_with("; ranks 0, 2 and 3 went on and were stopped")
-        );
+        assert!(judge(&outcome, &[]).0.ends_with("; ranks 0, 2 and 3 went on and were stopped"));
     }
 
     #[test]
@@ -157,16 +130,10 @@ mod tests {
         };
         let story = report("rank 2 (pid 102, this host) was killed by SIGKILL; in all_reduce #7");
         let reports = [story.clone(), story.clone(), None];
-        assert_eq!(
-            judge(&killed, &reports),
-            (story.clone().unwrap().message, 137)
-        );
+        assert_eq!(judge(&killed, &reports), (story.clone().unwrap().message, 137));
         // survivors that tell something else do not stand for it
         let reports = [report("no answer"), None, None];
-        assert_eq!(
-            judge(&killed, &reports).0,
-            "rank 2 (pid 102) was killed by signal 9 (SIGKILL)"
-        );
+        assert_eq!(judge(&killed, &reports).0, "rank 2 (pid 102) was killed by signal 9 (SIGKILL)");
 
         let failed = Outcome {
             endings: vec![ended(1, How::Exit(2)), ended(0, How::Exit(75))],

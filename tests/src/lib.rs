@@ -1,1 +1,238 @@
-//! Whole processes under test: what the test files share.
+//! Whole processes under test: start them, read what they print, wait with a deadline, and leave
+//! none behind.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process with its output; killed when dropped.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    printed: Vec<String>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// What it printed, in lines; standard error's begin with `! `.
+    pub lines: Vec<String>,
+}
+
+impl Process {
+    /// Starts `command` with its output caught.
+    pub fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => panic!("cannot start {command:?}: {error}"),
+        };
+        let (sender, lines) = channel();
+        let mut readers = Vec::new();
+        let mut read = |mark: &'static str, stream: Option<Box<dyn Read + Send>>| {
+            let sender = sender.clone();
+            readers.push(std::thread::spawn(move || {
+                let Some(stream) = stream else { return };
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    let _ = sender.send(format!("{mark}{line}"));
+                }
+            }));
+        };
+        read("", child.stdout.take().map(|s| Box::new(s) as Box<dyn Read + Send>));
+        read("! ", child.stderr.take().map(|s| Box::new(s) as Box<dyn Read + Send>));
+        Self { child, lines, printed: Vec::new(), readers }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Waits for a line that contains `text`.
+    pub fn wait_for_line(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + CAP;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.printed.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("no line with `{text}`, but {:#?}", self.printed)
+                }
+            }
+        }
+    }
+
+    /// Waits for the end; a process that does not end within `CAP` fails the test.
+    pub fn wait(mut self) -> Ended {
+        let deadline = Instant::now() + CAP;
+        // The output ends with the process, and is waited for with a deadline.
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.printed.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("still running after {CAP:?}: {:#?}", self.printed)
+                }
+            }
+        }
+        match self.child.wait() {
+            Ok(status) => Ended { status, lines: std::mem::take(&mut self.printed) },
+            Err(error) => panic!("cannot wait: {error}"),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Ended {
+    /// The exit code; a signal counts as 128 + its number.
+    pub fn code(&self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        self.status.code().or(self.status.signal().map(|s| 128 + s)).unwrap_or(-1)
+    }
+
+    /// The lines of standard error.
+    pub fn errors(&self) -> Vec<&str> {
+        self.lines.iter().filter_map(|line| line.strip_prefix("! ")).collect()
+    }
+
+    /// The lines of standard output.
+    pub fn output(&self) -> Vec<&str> {
+        self.lines.iter().filter(|line| !line.starts_with("! ")).map(String::as_str).collect()
+    }
+
+    /// That it ended with `code` and exactly one `error: ...` line, which contains all of `words`,
+    /// without a panic or a backtrace.
+    pub fn assert_error(&self, code: i32, words: &[&str]) {
+        let errors = self.errors();
+        let lines: Vec<_> = errors.iter().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(lines.len(), 1, "not one error line: {self:#?}");
+        for word in words {
+            assert!(lines[0].contains(word), "`{word}` is missing: {self:#?}");
+        }
+        for line in errors {
+            assert!(!line.contains("panicked"), "a panic: {self:#?}");
+            assert!(!line.contains("stack backtrace"), "a backtrace: {self:#?}");
+        }
+        assert_eq!(self.code(), code, "{self:#?}");
+    }
+}
+
+/// A command without any launcher's variables, and with a backtrace asked for: none may show.
+pub fn clean_command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("ALLFOLD_")
+            || [
+                "RANK",
+                "WORLD_SIZE",
+                "LOCAL_RANK",
+                "LOCAL_WORLD_SIZE",
+                "MASTER_ADDR",
+                "MASTER_PORT",
+            ]
+            .contains(&name.as_ref())
+        {
+            command.env_remove(&*name);
+        }
+    }
+    command.env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// A job that the test launches itself, by plain environment.
+pub struct Job {
+    /// Where the ranks meet.
+    pub rendezvous: String,
+    /// What they share.
+    pub secret: String,
+    /// The world size they are told.
+    pub size: usize,
+}
+
+impl Job {
+    /// A fresh secret and a loopback port that was free a moment ago.
+    pub fn new(size: usize) -> Self {
+        let secret = match allfold::Secret::random() {
+            Ok(secret) => secret.to_line(),
+            Err(error) => panic!("{error}"),
+        };
+        Self { rendezvous: free_address(), secret, size }
+    }
+
+    /// The command of one rank.
+    pub fn rank(&self, rank: usize, program: &str, arguments: &[&str]) -> Command {
+        let mut command = clean_command(program);
+        command
+            .args(arguments)
+            .env("ALLFOLD_RANK", rank.to_string())
+            .env("ALLFOLD_WORLD_SIZE", self.size.to_string())
+            .env("ALLFOLD_RENDEZVOUS", &self.rendezvous)
+            .env("ALLFOLD_SECRET", &self.secret)
+            .env("ALLFOLD_CONNECT_TIMEOUT", "20s");
+        command
+    }
+
+    /// Starts all ranks.
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Vec<Process> {
+        let start = |rank| Process::start(&mut self.rank(rank, program, arguments));
+        (0..self.size).map(start).collect()
+    }
+}
+
+/// A loopback address whose UDP port was free a moment ago.
+pub fn free_address() -> String {
+    let bound = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    match bound {
+        Ok(address) => address.to_string(),
+        Err(error) => panic!("no free port: {error}"),
+    }
+}
+
+/// Lets one whole-process test run at a time on this machine, so that they do not starve each
+/// other; released when dropped.
+pub fn machine_lock() -> File {
+    let path = std::env::temp_dir().join("allfold-tests.lock");
+    let file = match File::create(&path) {
+        Ok(file) => file,
+        Err(error) => panic!("{}: {error}", path.display()),
+    };
+    if let Err(error) = flock(&file, FlockOperation::LockExclusive) {
+        panic!("{}: {error}", path.display());
+    }
+    file
+}
+
+/// No test waits longer for anything; on a busy machine the promised 3 s may become more.
+pub const CAP: Duration = Duration::from_secs(60);

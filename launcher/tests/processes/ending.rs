@@ -33,10 +33,7 @@ fn a_signal_counts_128_and_more() {
     assert_eq!(ended.code(), Some(137));
     let error = ended.error();
     assert!(error.starts_with("rank 0 (pid "), "{error}");
-    assert!(
-        error.ends_with(") was killed by signal 9 (SIGKILL)"),
-        "{error}"
-    );
+    assert!(error.ends_with(") was killed by signal 9 (SIGKILL)"), "{error}");
 }
 
 #[test]
@@ -51,11 +48,7 @@ fn a_survivor_is_never_at_fault() {
 fn only_survivors_left() {
     let ended = run(2, "exit 75");
     assert_eq!(ended.code(), Some(75));
-    assert!(
-        ended.error().contains("exited with code 75"),
-        "{}",
-        ended.stderr
-    );
+    assert!(ended.error().contains("exited with code 75"), "{}", ended.stderr);
 }
 
 #[test]
@@ -87,36 +80,16 @@ fn a_program_that_cannot_run_is_one_error() {
     std::fs::write(&plain, "text").unwrap();
     let plain = plain.to_str().unwrap();
     for (words, error) in [
-        (
-            vec!["run", "-n", "4", "no-such-program"],
-            "program `no-such-program` not found".into(),
-        ),
-        (
-            vec!["run", "-n", "4", "/no/such"],
-            "program `/no/such` not found".into(),
-        ),
-        (
-            vec!["run", "-n", "4", plain],
-            format!("cannot run {plain}: permission denied"),
-        ),
-        (
-            vec!["run", "-n", "4", "/"],
-            "cannot run /: it is a directory".into(),
-        ),
-        (
-            vec!["run", "-n", "0", "true"],
-            "0 ranks: a job has 1 to 4096 on one host".into(),
-        ),
+        (vec!["run", "-n", "4", "no-such-program"], "program `no-such-program` not found".into()),
+        (vec!["run", "-n", "4", "/no/such"], "program `/no/such` not found".into()),
+        (vec!["run", "-n", "4", plain], format!("cannot run {plain}: permission denied")),
+        (vec!["run", "-n", "4", "/"], "cannot run /: it is a directory".into()),
+        (vec!["run", "-n", "0", "true"], "0 ranks: a job has 1 to 4096 on one host".into()),
     ] {
         let ended = finish(scratch.allfold(&words));
         assert_eq!(ended.code(), Some(2), "{words:?}");
         assert_eq!(ended.error(), error);
-        assert_eq!(
-            ended.stderr.matches("error:").count(),
-            1,
-            "{}",
-            ended.stderr
-        );
+        assert_eq!(ended.stderr.matches("error:").count(), 1, "{}", ended.stderr);
     }
     scratch.expect_nothing_left();
 }
@@ -130,24 +103,16 @@ fn a_script_without_an_interpreter_leaves_nothing() {
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let ended = finish(scratch.allfold(&["run", "-n", "3", script.to_str().unwrap()]));
     assert_eq!(ended.code(), Some(2));
-    assert!(
-        ended.error().starts_with("cannot start rank 0 ("),
-        "{}",
-        ended.stderr
-    );
+    assert!(ended.error().starts_with("cannot start rank 0 ("), "{}", ended.stderr);
     scratch.expect_nothing_left();
 }
 
 #[test]
 fn usage_errors_are_short() {
     let scratch = Scratch::new();
-    for words in [
-        &[][..],
-        &["frob"],
-        &["run"],
-        &["run", "-n", "x", "true"],
-        &["train", "--no-such-option"],
-    ] {
+    for words in
+        [&[][..], &["frob"], &["run"], &["run", "-n", "x", "true"], &["train", "--no-such-option"]]
+    {
         let ended = finish(scratch.allfold(words));
         assert_eq!(ended.code(), Some(2), "{words:?}");
         assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
@@ -155,10 +120,7 @@ fn usage_errors_are_short() {
     }
     let ended = finish(scratch.allfold(&["-V"]));
     assert_eq!((ended.code(), ended.stderr.as_str()), (Some(0), ""));
-    assert_eq!(
-        ended.lines,
-        [format!("allfold {}", env!("CARGO_PKG_VERSION"))]
-    );
+    assert_eq!(ended.lines, [format!("allfold {}", env!("CARGO_PKG_VERSION"))]);
 }
 
 #[test]
@@ -166,11 +128,6 @@ fn a_secret_is_a_line_of_64_digits() {
     let scratch = Scratch::new();
     let ended = finish(scratch.allfold(&["secret"]));
     assert_eq!(ended.code(), Some(0));
-    let [secret] = &ended.lines[..] else {
-        panic!("{:?}", ended.lines)
-    };
-    assert!(
-        secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        "{secret}"
-    );
+    let [secret] = &ended.lines[..] else { panic!("{:?}", ended.lines) };
+    assert!(secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit()), "{secret}");
 }

@@ -61,9 +61,7 @@ impl Scratch {
         processes()
             .filter(|path| {
                 let environment = fs::read(path.join("environ")).unwrap_or_default();
-                environment
-                    .split(|byte| *byte == 0)
-                    .any(|entry| entry == mark)
+                environment.split(|byte| *byte == 0).any(|entry| entry == mark)
             })
             .filter(|path| is_alive(path))
             .map(|path| name(&path))
@@ -114,11 +112,7 @@ pub(crate) struct Ended {
 
 impl Launched {
     pub(crate) fn start(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
@@ -135,12 +129,7 @@ impl Launched {
             stderr.read_to_end(&mut text).unwrap();
             text
         });
-        Self {
-            child,
-            lines,
-            errors: Some(errors),
-            seen: Vec::new(),
-        }
+        Self { child, lines, errors: Some(errors), seen: Vec::new() }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -187,11 +176,7 @@ impl Launched {
         let stderr = self.errors.take().unwrap().join().unwrap();
         self.seen.extend(self.lines.iter());
         self.seen.sort();
-        Ended {
-            status,
-            lines: self.seen,
-            stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        }
+        Ended { status, lines: self.seen, stderr: String::from_utf8_lossy(&stderr).into_owned() }
     }
 }
 
@@ -226,10 +211,8 @@ pub(crate) fn wait_until<E: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -
 /// Whether there is something to read within that time.
 pub(crate) fn is_readable(handle: &OwnedFd, within: Duration) -> bool {
     let mut waits = [PollFd::new(handle, PollFlags::IN)];
-    let timeout = Timespec {
-        tv_sec: within.as_secs().cast_signed(),
-        tv_nsec: within.subsec_nanos().into(),
-    };
+    let timeout =
+        Timespec { tv_sec: within.as_secs().cast_signed(), tv_nsec: within.subsec_nanos().into() };
     poll(&mut waits, Some(&timeout)).unwrap() > 0
 }
 

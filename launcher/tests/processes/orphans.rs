@@ -15,9 +15,7 @@ fn kill_launcher(ranks: usize, script: &str) {
     assert_eq!(keepers.len(), 1);
     launched.signal(Signal::KILL);
     scratch.expect_nothing_left();
-    wait_until("the keeper has ended", || {
-        if runs(keepers[0]) { Err(()) } else { Ok(()) }
-    });
+    wait_until("the keeper has ended", || if runs(keepers[0]) { Err(()) } else { Ok(()) });
     launched.finish();
 }
 
@@ -40,10 +38,7 @@ fn kill_9_of_the_launcher_ends_those_who_ignore_sigterm() {
 
 #[test]
 fn kill_9_of_the_launcher_ends_one_that_is_stopped() {
-    kill_launcher(
-        1,
-        "(kill -STOP $$) & echo ready; while :; do sleep 300; done",
-    );
+    kill_launcher(1, "(kill -STOP $$) & echo ready; while :; do sleep 300; done");
 }
 
 #[test]
@@ -55,9 +50,7 @@ fn a_rank_without_its_environment_is_found_by_its_group() {
     let pid = rustix::process::Pid::from_raw(line[8..].parse().unwrap()).unwrap();
     assert!(runs(pid));
     launched.signal(Signal::KILL);
-    wait_until("the rank has ended", || {
-        if runs(pid) { Err(()) } else { Ok(()) }
-    });
+    wait_until("the rank has ended", || if runs(pid) { Err(()) } else { Ok(()) });
     scratch.expect_nothing_left();
     launched.finish();
 }

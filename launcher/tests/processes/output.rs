@@ -29,12 +29,7 @@ fn a_line_may_be_long_and_the_last_one_without_end() {
     assert_eq!(ended.code(), Some(0));
     let long = "x".repeat(2_000_000);
     let mut expected: Vec<String> = (0..3)
-        .flat_map(|rank| {
-            [
-                format!("[{rank}] {long}"),
-                format!("[{rank}] last of {rank}"),
-            ]
-        })
+        .flat_map(|rank| [format!("[{rank}] {long}"), format!("[{rank}] last of {rank}")])
         .collect();
     expected.sort();
     assert!(ended.lines == expected, "{} lines", ended.lines.len());
@@ -86,16 +81,7 @@ fn standard_input_goes_to_rank_0_only() {
     write.write_all(b"one\ntwo\n").unwrap();
     drop(write);
     let ended = launched.finish();
-    assert_eq!(
-        ended.lines,
-        [
-            "[0] end",
-            "[0] got one",
-            "[0] got two",
-            "[1] end",
-            "[2] end"
-        ]
-    );
+    assert_eq!(ended.lines, ["[0] end", "[0] got one", "[0] got two", "[1] end", "[2] end"]);
 }
 
 #[test]
@@ -103,12 +89,7 @@ fn ranks_die_of_a_broken_pipe_as_without_launcher() {
     let scratch = Scratch::new();
     let (read, write) = std::io::pipe().unwrap();
     drop(read);
-    let mut child = scratch
-        .run(2, "exec yes")
-        .stdout(write)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = scratch.run(2, "exec yes").stdout(write).stderr(Stdio::null()).spawn().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(141));
     scratch.expect_nothing_left();
 }
@@ -125,32 +106,19 @@ fn the_environment_of_a_rank() {
          $(stat -c %a $ALLFOLD_SECRET_FILE $(dirname $ALLFOLD_SECRET_FILE)); \
          echo job $ALLFOLD_JOB; echo threads $RAYON_NUM_THREADS $OMP_NUM_THREADS",
     );
-    command
-        .env("ALLFOLD_SECRET", "not this one")
-        .env("OMP_NUM_THREADS", "77");
+    command.env("ALLFOLD_SECRET", "not this one").env("OMP_NUM_THREADS", "77");
     let ended = finish(command);
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
     for rank in 0..2 {
         let has = |line: &str| ended.lines.contains(&format!("[{rank}] {line}"));
-        assert!(
-            has(&format!("{rank}/2 {rank}/2 {rank}/2 {rank}/2")),
-            "{:?}",
-            ended.lines
-        );
+        assert!(has(&format!("{rank}/2 {rank}/2 {rank}/2 {rank}/2")), "{:?}", ended.lines);
         assert!(has("same address 127.0.0.1"), "{:?}", ended.lines);
         assert!(has("secret none 65 600 700"), "{:?}", ended.lines);
         let cores = std::thread::available_parallelism().unwrap().get();
-        assert!(
-            has(&format!("threads {} 77", (cores / 2).max(1))),
-            "{:?}",
-            ended.lines
-        );
+        assert!(has(&format!("threads {} 77", (cores / 2).max(1))), "{:?}", ended.lines);
     }
-    let jobs: Vec<&str> = ended
-        .lines
-        .iter()
-        .filter_map(|line| line[4..].strip_prefix("job run-"))
-        .collect();
+    let jobs: Vec<&str> =
+        ended.lines.iter().filter_map(|line| line[4..].strip_prefix("job run-")).collect();
     assert_eq!(jobs.len(), 2);
     assert_eq!(jobs[0], jobs[1]);
     assert!(jobs[0].len() == 16 && jobs[0].bytes().all(|byte| byte.is_ascii_hexdigit()));

@@ -14,10 +14,7 @@ fn the_first_ctrl_c_is_forwarded() {
     launched.signal(Signal::INT);
     let ended = launched.finish();
     assert_eq!(ended.code(), Some(130));
-    assert_eq!(
-        ended.lines,
-        ["[0] bye", "[0] ready", "[1] bye", "[1] ready"]
-    );
+    assert_eq!(ended.lines, ["[0] bye", "[0] ready", "[1] bye", "[1] ready"]);
     assert_eq!(ended.error(), "stopped by SIGINT");
     scratch.expect_nothing_left();
 }

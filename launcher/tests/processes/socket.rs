@@ -17,9 +17,7 @@ struct Client(UnixStream);
 impl Client {
     fn connect(path: &str) -> Self {
         let stream = UnixStream::connect(path).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Self(stream)
     }
 
@@ -49,10 +47,7 @@ impl Client {
             RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
             _ => None,
         });
-        (
-            String::from_utf8_lossy(&text[..size]).into_owned(),
-            socket.unwrap(),
-        )
+        (String::from_utf8_lossy(&text[..size]).into_owned(), socket.unwrap())
     }
 }
 
@@ -91,9 +86,7 @@ fn rank_0_gets_the_socket_that_holds_the_port() {
     let socket = UdpSocket::from(socket);
     assert_eq!(socket.local_addr().unwrap(), address);
 
-    socket
-        .set_read_timeout(Some(Duration::from_secs(60)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let other = UdpSocket::bind("127.0.0.1:0").unwrap();
     other.send_to(b"hello", address).unwrap();
     let mut buffer = [0; 16];

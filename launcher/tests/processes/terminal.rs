@@ -22,45 +22,26 @@ impl Terminal {
         let keyboard = keyboard.unwrap();
         grantpt(&keyboard).unwrap();
         unlockpt(&keyboard).unwrap();
-        let name = ptsname(&keyboard, Vec::new())
-            .unwrap()
-            .into_string()
-            .unwrap();
-        let program = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(name)
-            .unwrap();
-        (
-            Self {
-                keyboard,
-                shown: String::new(),
-            },
-            program,
-        )
+        let name = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
+        let program = OpenOptions::new().read(true).write(true).open(name).unwrap();
+        (Self { keyboard, shown: String::new() }, program)
     }
 
     fn type_in(&self, text: &str) {
-        File::from(self.keyboard.try_clone().unwrap())
-            .write_all(text.as_bytes())
-            .unwrap();
+        File::from(self.keyboard.try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
     }
 
     fn expect(&mut self, text: &str) {
         while !self.shown.contains(text) {
             let seen = &self.shown;
-            assert!(
-                is_readable(&self.keyboard, Duration::from_secs(60)),
-                "seen: {seen:?}"
-            );
+            assert!(is_readable(&self.keyboard, Duration::from_secs(60)), "seen: {seen:?}");
             let mut buffer = [0; 1024];
             let mut screen = File::from(self.keyboard.try_clone().unwrap());
             // An error says that the last program has let go of the terminal.
             let Ok(size @ 1..) = screen.read(&mut buffer) else {
                 panic!("no {text:?} in {:?}", self.shown)
             };
-            self.shown
-                .push_str(&String::from_utf8_lossy(&buffer[..size]));
+            self.shown.push_str(&String::from_utf8_lossy(&buffer[..size]));
         }
     }
 }
@@ -107,11 +88,6 @@ fn ctrl_c_reaches_every_rank_once() {
     terminal.expect("caught 1");
     terminal.expect("error: stopped by SIGINT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(
-        terminal.shown.matches("caught").count(),
-        2,
-        "{:?}",
-        terminal.shown
-    );
+    assert_eq!(terminal.shown.matches("caught").count(), 2, "{:?}", terminal.shown);
     scratch.expect_nothing_left();
 }

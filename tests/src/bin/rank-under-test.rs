@@ -1,0 +1,81 @@
+//! One rank, doing what its argument says: the program of the tests about faults.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use allfold::{Communicator, Error, ReduceOp, Result};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match act(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(help) = error.help() {
+                eprintln!("help: {help}");
+            }
+            error.exit_code().into()
+        }
+    }
+}
+
+fn act(words: &[String]) -> Result<()> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let world = Communicator::from_env()?;
+    match words[..] {
+        // Ends right after its last call.
+        ["calls", count] => (0..count.parse().unwrap_or(1)).try_for_each(|_| sum(&world)),
+        // Says `started` after its first call and goes on until something ends it.
+        ["forever"] => forever(&world),
+        // As `forever`, but this rank stops calling after a while, without closing.
+        ["exit", rank, code] => after_some(&world, rank, || {
+            std::process::exit(code.parse().unwrap_or(0));
+        }),
+        ["panic", rank] => after_some(&world, rank, || panic!("told to")),
+        ["close", rank] => {
+            if world.rank().to_string() == *rank {
+                (0..SOME).try_for_each(|_| sum(&world))?;
+                return world.close();
+            }
+            forever(&world)
+        }
+        _ => Err(unknown(&words)),
+    }
+}
+
+fn forever(world: &Communicator) -> Result<()> {
+    sum(world)?;
+    println!("started");
+    let _ = std::io::stdout().flush();
+    loop {
+        sum(world)?;
+    }
+}
+
+fn after_some(world: &Communicator, rank: &str, end: impl FnOnce()) -> Result<()> {
+    if world.rank().to_string() == rank {
+        (0..SOME).try_for_each(|_| sum(world))?;
+        end();
+    }
+    forever(world)
+}
+
+/// One all-reduce of two chunks' worth of segments, checked.
+fn sum(world: &Communicator) -> Result<()> {
+    let mut buffer = vec![1.0f32; 40_000];
+    world.all_reduce(&mut buffer, ReduceOp::Sum)?;
+    let want = world.size() as f32;
+    if buffer.iter().any(|value| *value != want) {
+        eprintln!("wrong data");
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn unknown(words: &[&str]) -> Error {
+    let problem = format!("unknown script {words:?}");
+    allfold::ErrorKind::Argument { problem }.into()
+}
+
+/// Calls before something happens.
+const SOME: usize = 5;

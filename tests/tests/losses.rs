@@ -1,0 +1,80 @@
+//! A rank is lost in the middle of a job that the test launched by plain environment: every other
+//! rank ends with the error that names it.
+
+use allfold_tests::{Ended, Job, Process, machine_lock};
+use rustix::process::Signal;
+
+const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
+
+/// Starts four ranks, does something to rank 2 once all are in the middle, and returns how the
+/// others ended.
+fn others_after(script: &[&str], act: impl FnOnce(&Process)) -> Vec<Ended> {
+    let job = Job::new(4);
+    let mut ranks = job.start(RANK, script);
+    if script == ["forever"] {
+        for rank in &mut ranks {
+            rank.wait_for_line("started");
+        }
+    }
+    let lost = ranks.remove(2);
+    act(&lost);
+    let ended = ranks.into_iter().map(Process::wait).collect();
+    drop(lost);
+    ended
+}
+
+#[test]
+fn a_killed_rank_is_named_by_all_others() {
+    let _one_at_a_time = machine_lock();
+    for ended in others_after(&["forever"], |rank| rank.signal(Signal::KILL)) {
+        ended.assert_error(75, &["rank 2 (", "stopped answering", "was waiting in call #"]);
+    }
+}
+
+#[test]
+fn a_stopped_rank_is_named_by_all_others() {
+    let _one_at_a_time = machine_lock();
+    for ended in others_after(&["forever"], |rank| rank.signal(Signal::STOP)) {
+        ended.assert_error(75, &["rank 2 (", "stopped answering"]);
+    }
+}
+
+#[test]
+fn a_rank_that_panics_tells_the_others() {
+    let _one_at_a_time = machine_lock();
+    for ended in others_after(&["panic", "2"], |_| {}) {
+        ended.assert_error(75, &["rank 2 (", "panicked"]);
+    }
+}
+
+#[test]
+fn a_rank_that_exits_without_closing_is_lost() {
+    let _one_at_a_time = machine_lock();
+    for ended in others_after(&["exit", "2", "0"], |_| {}) {
+        ended.assert_error(75, &["rank 2 ("]);
+    }
+}
+
+#[test]
+fn a_rank_that_closes_too_early_disagrees() {
+    let _one_at_a_time = machine_lock();
+    for ended in others_after(&["close", "2"], |_| {}) {
+        ended.assert_error(3, &["rank 2 (", "closed its communicator after 5 calls"]);
+    }
+}
+
+#[test]
+fn ranks_that_end_right_after_their_last_call_lose_nothing() {
+    let _one_at_a_time = machine_lock();
+    for round in 0..ROUNDS {
+        for (rank, ended) in
+            Job::new(4).start(RANK, &["calls", "3"]).into_iter().map(Process::wait).enumerate()
+        {
+            assert_eq!(ended.code(), 0, "round {round}, rank {rank}: {ended:#?}");
+            assert!(ended.lines.is_empty(), "round {round}, rank {rank}: {ended:#?}");
+        }
+    }
+}
+
+/// The same with threads for ranks runs a thousand times in the library's tests.
+const ROUNDS: usize = 40;
