@@ -141,7 +141,7 @@ impl Ended {
             assert!(lines[0].contains(word), "`{word}` is missing: {self:#?}");
         }
         for line in errors {
-            assert!(!line.contains("panicked"), "a panic: {self:#?}");
+            assert!(!line.contains("panicked at"), "a panic: {self:#?}");
             assert!(!line.contains("stack backtrace"), "a backtrace: {self:#?}");
         }
         assert_eq!(self.code(), code, "{self:#?}");
