@@ -142,3 +142,200 @@ fn find_step(plan: &Plan, index: u32, ordinal: u32, peer: u32, sending: bool) ->
         matches.then_some(Position { index, ordinal, step, segment: 0 })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    //! All ranks' machines under a random scheduler, on symbols instead of numbers: what an element
+    //! is made of, and in which association.
+
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::contract::Collective;
+    use crate::plan::costs;
+
+    /// A symbolic value: how often each rank's input is in it, and a hash of the expression.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Symbol {
+        inputs: Vec<u8>,
+        expression: u64,
+    }
+
+    impl Symbol {
+        fn input(rank: u32, size: u32) -> Self {
+            let inputs = (0..size).map(|other| u8::from(other == rank)).collect();
+            Self { inputs, expression: u64::from(rank) + 1 }
+        }
+
+        /// `lower + upper`: not commutative here, so that an operand's place shows.
+        fn add(lower: &Self, upper: &Self) -> Self {
+            let inputs = lower.inputs.iter().zip(&upper.inputs).map(|(a, b)| a + b).collect();
+            let mixed = lower.expression.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ upper.expression;
+            Self { inputs, expression: mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9).rotate_left(23) }
+        }
+    }
+
+    struct Rank {
+        machine: Machine,
+        buffer: Vec<Symbol>,
+        /// Messages from each rank, in order.
+        inbox: Vec<VecDeque<(Transfer, Vec<Symbol>)>>,
+    }
+
+    /// Runs a call on all ranks with windows of `window` messages; picks who acts next by `choose`.
+    fn run(
+        collective: Collective,
+        size: u32,
+        count: u64,
+        segment: u64,
+        window: usize,
+        mut choose: impl FnMut(usize) -> usize,
+    ) -> Vec<Vec<Symbol>> {
+        let mut ranks: Vec<Rank> = (0..size)
+            .map(|rank| Rank {
+                machine: Machine::new(costs::choose(collective, rank, size, count), segment),
+                buffer: vec![Symbol::input(rank, size); count as usize],
+                inbox: vec![VecDeque::new(); size as usize],
+            })
+            .collect();
+        loop {
+            // Everything that anybody can do now.
+            let mut moves = Vec::new();
+            for (rank, state) in ranks.iter().enumerate() {
+                for from in state.machine.sources() {
+                    let head = state.inbox[from as usize].front();
+                    if head.is_some() && state.machine.next_receive(from).is_some() {
+                        moves.push((rank, from, false));
+                    }
+                }
+                for to in state.machine.destinations() {
+                    if ranks[to as usize].inbox[rank].len() < window {
+                        moves.push((rank, to, true));
+                    }
+                }
+            }
+            let mut acted = false;
+            while !acted && !moves.is_empty() {
+                let (rank, peer, sends) = moves.swap_remove(choose(moves.len()));
+                acted = if sends {
+                    send(&mut ranks, rank, peer)
+                } else {
+                    receive(&mut ranks[rank], peer);
+                    true
+                };
+            }
+            if !acted {
+                break;
+            }
+        }
+        for (rank, state) in ranks.iter().enumerate() {
+            assert!(state.machine.is_done(), "rank {rank} is stuck: {:?}", state.machine);
+            assert!(state.inbox.iter().all(VecDeque::is_empty), "rank {rank} has messages left");
+        }
+        ranks.into_iter().map(|rank| rank.buffer).collect()
+    }
+
+    fn send(ranks: &mut [Rank], rank: usize, to: u32) -> bool {
+        let Some(transfer) = ranks[rank].machine.next_send(to) else { return false };
+        let data = ranks[rank].buffer[bounds(&transfer)].to_vec();
+        ranks[to as usize].inbox[rank].push_back((transfer, data));
+        true
+    }
+
+    fn receive(rank: &mut Rank, from: u32) {
+        let expected = rank.machine.next_receive(from).unwrap();
+        let (sent, data) = rank.inbox[from as usize].pop_front().unwrap();
+        assert_eq!((sent.ordinal, sent.segment), (expected.ordinal, expected.segment));
+        assert_eq!(sent.range, expected.range);
+        for (mine, theirs) in rank.buffer[bounds(&expected)].iter_mut().zip(data) {
+            *mine = match expected.action {
+                Action::ReceiveReduce { .. } => Symbol::add(&theirs, mine),
+                _ => theirs,
+            };
+        }
+        rank.machine.received(from);
+    }
+
+    fn bounds(transfer: &Transfer) -> Range<usize> {
+        transfer.range.start as usize..transfer.range.end as usize
+    }
+
+    /// Lengths around every boundary of `size` chunks of some segments.
+    fn lengths(size: u64, segment: u64) -> impl Iterator<Item = u64> {
+        let around = move |n: u64| [n.saturating_sub(1), n, n + 1];
+        [0, 1, size, size * segment, 2 * size * segment].into_iter().flat_map(around)
+    }
+
+    #[test]
+    fn every_world_to_64_adds_each_input_once_and_alike_everywhere() {
+        for size in 2..=64 {
+            for count in lengths(u64::from(size), 2) {
+                let ends = run(Collective::AllReduce, size, count, 2, 2, |_| 0);
+                for buffer in &ends {
+                    assert_eq!(*buffer, ends[0], "{size} ranks, {count} elements");
+                    for symbol in buffer {
+                        assert!(symbol.inputs.iter().all(|n| *n == 1), "{size}, {count}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_root_reaches_every_rank() {
+        for size in 2..=24 {
+            for root in 0..size {
+                for count in [0, 1, 5] {
+                    let ends = run(Collective::Broadcast { root }, size, count, 2, 1, |_| 0);
+                    let want = vec![Symbol::input(root, size); count as usize];
+                    assert!(ends.iter().all(|buffer| *buffer == want), "{size} ranks from {root}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_ring_sends_what_its_formula_says() {
+        for size in 2..=16u64 {
+            let count = size * 30;
+            let plan = costs::choose(Collective::AllReduce, 0, size as u32, count);
+            assert_eq!(u64::from(plan.len()), 4 * (size - 1));
+            let sent: u64 = (0..plan.len())
+                .map(|index| plan.step(index))
+                .filter(|step| step.action == Action::Send)
+                .map(|step| step.range.end - step.range.start)
+                .sum();
+            assert_eq!(sent, 2 * (size - 1) * count / size);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_events_gives_the_same_result(
+            size in 2u32..9, count in 0u64..200, segment in 1u64..20, window in 1usize..4,
+            root in 0u32..9, order in prop::collection::vec(any::<usize>(), 64),
+        ) {
+            let mut order = order.into_iter().cycle();
+            let mut choose = move |n: usize| order.next().unwrap_or(0) % n;
+            for collective in
+                [Collective::AllReduce, Collective::Broadcast { root: root % size }, Collective::Barrier]
+            {
+                let count = if collective == Collective::Barrier { 0 } else { count };
+                let calm = run(collective, size, count, segment, 4, |_| 0);
+                prop_assert_eq!(run(collective, size, count, segment, window, &mut choose), calm);
+            }
+        }
+
+        #[test]
+        fn a_machine_ignores_what_it_does_not_await(peer in 2u32..9) {
+            let plan = costs::choose(Collective::AllReduce, 0, 2, 10);
+            let mut machine = Machine::new(plan, 4);
+            prop_assert!(machine.next_receive(peer).is_none());
+            prop_assert!(machine.next_send(peer).is_none());
+            machine.received(peer);
+            prop_assert!(!machine.is_done());
+        }
+    }
+}

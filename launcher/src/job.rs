@@ -1,6 +1,6 @@
 //! Starts the ranks of a job on this host, and clears up when they have ended.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use allfold::Secret;
 use rustix::process::{Pid, Signal, getpid, set_child_subreaper};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, isatty, tcgetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::announcer::Announcer;
@@ -65,6 +65,9 @@ impl Job {
         let mut place = None;
         let result = self.run_in(&name, &keeper, &mut place, sender, &events);
         keeper.finish(place.as_deref());
+        if result.is_err() && self.kind == Kind::Copies {
+            clear_progress_bar();
+        }
         result
     }
 
@@ -194,6 +197,13 @@ fn stops_writers(stream: impl AsFd) -> bool {
 
 fn terminal_or_pipe(is_pipe: bool) -> Stdio {
     if is_pipe { Stdio::piped() } else { Stdio::inherit() }
+}
+
+/// Rank 0 may have ended in the middle of a line; the error begins on a clean one.
+fn clear_progress_bar() {
+    if isatty(io::stderr()) {
+        let _ = io::stderr().write_all(b"\r\x1b[K");
+    }
 }
 
 /// Returns when both streams are printed, or when the user no longer wants to wait for a reader

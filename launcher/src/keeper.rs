@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::process::{Pid, getpid, getppid, setsid};
 
 use crate::directory;
+use crate::process::{Process, children};
 use crate::program::own_binary;
 use crate::remains::Remains;
 
@@ -26,6 +27,7 @@ pub(crate) struct Keeper {
     child: Child,
     pipe: Option<PipeWriter>,
     job: String,
+    spared: HashSet<Process>,
 }
 
 impl Keeper {
@@ -46,7 +48,14 @@ impl Keeper {
         if let Some(mut stdout) = child.stdout.take() {
             stdout.read_exact(&mut answer)?;
         }
-        let keeper = Self { child, pipe: Some(write), job: job.into() };
+        let keeper = Self {
+            child,
+            pipe: Some(write),
+            job: job.into(),
+            // No rank has been started: these are the keeper, and what a shell had started that
+            // then became this process by exec.
+            spared: children(getpid()),
+        };
         keeper.tell(LAUNCHER, getpid().as_raw_pid().to_string().as_bytes());
         keeper.tell(VARIABLE, &variable(job));
         Ok(keeper)
@@ -73,7 +82,7 @@ impl Keeper {
             variable: variable(&self.job),
             groups,
             launcher: Some(getpid()),
-            keeper: Pid::from_raw(self.child.id().cast_signed()),
+            spared: self.spared.clone(),
         }
     }
 
@@ -112,11 +121,13 @@ pub(crate) fn keep() -> io::Result<()> {
     for signal in survived_signals() {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
+    // As in `Keeper::start`: nothing of the job is there yet.
+    let spared = getppid().map(children).unwrap_or_default();
     io::stdout().write_all(READY)?;
     io::stdout().flush()?;
 
     let mut remains =
-        Remains { variable: Vec::new(), groups: HashSet::new(), launcher: None, keeper: None };
+        Remains { variable: Vec::new(), groups: HashSet::new(), launcher: None, spared };
     let mut path = None;
     let mut lines = BufReader::new(io::stdin());
     let mut line = Vec::new();

@@ -1,5 +1,6 @@
 //! The processes of this host, as /proc shows them at one moment.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -73,6 +74,13 @@ pub(crate) fn table() -> Vec<Entry> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(|pid| Entry::read(Pid::from_raw(pid)?))
         .collect()
+}
+
+/// The children of `parent`.
+pub(crate) fn children(parent: Pid) -> HashSet<Process> {
+    let entries = table().into_iter();
+    let children = entries.filter(|entry| entry.parent == parent.as_raw_pid());
+    children.map(|entry| entry.process).collect()
 }
 
 /// Whether somebody in the process group is alive.

@@ -16,8 +16,8 @@ pub(crate) struct Remains {
     pub(crate) groups: HashSet<Pid>,
     /// Whose descendants they are, for those that left the group as well.
     pub(crate) launcher: Option<Pid>,
-    /// The keeper descends from the launcher too.
-    pub(crate) keeper: Option<Pid>,
+    /// What the launcher's process had started before the job, and the keeper.
+    pub(crate) spared: HashSet<Process>,
 }
 
 impl Remains {
@@ -58,8 +58,10 @@ impl Remains {
     /// All that are alive, and those of `known` that are.
     fn find(&self, known: &HashSet<Process>) -> Vec<Process> {
         let table = table();
-        let spared = [Some(getpid()), self.launcher, self.keeper];
-        let is_spared = |entry: &Entry| spared.contains(&Some(entry.process.pid));
+        let is_spared = |entry: &Entry| {
+            let pid = entry.process.pid;
+            pid == getpid() || self.launcher == Some(pid) || self.spared.contains(&entry.process)
+        };
         let groups: HashSet<i32> = self.groups.iter().map(|group| group.as_raw_pid()).collect();
 
         let mut found = HashSet::new();

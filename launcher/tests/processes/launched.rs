@@ -168,15 +168,22 @@ impl Launched {
     /// Waits for its end.
     pub(crate) fn finish(mut self) -> Ended {
         let handle = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
-        if !is_readable(&handle, PATIENCE) {
-            self.signal(Signal::KILL);
-            panic!("it did not end; lines so far: {:?}", self.seen);
-        }
+        let has_ended = is_readable(&handle, PATIENCE);
+        assert!(has_ended, "it did not end; lines so far: {:?}", self.seen);
         let status = self.child.wait().unwrap();
         let stderr = self.errors.take().unwrap().join().unwrap();
-        self.seen.extend(self.lines.iter());
-        self.seen.sort();
-        Ended { status, lines: self.seen, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+        let mut lines = std::mem::take(&mut self.seen);
+        lines.extend(self.lines.iter());
+        lines.sort();
+        Ended { status, lines, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        // After a test that failed; its keeper then ends the rest.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -229,6 +236,12 @@ pub(crate) fn children(parent: Pid, text: &str) -> Vec<Pid> {
 /// Whether the process is alive, zombies not counted.
 pub(crate) fn runs(pid: Pid) -> bool {
     is_alive(&Path::new("/proc").join(pid.as_raw_pid().to_string()))
+}
+
+/// The letter of the process's state: T is stopped.
+pub(crate) fn state(pid: Pid) -> String {
+    let path = Path::new("/proc").join(pid.as_raw_pid().to_string());
+    stat(&path).map(|mut fields| fields.swap_remove(0)).unwrap_or_default()
 }
 
 fn processes() -> impl Iterator<Item = PathBuf> {

@@ -2,7 +2,7 @@
 
 use rustix::process::{Signal, kill_process};
 
-use crate::launched::{Launched, Scratch, WAIT, children, runs, wait_until};
+use crate::launched::{Launched, Scratch, WAIT, children, runs, state, wait_until};
 
 /// Starts, waits until the ranks are ready, and kills the launcher with -9.
 fn kill_launcher(ranks: usize, script: &str) {
@@ -38,7 +38,15 @@ fn kill_9_of_the_launcher_ends_those_who_ignore_sigterm() {
 
 #[test]
 fn kill_9_of_the_launcher_ends_one_that_is_stopped() {
-    kill_launcher(1, "(kill -STOP $$) & echo ready; while :; do sleep 300; done");
+    let scratch = Scratch::new();
+    let script = "echo ready; kill -STOP $$; sleep 300; true";
+    let mut launched = Launched::start(scratch.run(1, script));
+    launched.expect_line("[0] ready");
+    let rank = children(launched.pid(), "sh ")[0];
+    wait_until("it is stopped", || if state(rank) == "T" { Ok(()) } else { Err(state(rank)) });
+    launched.signal(Signal::KILL);
+    scratch.expect_nothing_left();
+    launched.finish();
 }
 
 #[test]
@@ -109,3 +117,21 @@ fn dead_orphans_do_not_pile_up() {
     scratch.release(0, "on");
     assert_eq!(launched.finish().code(), Some(0));
 }
+
+#[test]
+fn what_was_there_before_the_job_stays() {
+    let scratch = Scratch::new();
+    let mut command = std::process::Command::new("sh");
+    let script = "(read x < $SCRATCH/go.0; echo still here) & exec \"$0\" run -n 1 true";
+    command.args(["-c", &format!("mkfifo $SCRATCH/go.0; {script}"), LAUNCHER]);
+    scratch.prepare(&mut command);
+    let launched = Launched::start(command);
+    wait_until("the launcher is through", || match state(launched.pid()).as_str() {
+        "Z" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    scratch.release(0, "on");
+    assert_eq!(launched.finish().lines, ["still here"]);
+}
+
+const LAUNCHER: &str = env!("CARGO_BIN_EXE_allfold");

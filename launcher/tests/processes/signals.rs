@@ -2,12 +2,15 @@
 
 use rustix::process::Signal;
 
-use crate::launched::{Launched, Scratch};
+// A shell may miss that a trap is due when it is about to wait for a child: so the children of
+// those that trap are short.
+
+use crate::launched::{Launched, Scratch, WAIT, children, state, wait_until};
 
 #[test]
 fn the_first_ctrl_c_is_forwarded() {
     let scratch = Scratch::new();
-    let script = "trap 'echo bye; exit 0' INT; echo ready; while :; do sleep 300; done";
+    let script = "trap 'echo bye; exit 0' INT; echo ready; while :; do sleep 0.2; done";
     let mut launched = Launched::start(scratch.run(2, script));
     launched.expect_line("[0] ready");
     launched.expect_line("[1] ready");
@@ -23,7 +26,7 @@ fn the_first_ctrl_c_is_forwarded() {
 fn the_second_kills() {
     let scratch = Scratch::new();
     let script = "trap 'echo once' INT; trap '' TERM; echo ready; \
-                  setsid sleep 300 & while :; do sleep 300; done";
+                  setsid sleep 300 & while :; do sleep 0.2; done";
     let mut launched = Launched::start(scratch.run(2, script));
     for line in ["[0] ready", "[1] ready"] {
         launched.expect_line(line);
@@ -54,13 +57,13 @@ fn sigterm_counts_143() {
 fn a_failure_before_the_stop_keeps_its_code() {
     let scratch = Scratch::new();
     let script = "[ $RANK = 0 ] && exit 9; trap 'echo bye; exit 0' TERM; echo ready; \
-                  while :; do sleep 300; done";
+                  while :; do sleep 0.2; done";
     let mut launched = Launched::start(scratch.run(2, script));
     launched.expect_line("[1] ready");
     // Rank 0 may end after the others are ready.
     let launcher = launched.pid();
-    crate::launched::wait_until("rank 0 has ended", || {
-        let ranks = crate::launched::children(launcher, "sh ");
+    wait_until("rank 0 has ended", || {
+        let ranks = children(launcher, "sh ");
         if ranks.len() == 1 { Ok(()) } else { Err(ranks) }
     });
     launched.signal(Signal::TERM);
@@ -82,4 +85,20 @@ fn a_signal_that_was_ignored_at_the_start_stays_so() {
     launched.signal(Signal::TERM);
     assert_eq!(launched.finish().code(), Some(143));
     scratch.expect_nothing_left();
+}
+
+#[test]
+fn ctrl_z_stops_the_ranks_as_well() {
+    let scratch = Scratch::new();
+    let mut launched = Launched::start(scratch.run(1, WAIT));
+    launched.expect_line("[0] ready");
+    let launcher = launched.pid();
+    let rank = children(launcher, "sh ")[0];
+    launched.signal(Signal::TSTP);
+    for pid in [launcher, rank] {
+        wait_until("it is stopped", || if state(pid) == "T" { Ok(()) } else { Err(state(pid)) });
+    }
+    launched.signal(Signal::CONT);
+    scratch.release(0, "on");
+    assert_eq!(launched.finish().code(), Some(0));
 }
