@@ -60,8 +60,10 @@ impl Identity {
 }
 
 /// Explicit settings first, then the launchers that number processes.
-const PRECEDENCE: [fn(&Environment) -> Result<Option<Identity>>; 2] =
-    [explicit::detect, torchrun::detect];
+const PRECEDENCE: [Detector; 2] = [explicit::detect, torchrun::detect];
+
+/// Recognises one launcher: None if it did not start this process.
+type Detector = fn(&Environment) -> Result<Option<Identity>>;
 
 /// The process environment, or a recorded one in tests. An empty variable counts as unset.
 #[derive(Clone, Debug, Default)]

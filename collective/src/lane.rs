@@ -26,7 +26,7 @@ use crate::world::{Fault, World};
 
 /// What the caller's thread asks of a lane.
 pub(crate) enum Command {
-    Run(Call),
+    Run(Box<Call>),
     /// There is a verdict: let go of the call and its buffer.
     Abort,
     /// Say goodbye on every flow, wait for the answers, close the links.
@@ -94,7 +94,7 @@ impl Lane {
 
     pub(crate) fn run(&self, call: Call) {
         // A lane that has ended drops the call, which completes it with an error.
-        let _ = self.commands.send(Command::Run(call));
+        let _ = self.commands.send(Command::Run(Box::new(call)));
     }
 
     /// Says goodbye, drains and ends the thread; takes at most about a second.
@@ -204,7 +204,7 @@ impl Driver {
         });
         loop {
             match inbox.recv().await {
-                Some(Command::Run(call)) => self.begin(call),
+                Some(Command::Run(call)) => self.begin(*call),
                 Some(Command::Abort) => self.abort(),
                 Some(Command::Close) | None => break,
             }

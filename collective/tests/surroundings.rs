@@ -1,5 +1,8 @@
 //! allfold is called from wherever programs live: plain threads, both flavours of tokio, rayon.
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
 mod worlds;
 
 use allfold::{Communicator, ReduceOp};

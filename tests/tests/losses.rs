@@ -1,6 +1,9 @@
 //! A rank is lost in the middle of a job that the test launched by plain environment: every other
 //! rank ends with the error that names it.
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
 use allfold_tests::{Ended, Job, Process, machine_lock};
 use rustix::process::Signal;
 

@@ -1,5 +1,8 @@
 //! The shipped programs from end to end, as the README runs them.
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
 use allfold_tests::{Ended, Process, clean_command, machine_lock};
 use rustix::process::{Pid, Signal, kill_process};
 

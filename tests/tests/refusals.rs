@@ -1,5 +1,8 @@
 //! Bad input and strangers: one clear line, the right exit code, and the job goes on undisturbed.
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
 use allfold_tests::{Job, Process, clean_command, free_address, machine_lock};
 
 const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");

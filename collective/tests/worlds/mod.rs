@@ -1,7 +1,7 @@
 //! Worlds for tests: one body over every kind of link, one thread a rank.
 
 // Each test file uses a part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
