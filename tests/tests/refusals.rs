@@ -93,10 +93,11 @@ fn another_world_size_shows_both_values() {
 fn a_second_process_with_one_rank_is_refused() {
     let _one_at_a_time = machine_lock();
     let job = Job::new(3);
-    let zero = Process::start(&mut job.rank(0, RANK, &["calls", "1"]));
+    let mut zero = Process::start(&mut job.rank(0, RANK, &["calls", "1"]));
     let one = Process::start(&mut job.rank(1, RANK, &["calls", "1"]));
     let again = Process::start(&mut job.rank(1, RANK, &["calls", "1"]));
     // Whichever of the two came second is refused; the other takes part.
+    zero.wait_for_line("two processes have the same ALLFOLD_RANK");
     let two = Process::start(&mut job.rank(2, RANK, &["calls", "1"]));
     let ended = [one.wait(), again.wait()];
     let refused: Vec<_> = ended.iter().filter(|e| e.code() != 0).collect();
