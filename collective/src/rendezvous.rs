@@ -219,6 +219,9 @@ async fn serve(
     } else {
         attend::attend(&control, &me, &mut noticed).await
     };
+    if meeting.is_err() {
+        running::linger(&control).await;
+    }
     let _ = met.send(meeting);
     running::serve(control, inbox, noticed, flooded).await;
 }

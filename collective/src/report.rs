@@ -15,6 +15,11 @@ pub(crate) fn info(message: &str) {
     tracing::info!("{message}");
 }
 
+/// Words of a peer, as they may be shown: nothing in them steers a terminal or fills a screen.
+pub(crate) fn printable(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { '?' } else { c }).take(MAX_WORDS).collect()
+}
+
 fn line(level: &str, message: &str) {
     use std::io::Write;
     // In one write, so that lines of several ranks do not mix; a closed stderr is no error.
@@ -30,3 +35,6 @@ pub(crate) fn duration(duration: std::time::Duration) -> String {
         format!("{seconds:.1} s")
     }
 }
+
+/// The longest description of two calls with their source lines is below half of this.
+const MAX_WORDS: usize = 1024;

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::contract::{CONTRACT_BYTES, Contract, MAX_LOCATION_BYTES};
+use crate::report;
 
 /// The first bytes of a stream: which flow it carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +106,7 @@ impl Header {
 /// A contract and its source location, as they follow a header.
 pub(crate) fn read_contract(bytes: &[u8]) -> Option<(Contract, String)> {
     let (contract, location) = bytes.split_first_chunk::<CONTRACT_BYTES>()?;
-    // A location is shown to a person: nothing in it may steer a terminal.
-    let location = String::from_utf8_lossy(location).replace(|c: char| c.is_control(), "?");
+    let location = report::printable(&String::from_utf8_lossy(location));
     Some((Contract::from_wire(contract)?, location))
 }
 

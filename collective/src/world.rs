@@ -83,6 +83,30 @@ pub(crate) struct Standing {
     pub(crate) call: String,
 }
 
+impl Verdict {
+    /// The same, of words that a person can be shown: it came from a peer.
+    pub(crate) fn printable(self) -> Self {
+        let fault = match self.fault {
+            Fault::Lost { how } => Fault::Lost { how: report::printable(&how) },
+            Fault::Mismatch { sequence, first, second } => Fault::Mismatch {
+                sequence,
+                first: report::printable(&first),
+                second: report::printable(&second),
+            },
+            Fault::CallCount { calls, call } => {
+                Fault::CallCount { calls, call: report::printable(&call) }
+            }
+            Fault::TimedOut { call, limit, late } => Fault::TimedOut {
+                call: report::printable(&call),
+                limit: report::printable(&limit),
+                late: late.map(|late| report::printable(&late)),
+            },
+            Fault::Protocol { problem } => Fault::Protocol { problem: report::printable(&problem) },
+        };
+        Self { fault, ..self }
+    }
+}
+
 struct Progress {
     calls: u64,
     hash: u64,
@@ -202,7 +226,8 @@ impl World {
     }
 
     /// A heartbeat: keeps how far the peer is, and compares the calls both have made.
-    pub(crate) fn note_standing(&self, rank: u32, standing: Standing) {
+    pub(crate) fn note_standing(&self, rank: u32, mut standing: Standing) {
+        standing.call = report::printable(&standing.call);
         let mismatch = {
             let mut progress = self.progress();
             let ours = progress.past(standing.calls.wrapping_sub(1)).map(|past| {
@@ -222,7 +247,7 @@ impl World {
         };
         if let Some((theirs, ours)) = mismatch {
             let call = if theirs.call.is_empty() { "made another call" } else { &theirs.call };
-            self.raise_mismatch(rank, theirs.calls - 1, &ours, call);
+            self.raise_mismatch(rank, theirs.calls.saturating_sub(1), &ours, call);
         }
     }
 
@@ -362,7 +387,7 @@ impl World {
                     format!(
                         "rank {rank} ({}) is still in call #{}, {call}",
                         self.place(rank),
-                        done - 1
+                        done.saturating_sub(1)
                     )
                 }
             })
@@ -376,6 +401,7 @@ impl World {
         let at = self.place(verdict.culprit);
         match verdict.fault.clone() {
             Fault::Lost { how } => {
+                let how = how + &self.last_seen(verdict.culprit);
                 let call = self.waiting_in();
                 ErrorKind::RankLost { rank, at, how, call }
             }
@@ -387,6 +413,20 @@ impl World {
             Fault::Protocol { problem } => ErrorKind::Protocol { rank, problem },
         }
         .into()
+    }
+
+    /// What a rank did last, by its heartbeats.
+    fn last_seen(&self, rank: u32) -> String {
+        let progress = self.progress();
+        match progress.peers.get(rank as usize).map(|peer| &peer.standing) {
+            Some(Standing { calls, call, .. }) if !call.is_empty() => {
+                format!(", last seen in call #{}", calls.saturating_sub(1))
+            }
+            Some(Standing { calls, .. }) if *calls > 0 => {
+                format!(", last seen computing after {calls} calls")
+            }
+            _ => String::new(),
+        }
     }
 
     /// `rank 0 was waiting in call #418, all_reduce sum of f32 x 1048576 (src/train.rs:88)`.

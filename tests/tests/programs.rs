@@ -89,7 +89,9 @@ fn a_rank_killed_under_run_is_the_one_at_fault() {
     let errors = ended.errors();
     let survivors: Vec<_> = errors
         .iter()
-        .filter(|line| line.contains("was killed by signal 9 (SIGKILL); rank "))
+        .filter(|line| {
+            line.contains("was killed by signal 9 (SIGKILL)") && line.contains("; rank ")
+        })
         .collect();
     assert_eq!(survivors.len(), 3, "not all survivors name it: {ended:#?}");
     assert!(errors.iter().any(|line| line.starts_with("error: rank 2 (")), "{ended:#?}");

@@ -87,7 +87,7 @@ impl Running {
                     link.knows_verdict.set(true);
                 }
                 self.control.changed.notify_waiters();
-                self.world.settle(verdict);
+                self.world.settle(verdict.printable());
             }
             Event::Message(rank, Message::Goodbye { calls, hash }) => {
                 self.world.note_goodbye(rank, calls, hash);
@@ -162,6 +162,12 @@ impl Running {
         };
         let _ = tokio::time::timeout(limit, wait_until(&self.control, done)).await;
     }
+}
+
+/// Before an endpoint that found no world closes: gives the peers time to read why.
+pub(crate) async fn linger(control: &Control) {
+    let read = || control.links.borrow().values().all(|link| link.is_closed());
+    let _ = tokio::time::timeout(VERDICT_LIMIT, wait_until(control, read)).await;
 }
 
 /// Waits for something about the links.
