@@ -195,7 +195,17 @@ impl Limits {
 impl HostPort {
     /// `host`, `host:port`, `address:port` or `[address]:port`; the port defaults to 29500.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let wrong = |problem: &str| Err(invalid("ALLFOLD_RENDEZVOUS", text, problem));
+        let wrong = |problem: &str| {
+            Err(ErrorKind::Setting {
+                name: "rendezvous".into(),
+                value: Some(text.into()),
+                problem: problem.into(),
+                help: Some(
+                    "it comes from ALLFOLD_RENDEZVOUS, else MASTER_ADDR and MASTER_PORT".into(),
+                ),
+            }
+            .into())
+        };
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, "")) => (address, None),
             Some((address, rest)) => (address, rest.strip_prefix(':')),
@@ -212,8 +222,8 @@ impl HostPort {
         }
         let port = match port.map(str::parse) {
             None => DEFAULT_PORT,
-            Some(Ok(port)) => port,
-            Some(Err(_)) => return wrong("the port must be 1 to 65535"),
+            Some(Ok(port)) if port > 0 => port,
+            Some(_) => return wrong("the port must be 1 to 65535"),
         };
         Ok(Self { host: host.into(), port })
     }
@@ -326,6 +336,7 @@ mod tests {
         assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 29500)));
         assert!(parse("fe80::1").unwrap_err().contains("brackets"));
         assert!(parse("node-0:port").unwrap_err().contains("1 to 65535"));
+        assert!(parse("node-0:0").unwrap_err().contains("1 to 65535"));
         assert!(parse(":4711").unwrap_err().contains("names no host"));
     }
 

@@ -113,7 +113,10 @@ fn rank_and_size(environment: &Environment, rank: &str, size: &str) -> Result<(u
     let missing = |name: &str, other: &str| ErrorKind::Setting {
         name: name.into(),
         value: None,
-        problem: format!("is not set, but {other} is"),
+        problem: match environment.get(other) {
+            Some(_) => format!("is not set, but {other} is"),
+            None => "is not set, but other variables of a launcher are".into(),
+        },
         help: Some(format!("set {rank} and {size} on every rank")),
     };
     let rank_number = environment.number(rank)?.ok_or_else(|| missing(rank, size))?;
@@ -133,18 +136,19 @@ fn local(
     (rank, size): (&str, &str),
     world: usize,
 ) -> Result<(usize, usize)> {
-    let local_size = environment.number(size)?.unwrap_or(1);
+    let given = environment.number(size)?;
     let local_rank = environment.number(rank)?.unwrap_or(0);
-    if local_size == 0 || local_size > world {
+    if let Some(local_size) = given.filter(|size| *size == 0 || *size > world) {
         return Err(invalid(size, &local_size.to_string(), &format!("must be 1 to {world}")));
     }
-    // LOCAL_RANK alone is common; then the local size is only known to be larger.
-    let local_size = local_size.max(local_rank + 1);
-    if environment.get(size).is_some() && local_size != environment.number(size)?.unwrap_or(1) {
-        let problem = format!("must be below {size}");
+    // A local rank alone is common; then the local size is only known to be larger.
+    let limit = given.unwrap_or(world);
+    if local_rank >= limit {
+        let (of, shown) = if given.is_some() { (size, limit) } else { ("the world size", world) };
+        let problem = format!("must be below {of}, {shown}");
         return Err(invalid(rank, &local_rank.to_string(), &problem));
     }
-    Ok((local_rank, local_size))
+    Ok((local_rank, given.unwrap_or(local_rank + 1)))
 }
 
 fn check_size(name: &str, size: usize) -> Result<()> {
@@ -237,6 +241,16 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         let error = detect([("ALLFOLD_RANK", "x"), ("ALLFOLD_WORLD_SIZE", "4")]).unwrap_err();
         assert_eq!(error.to_string(), "ALLFOLD_RANK=x: must be a whole number");
+        for (set, missing) in
+            [("ALLFOLD_WORLD_SIZE", "ALLFOLD_RANK"), ("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")]
+        {
+            let error = detect([(set, "1")]).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{missing}: is not set")), "{error}");
+        }
+        assert!(detect([("ALLFOLD_RENDEZVOUS", "a:1")]).is_err(), "half an environment passed");
+        let huge = ("LOCAL_RANK", "18446744073709551615");
+        let error = detect([("RANK", "0"), ("WORLD_SIZE", "2"), huge]).unwrap_err();
+        assert!(error.to_string().ends_with("must be below the world size, 2"), "{error}");
         let error = detect([("ALLFOLD_RANK", "1")]).unwrap_err();
         assert_eq!(error.to_string(), "ALLFOLD_WORLD_SIZE: is not set, but ALLFOLD_RANK is");
     }

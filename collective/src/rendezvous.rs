@@ -19,9 +19,9 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::config::Config;
 use crate::control::endpoint::{Control, Event};
-use crate::control::launched::{Launched, Obituary};
+use crate::control::launched::{Ending, Launched, Obituary};
 use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 use crate::identity::host_name;
 use crate::lane::Lane;
 use crate::link::Links;
@@ -363,14 +363,16 @@ pub(crate) fn watched(rank: u32, size: u32) -> Vec<u32> {
     ranks
 }
 
-/// A rank that the launcher saw end before the ranks had met.
-pub(crate) fn ended_early(obituary: &Obituary) -> Error {
+/// The error if the launcher saw a rank end before the ranks had met.
+pub(crate) fn ended_early(obituary: &Obituary) -> Option<Error> {
     let how = match obituary.ending {
-        crate::control::launched::Ending::Exit(0) => "exited before the ranks had met".into(),
+        Ending::Exit(0) => "exited before the ranks had met".into(),
+        // It gave up for what another rank did, and that one's end, or word, comes too.
+        Ending::Exit(code) if code == i32::from(EXIT_TRY_AGAIN) => return None,
         ending => format!("{} before the ranks had met", ending.describe()),
     };
-    let rank = obituary.rank as usize;
-    ErrorKind::RankLost { rank, at: "this host".into(), how, call: None }.into()
+    let at = format!("this host, pid {}", obituary.pid);
+    Some(ErrorKind::RankLost { rank: obituary.rank as usize, at, how, call: None }.into())
 }
 
 pub(crate) fn refused(reason: String, again: Again) -> Error {

@@ -130,6 +130,8 @@ struct Past {
 #[derive(Clone, Default)]
 struct PeerProgress {
     standing: Standing,
+    /// When `standing` came.
+    heard: Option<Instant>,
     /// Calls made and rolling hash, once it has said goodbye.
     goodbye: Option<(u64, u64)>,
 }
@@ -242,6 +244,7 @@ impl World {
             };
             if let Some(peer) = progress.peers.get_mut(rank as usize) {
                 peer.standing = standing;
+                peer.heard = Some(Instant::now());
             }
             mismatch
         };
@@ -376,19 +379,22 @@ impl World {
             .zip(0u32..)
             .filter(|(peer, rank)| *rank != self.rank && peer.standing.calls <= sequence)
             .map(|(peer, rank)| {
-                let done = peer.standing.calls;
-                if peer.standing.call.is_empty() {
-                    format!(
-                        "rank {rank} ({}) has made {done} calls and is computing",
-                        self.place(rank)
-                    )
-                } else {
-                    let call = &peer.standing.call;
-                    format!(
-                        "rank {rank} ({}) is still in call #{}, {call}",
-                        self.place(rank),
-                        done.saturating_sub(1)
-                    )
+                let place = self.place(rank);
+                let doing = match &peer.standing {
+                    Standing { calls, call, .. } if call.is_empty() => {
+                        format!("computing after {calls} calls")
+                    }
+                    Standing { calls, call, .. } => {
+                        format!("in call #{}, {call}", calls.saturating_sub(1))
+                    }
+                };
+                match peer.heard.map(|heard| heard.elapsed()) {
+                    Some(age) if age < FRESH => format!("rank {rank} ({place}) is {doing}"),
+                    Some(age) => {
+                        let age = report::duration(age);
+                        format!("rank {rank} ({place}) was {doing}, when last heard {age} ago")
+                    }
+                    None => format!("rank {rank} ({place}) has not been heard"),
                 }
             })
             .take(MAX_LATE_NAMED)
@@ -400,6 +406,11 @@ impl World {
         let rank = verdict.culprit as usize;
         let at = self.place(verdict.culprit);
         match verdict.fault.clone() {
+            // This rank was stopped, or cut off, and learns now what the others decided.
+            Fault::Lost { how } if verdict.culprit == self.rank && verdict.seen_by != self.rank => {
+                let how = format!("was declared dead by rank {}: it {how}", verdict.seen_by);
+                ErrorKind::RankLost { rank, at, how, call: None }
+            }
             Fault::Lost { how } => {
                 let how = how + &self.last_seen(verdict.culprit);
                 let call = self.waiting_in();
@@ -484,5 +495,7 @@ impl Patience {
 /// Calls kept to compare with ranks that are behind; a one-way call may run this far ahead and
 /// still have its difference shown in words.
 const MAX_HISTORY: usize = 256;
+/// Heartbeats come twice a second; an older one says what was, not what is.
+const FRESH: Duration = Duration::from_millis(1500);
 /// More names than this do not help.
 const MAX_LATE_NAMED: usize = 8;

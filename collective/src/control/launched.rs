@@ -18,6 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Obituary {
     pub(crate) rank: u32,
+    pub(crate) pid: u32,
     pub(crate) ending: Ending,
 }
 
@@ -106,14 +107,14 @@ impl Ending {
 
 fn parse(line: &str) -> Option<Obituary> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let ["lost", rank, "pid", _, how, number] = words[..] else { return None };
+    let ["lost", rank, "pid", pid, how, number] = words[..] else { return None };
     let number = number.parse().ok()?;
     let ending = match how {
         "exit" => Ending::Exit(number),
         "signal" => Ending::Signal(number),
         _ => return None,
     };
-    Some(Obituary { rank: rank.parse().ok()?, ending })
+    Some(Obituary { rank: rank.parse().ok()?, pid: pid.parse().ok()?, ending })
 }
 
 fn signal_name(signal: i32) -> Option<&'static str> {
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn obituaries_are_read() {
-        let obituary = |rank, ending| Some(Obituary { rank, ending });
+        let obituary = |rank, ending| Some(Obituary { rank, pid: 41, ending });
         assert_eq!(parse("lost 2 pid 41 exit 7\n"), obituary(2, Ending::Exit(7)));
         assert_eq!(parse("lost 11 pid 41 signal 9\n"), obituary(11, Ending::Signal(9)));
         for line in ["", "lost", "lost x pid 1 exit 0", "socket", "lost 1 pid 2 fell 3"] {

@@ -129,7 +129,7 @@ impl Running {
     }
 
     fn rank_ended(&self, obituary: &Obituary) {
-        let Obituary { rank, ending } = *obituary;
+        let Obituary { rank, ending, .. } = *obituary;
         let grace = match ending {
             Ending::Signal(_) => Duration::ZERO,
             // It may have said goodbye and ended well: its last packets may not be read yet.

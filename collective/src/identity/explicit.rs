@@ -4,7 +4,12 @@ use super::{Environment, Identity, local, rank_and_size};
 use crate::error::Result;
 
 pub(super) fn detect(environment: &Environment) -> Result<Option<Identity>> {
-    if environment.get("ALLFOLD_RANK").is_none() {
+    // Any of them means a world: half an environment must not train alone in silence.
+    if CLAIMS.iter().all(|name| environment.get(name).is_none()) {
+        return Ok(None);
+    }
+    let numbered_elsewhere = environment.get("RANK").is_some();
+    if environment.get("ALLFOLD_RANK").is_none() && numbered_elsewhere {
         return Ok(None);
     }
     let (rank, size) = rank_and_size(environment, "ALLFOLD_RANK", "ALLFOLD_WORLD_SIZE")?;
@@ -24,3 +29,5 @@ pub(super) fn detect(environment: &Environment) -> Result<Option<Identity>> {
         job: None,
     }))
 }
+
+const CLAIMS: [&str; 3] = ["ALLFOLD_RANK", "ALLFOLD_WORLD_SIZE", "ALLFOLD_RENDEZVOUS"];

@@ -5,7 +5,8 @@ use crate::error::Result;
 
 pub(super) fn detect(environment: &Environment) -> Result<Option<Identity>> {
     let by_torchrun = environment.get("TORCHELASTIC_RUN_ID").is_some();
-    let numbered = environment.get("RANK").is_some() && environment.get("WORLD_SIZE").is_some();
+    // One without the other is an error below, not a world of one.
+    let numbered = environment.get("RANK").is_some() || environment.get("WORLD_SIZE").is_some();
     if !by_torchrun && !numbered {
         return Ok(None);
     }

@@ -111,7 +111,11 @@ impl Attending<'_> {
                 // Rank 0 notices too if that rank is gone, and starts over.
                 self.control.drop_link(rank);
             }
-            Event::Obituary(obituary) => return Err(ended_early(&obituary)),
+            Event::Obituary(obituary) => {
+                if let Some(error) = ended_early(&obituary) {
+                    return Err(error);
+                }
+            }
             Event::Ended { .. } | Event::Message(..) => {}
         }
         Ok(None)
@@ -136,7 +140,11 @@ impl Attending<'_> {
                 self.pause = (self.pause * 2).min(LAST_PAUSE);
                 Ok(())
             }
-            Err(DialError::Final(reason)) => Err(refused(reason, Again::Never)),
+            Err(DialError::Final(reason)) => {
+                let help = "all ranks need one secret (ALLFOLD_SECRET_FILE, ALLFOLD_SECRET, else \
+                            ~/.allfold/secret), one ALLFOLD_JOB and one version of allfold";
+                Err(ErrorKind::Refused { reason, retryable: false, help: Some(help.into()) }.into())
+            }
             Err(DialError::Refused(reason, again)) => Err(refused(reason, again)),
         }
     }

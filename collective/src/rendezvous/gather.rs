@@ -106,7 +106,11 @@ impl Gathering<'_> {
                 }
             }
             // Under a launcher nobody comes back.
-            Event::Obituary(obituary) => return Err(ended_early(&obituary)),
+            Event::Obituary(obituary) => {
+                if let Some(error) = ended_early(&obituary) {
+                    return Err(error);
+                }
+            }
             Event::Message(..) | Event::Dialled(_) => {}
         }
         Ok(None)

@@ -160,6 +160,10 @@ pub(crate) async fn greet(incoming: Incoming, membership: &Membership) -> Result
     };
     match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
         Ok(Ok(greeted)) => Ok(greeted),
+        Ok(Err(problem)) if is_tls(&problem) => Err(format!(
+            "a process at {from} and this rank do not accept each other: it has another secret, \
+             another job or another version of allfold"
+        )),
         Ok(Err(problem)) => Err(format!("refused a connection from {from}: {problem}")),
         Err(_) => Err(format!("a connection from {from} said no hello for 5 s")),
     }
@@ -203,7 +207,6 @@ fn refused_in_handshake(
         return DialError::Final(reason);
     }
     match error {
-        // TLS alerts come as crypto errors, 0x100 plus the alert.
         quinn::ConnectionError::TransportError(_) | quinn::ConnectionError::ConnectionClosed(_)
             if error.to_string().contains("crypto")
                 || error.to_string().contains("certificate") =>
@@ -215,6 +218,11 @@ fn refused_in_handshake(
         }
         _ => DialError::Retry(format!("{address}: {error}")),
     }
+}
+
+/// TLS alerts come as crypto errors of QUIC, 0x100 plus the alert.
+fn is_tls(problem: &str) -> bool {
+    problem.contains("crypto") || problem.contains("certificate")
 }
 
 /// A peer that has not finished its handshake and said hello by then is dropped.

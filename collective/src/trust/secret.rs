@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::{hkdf, rand};
@@ -121,8 +121,10 @@ impl Secrets {
     /// ALLFOLD_SECRET_FILE, else ALLFOLD_SECRET, else, outside Kubernetes, `~/.allfold/secret`.
     pub(crate) fn from_environment(environment: &Environment, who: &Identity) -> Result<Self> {
         if let Some(path) = environment.get("ALLFOLD_SECRET_FILE") {
-            let text = read_file(Path::new(path))
-                .map_err(|e| secret_error(format!("ALLFOLD_SECRET_FILE={path}: {e}"), None))?;
+            let text = read_file(Path::new(path)).map_err(|e| {
+                let help = format!("`allfold secret > {path}` makes one; give it to every rank");
+                secret_error(format!("ALLFOLD_SECRET_FILE={path}: {e}"), Some(help))
+            })?;
             return Self::from_lines(&text, path);
         }
         if let Some(line) = environment.get("ALLFOLD_SECRET") {
@@ -144,6 +146,10 @@ impl Secrets {
                            are not set";
             return Err(secret_error(problem.into(), Some("set ALLFOLD_SECRET_FILE".into())));
         };
+        if !Path::new(home).is_absolute() {
+            let problem = format!("there is no job secret, and HOME={home} is no absolute path");
+            return Err(secret_error(problem, Some("set ALLFOLD_SECRET_FILE".into())));
+        }
         let path = PathBuf::from(home).join(".allfold").join("secret");
         let shown = path.display().to_string();
         let text = home_secret(&path).map_err(|e| {
@@ -159,7 +165,10 @@ impl Secrets {
 fn home_secret(path: &Path) -> io::Result<Zeroizing<String>> {
     if !path.exists() {
         let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
+        match fs::DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let secret = Secret::random().map_err(io::Error::other)?;
         let mut nonce = [0; 8];
         fill_random(&mut nonce).map_err(io::Error::other)?;
