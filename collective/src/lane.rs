@@ -273,6 +273,28 @@ impl Driver {
         }
     }
 
+    /// A flow from `from` broke. If that rank has left, its last bytes may be lost with the flow:
+    /// nobody else notices, so it is an error as soon as a call waits for them.
+    async fn flow_broke(&self, from: u32, problem: String) {
+        self.link_failed(from, problem).await;
+        loop {
+            let changed = self.changed.notified();
+            if self.closing.get() || self.world.error().is_some() {
+                return;
+            }
+            let awaited =
+                self.active.borrow().as_ref().is_some_and(|a| a.call.machine.expects(from));
+            if awaited {
+                let how = format!(
+                    "closed its communicator, and what rank {} had not read by then is lost",
+                    self.world.rank
+                );
+                return self.world.raise(from, Fault::Lost { how });
+            }
+            changed.await;
+        }
+    }
+
     async fn close(&self) {
         self.closing.set(true);
         self.abort();

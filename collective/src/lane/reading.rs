@@ -27,7 +27,7 @@ impl Driver {
         let Incoming { from, receiver } = incoming;
         match self.read_messages(from, receiver).await {
             Ok(()) | Err(Stop::Done) => {}
-            Err(Stop::Broken(problem)) => self.link_failed(from, problem).await,
+            Err(Stop::Broken(problem)) => self.flow_broke(from, problem).await,
             Err(Stop::Protocol(problem)) => self.world.raise(from, Fault::Protocol { problem }),
         }
     }
