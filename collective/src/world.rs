@@ -110,6 +110,8 @@ impl Verdict {
 struct Progress {
     calls: u64,
     hash: u64,
+    /// This rank makes no more calls.
+    closed: bool,
     current: Option<Current>,
     history: VecDeque<Past>,
     peers: Vec<PeerProgress>,
@@ -142,6 +144,7 @@ impl World {
         let progress = Progress {
             calls: 0,
             hash: contract::first_hash(epoch),
+            closed: false,
             current: None,
             history: VecDeque::new(),
             peers: vec![PeerProgress::default(); peers.len()],
@@ -274,6 +277,10 @@ impl World {
             let progress = self.progress();
             let left = progress.peers.get(rank as usize).and_then(|peer| peer.goodbye);
             let Some((calls, hash)) = left else { return };
+            if progress.closed && calls > progress.calls {
+                drop(progress);
+                return self.judge_close();
+            }
             if calls < progress.calls {
                 let call = progress.past(calls).map_or_else(
                     || "more were made here".to_string(),
@@ -299,13 +306,15 @@ impl World {
         }
     }
 
-    /// A rank that left with more calls than this one, found when this one closes.
+    /// This rank closes: one that has left with more calls, or does so from now on, is an error.
     pub(crate) fn judge_close(&self) {
-        let (calls, _) = self.calls();
-        let more =
-            self.progress().peers.iter().position(|p| p.goodbye.is_some_and(|g| g.0 > calls));
-        if let Some(rank) = more {
-            let theirs = self.progress().peers[rank].goodbye.map_or(0, |g| g.0);
+        let (calls, more) = {
+            let mut progress = self.progress();
+            progress.closed = true;
+            let left = progress.peers.iter().map(|p| p.goodbye.map_or(0, |goodbye| goodbye.0));
+            (progress.calls, left.enumerate().find(|(_, theirs)| *theirs > progress.calls))
+        };
+        if let Some((rank, theirs)) = more {
             let call = format!("rank {rank} made {theirs} and closed");
             self.raise(self.rank, Fault::CallCount { calls, call });
         }

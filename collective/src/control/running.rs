@@ -44,8 +44,18 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             () = &mut drained => break,
+            // A goodbye that comes only now may lead to a verdict.
+            Some(command) = commands.recv() => {
+                running.obey(Some(command));
+            }
             Some(event) = events.recv() => running.notice(event),
         }
+    }
+    if running.world.error().is_some() {
+        while let Ok(command) = commands.try_recv() {
+            running.obey(Some(command));
+        }
+        tokio::time::sleep(SEND_TURN).await;
     }
     shut(&running.control).await;
 }
