@@ -194,15 +194,21 @@ async fn wait_until(control: &Control, done: impl Fn() -> bool) {
 /// Tells a newcomer why there is no place for it.
 async fn refuse(world: Arc<World>, mut greeted: Greeted) {
     let rank = greeted.hello.rank;
-    let place = world.place(rank);
-    let from = greeted.connection.remote_address();
-    report::warn(&format!(
-        "refused {} (pid {}, from {from}) as rank {rank}: this job is running, and rank {rank} is \
-         {place}",
-        greeted.hello.host, greeted.hello.pid
-    ));
-    let reason = format!("the job is already running with rank {rank} at {place}");
-    let answer = Answer::Refused { reason, again: Again::Later };
+    let answer = if world.has_left(rank) || world.error().is_some() {
+        // It wants to meet for the next world before this rank has closed the last one.
+        let reason = "rank 0 has not closed its last communicator yet".to_string();
+        Answer::Refused { reason, again: Again::Soon }
+    } else {
+        let place = world.place(rank);
+        let from = greeted.connection.remote_address();
+        report::warn(&format!(
+            "refused {} (pid {}, from {from}) as rank {rank}: this job is running, and rank \
+             {rank} is {place}",
+            greeted.hello.host, greeted.hello.pid
+        ));
+        let reason = format!("the job is already running with rank {rank} at {place}");
+        Answer::Refused { reason, again: Again::Later }
+    };
     let _ = hello::send(&mut greeted.sender, &answer).await;
     let _ = greeted.sender.finish();
     let _ = tokio::time::timeout(ANSWER_LIMIT, greeted.sender.stopped()).await;
