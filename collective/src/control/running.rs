@@ -140,6 +140,10 @@ impl Running {
 
     fn rank_ended(&self, obituary: &Obituary) {
         let Obituary { rank, ending, .. } = *obituary;
+        // A rank that this one does not watch has said its goodbye to others only: they judge.
+        if !self.control.links.borrow().contains_key(&rank) {
+            return;
+        }
         let grace = match ending {
             Ending::Signal(_) => Duration::ZERO,
             // It may have said goodbye and ended well: its last packets may not be read yet.
