@@ -169,7 +169,7 @@ impl Control {
         let heartbeat = self.config.heartbeat;
         let mut judge = Judge::new(self.config.dead_after, Instant::now());
         let mut sent = Instant::now() - heartbeat;
-        let mut tick = tokio::time::interval(heartbeat / LOOKS_PER_HEARTBEAT);
+        let mut tick = tokio::time::interval((heartbeat / LOOKS_PER_HEARTBEAT).min(LONGEST_LOOK));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -270,5 +270,7 @@ impl ControlLink {
 
 /// Silence is noticed a fifth of a heartbeat late at most.
 const LOOKS_PER_HEARTBEAT: u32 = 5;
+/// Well below the pause after which the judge takes its own thread for stalled.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 /// Close code of a link that another one has taken the place of.
 const REPLACED: u32 = 2;
