@@ -39,6 +39,7 @@ pub(super) async fn attend(
         proposal: None,
         acknowledged: false,
         early: Vec::new(),
+        ahead: Vec::new(),
         problem: "nobody answers".into(),
         pause: FIRST_PAUSE,
     };
@@ -57,6 +58,8 @@ struct Attending<'a> {
     acknowledged: bool,
     /// Peers that dialled for an epoch that rank 0 has not proposed here yet.
     early: Vec<Greeted>,
+    /// Words of ranks that have had the commit before this one: for the world that begins.
+    ahead: Vec<Event>,
     /// Why the last attempt to reach rank 0 failed.
     problem: String,
     pause: Duration,
@@ -73,6 +76,9 @@ impl Attending<'_> {
             tokio::select! {
                 Some(event) = events.recv() => {
                     if let Some(meeting) = self.notice(event).await? {
+                        for event in self.ahead.drain(..) {
+                            let _ = self.control.events.send(event);
+                        }
                         return Ok(meeting);
                     }
                 }
@@ -110,6 +116,11 @@ impl Attending<'_> {
             Event::Ended { rank, link, .. } if self.is_link(rank, link) => {
                 // Rank 0 notices too if that rank is gone, and starts over.
                 self.control.drop_link(rank);
+            }
+            Event::Message(_, Message::Goodbye { .. } | Message::Verdict(_))
+                if self.acknowledged && self.ahead.len() < MAX_AHEAD =>
+            {
+                self.ahead.push(event);
             }
             Event::Obituary(obituary) => {
                 if let Some(error) = ended_early(&obituary) {
@@ -226,6 +237,7 @@ impl Attending<'_> {
     fn forget_proposal(&mut self) {
         self.proposal = None;
         self.acknowledged = false;
+        self.ahead.clear();
         for rank in self.to_watch() {
             self.control.drop_link(rank);
         }
@@ -326,5 +338,7 @@ const DIAL_LIMIT: Duration = Duration::from_secs(3);
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 /// Twenty watchers dial at most; strangers do not get this far.
 const MAX_EARLY: usize = 64;
+/// A goodbye and a verdict from each of them.
+const MAX_AHEAD: usize = 2 * MAX_EARLY;
 /// Rank 0 starts over long before, if the peer is gone.
 const MAX_PEER_DIALS: u32 = 100;
