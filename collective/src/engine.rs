@@ -60,10 +60,14 @@ impl Engine {
         let result = self.wait(&completion, &contract);
         drop(loan);
         self.world.end_call();
-        if result.is_err() {
-            self.let_verdict_out();
+        let Err(error) = result else { return Ok(()) };
+        // Without a verdict the lane itself has failed: the others must not wait for this rank.
+        if self.world.error().is_none() {
+            let how = format!("failed: {error}");
+            self.world.raise(self.world.rank, Fault::Lost { how });
         }
-        result
+        self.let_verdict_out();
+        Err(self.world.error().unwrap_or(error))
     }
 
     /// Says goodbye, waits for the peers' readers, and ends the threads. An error that no call

@@ -197,9 +197,9 @@ impl Driver {
 
     async fn run(self: Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>) {
         let driver = self.clone();
-        tokio::task::spawn_local(async move {
+        self.spawn(async move {
             while let Some(incoming) = driver.links.next_incoming().await {
-                tokio::task::spawn_local(driver.clone().read_flow(incoming));
+                driver.spawn(driver.clone().read_flow(incoming));
             }
         });
         loop {
@@ -212,6 +212,16 @@ impl Driver {
         self.close().await;
     }
 
+    /// Starts a task of this lane. tokio keeps a panic to its task, and a call would wait for it
+    /// for ever: here it ends the world.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let alarm = Alarm(self.world.clone());
+        tokio::task::spawn_local(async move {
+            let _alarm = alarm;
+            task.await;
+        });
+    }
+
     fn begin(self: &Rc<Self>, call: Call) {
         if let Some(error) = self.world.error() {
             return call.end(Err(error));
@@ -222,7 +232,7 @@ impl Driver {
         for peer in call.machine.destinations() {
             if self.writers.borrow_mut().insert(peer) {
                 self.unanswered.set(self.unanswered.get() + 1);
-                tokio::task::spawn_local(self.clone().write_flow(peer));
+                self.spawn(self.clone().write_flow(peer));
             }
         }
         *self.active.borrow_mut() =
@@ -311,6 +321,17 @@ impl Driver {
         // and they will say so.
         let _ = tokio::time::timeout(DRAIN_LIMIT, drained).await;
         self.links.close().await;
+    }
+}
+
+/// Dropped by a panic, it raises one.
+struct Alarm(Arc<World>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.raise(self.0.rank, Fault::Lost { how: "panicked in a lane".into() });
+        }
     }
 }
 
