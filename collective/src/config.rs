@@ -79,7 +79,8 @@ impl Config {
 
     /// How long to wait for all ranks. Default: 60 s, in Kubernetes 15 min.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
-        self.connect_timeout = limit;
+        // Beyond a week the clock would overflow before the patience ends.
+        self.connect_timeout = limit.min(Duration::from_millis(MAX_DURATION_MS as u64));
         self
     }
 
