@@ -1,9 +1,10 @@
 //! The control endpoint once the world has begun: passes verdicts on, exchanges goodbyes, judges
 //! losses, and refuses newcomers with a reason.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -30,7 +31,7 @@ pub(crate) async fn serve(
     };
     let _ = control.world.set(world.clone());
     control.send_beats();
-    let running = Running { control, world, flooded };
+    let running = Running { control, world, flooded, left: Cell::new(None) };
     let mut closing = false;
     while !closing {
         tokio::select! {
@@ -64,6 +65,8 @@ struct Running {
     control: Rc<Control>,
     world: Arc<World>,
     flooded: Flooded,
+    /// When this rank said goodbye.
+    left: Cell<Option<Instant>>,
 }
 
 impl Running {
@@ -82,6 +85,7 @@ impl Running {
                 false
             }
             Some(Command::Goodbye { calls, hash }) => {
+                self.left.set(Some(Instant::now()));
                 self.control.post_all(&Message::Goodbye { calls, hash });
                 false
             }
@@ -167,7 +171,9 @@ impl Running {
     /// up.
     async fn drained(&self) {
         let verdict = self.world.error().is_some();
-        let limit = if verdict { VERDICT_LIMIT } else { DRAIN_LIMIT };
+        // The lanes have drained since the goodbye: both share one limit.
+        let since = self.left.get().map_or(Duration::ZERO, |left| left.elapsed());
+        let limit = if verdict { VERDICT_LIMIT } else { DRAIN_LIMIT.saturating_sub(since) };
         let done = || {
             self.control.is_written()
                 && self.control.links.borrow().values().all(|link| {
