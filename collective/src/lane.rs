@@ -209,7 +209,7 @@ impl Driver {
                 Some(Command::Close) | None => break,
             }
         }
-        self.close().await;
+        self.close(inbox).await;
     }
 
     /// Starts a task of this lane. tokio keeps a panic to its task, and a call would wait for it
@@ -305,7 +305,7 @@ impl Driver {
         }
     }
 
-    async fn close(&self) {
+    async fn close(&self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         self.closing.set(true);
         self.abort();
         let drained = async {
@@ -314,7 +314,11 @@ impl Driver {
                 if self.unanswered.get() == 0 || self.world.error().is_some() {
                     return;
                 }
-                changed.await;
+                tokio::select! {
+                    () = changed => {}
+                    // A verdict, which `changed` does not know of.
+                    Some(_) = inbox.recv() => {}
+                }
             }
         };
         // Past the limit the peers' readers are late; what they have not read is lost to them,
