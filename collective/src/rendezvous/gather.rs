@@ -148,6 +148,10 @@ impl Gathering<'_> {
             }
             self.lose(rank);
             self.roster.claim(entry);
+        } else if self.control.links.borrow().contains_key(&rank) {
+            // The same process on a new connection: what it was told on the old one may be lost.
+            self.lose(rank);
+            self.roster.claim(entry);
         }
         self.welcome(greeted).await;
     }
