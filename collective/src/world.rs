@@ -200,7 +200,10 @@ impl World {
                 progress.history.pop_front();
             }
             progress.history.push_back(Past { contract, location: shape.location, hash });
-            let gone = progress.peers.iter().position(|p| p.goodbye.is_some());
+            let misses = |(calls, their_hash)| {
+                calls < progress.calls || (calls == progress.calls && their_hash != hash)
+            };
+            let gone = progress.peers.iter().position(|p| p.goodbye.is_some_and(misses));
             ((contract, plan, hash), gone)
         };
         if let Some(rank) = gone {
