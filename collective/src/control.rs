@@ -90,6 +90,14 @@ impl NetworkControl {
         let _ = self.commands.send(command);
     }
 
+    /// Hands the endpoint its world, later.
+    pub(crate) fn attach(&self) -> impl FnOnce(Arc<World>) + use<> {
+        let commands = self.commands.clone();
+        move |world| {
+            let _ = commands.send(Command::Attach(world));
+        }
+    }
+
     pub(crate) fn close(&self) {
         self.send(Command::Close);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();

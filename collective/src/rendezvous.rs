@@ -124,8 +124,10 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
     let lane = Lane::start(world.clone(), move || {
         QuicLinks::new(lane_socket, membership, hello, epoch, lanes).map(Links::Quic)
     })?;
-    control.send(Command::Attach(world.clone()));
+    // In this order, so that the first verdict already finds lane and control.
+    let attach = control.attach();
     world.attach(lane.commands(), ControlHandle::Network(control));
+    attach(world.clone());
     Ok(Joined { world, lane, transport, security })
 }
 
