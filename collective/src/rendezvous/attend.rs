@@ -277,6 +277,8 @@ impl Attending<'_> {
                         let _ = control.events.send(Event::Dialled(dialled));
                         return;
                     }
+                    // It runs in another world by now.
+                    Err(DialError::Refused(..)) => return,
                     _ => tokio::time::sleep(FIRST_PAUSE).await,
                 }
             }
