@@ -165,6 +165,9 @@ fn start_control(
             let endpoint = match endpoint::open(socket, &membership, Traffic::Control) {
                 Ok(endpoint) => endpoint,
                 Err(error) => {
+                    if let Some(line) = end_of_line {
+                        let _ = line.shutdown(std::net::Shutdown::Both);
+                    }
                     let _ = met.send(Err(error));
                     return;
                 }
