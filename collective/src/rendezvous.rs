@@ -410,6 +410,47 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_exit_after_a_goodbye_that_others_heard_is_no_death() {
+        use std::io::Write;
+        use std::os::unix::net::UnixListener;
+        const SIZE: usize = 12;
+        let place = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let secret = crate::Secret::random().unwrap().to_line();
+        let path = std::env::temp_dir().join(format!("allfold-obituary-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let launcher = UnixListener::bind(&path).unwrap();
+        let lines = std::thread::spawn(move || -> Vec<_> {
+            (0..SIZE - 1).map(|_| launcher.accept().unwrap().0).collect()
+        });
+        let connect = &|rank| {
+            let config = Config::new(rank, SIZE, &place.to_string()).unwrap();
+            let mut config = config.secret(&secret).unwrap();
+            config.launcher = (rank != 0).then(|| path.clone());
+            crate::Communicator::connect(config).unwrap()
+        };
+        let mut world: Vec<_> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..SIZE).map(|rank| scope.spawn(move || connect(rank))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        let lines = lines.join().unwrap();
+        let _ = std::fs::remove_file(&path);
+        world.remove(1).close().unwrap();
+        for mut line in &lines {
+            // Rank 1's own line has ended.
+            let _ = line.write_all(b"lost 1 pid 41 exit 0\n");
+        }
+        std::thread::sleep(Duration::from_millis(600));
+        std::thread::scope(|scope| {
+            let close = |rank: crate::Communicator| rank.close().map_err(|e| e.to_string());
+            let ends: Vec<_> =
+                world.into_iter().map(|rank| scope.spawn(move || close(rank))).collect();
+            for end in ends {
+                assert_eq!(end.join().unwrap(), Ok(()));
+            }
+        });
+    }
+
+    #[test]
     fn watching_is_mutual_and_connects_everybody() {
         for size in [2u32, 3, 8, 9, 16, 17, 64, 1000] {
             for rank in 0..size {
