@@ -4,6 +4,7 @@
 //! buffer to the lane, and sleeps until the lane is done with it.
 
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) struct Engine {
     lane: Mutex<Option<Lane>>,
     /// The source line of the call under way.
     busy: Mutex<Option<&'static Location<'static>>>,
+    /// A call has returned the error that ended the world.
+    told: AtomicBool,
     /// The process that connected: a fork has none of its threads.
     process: u32,
 }
@@ -32,6 +35,7 @@ impl Engine {
             world,
             lane: Mutex::new(Some(lane)),
             busy: Mutex::new(None),
+            told: AtomicBool::new(false),
             process: std::process::id(),
         }
     }
@@ -47,7 +51,7 @@ impl Engine {
             return Err(ErrorKind::Forked { process, connected: self.process }.into());
         }
         let _turn = self.enter(shape.location)?;
-        let (contract, plan, hash) = self.world.begin(shape)?;
+        let (contract, plan, hash) = self.world.begin(shape).inspect_err(|_| self.tell())?;
         let machine = Machine::new(plan, costs::segment_elements(contract.element.size()));
         let (loan, lent) = buffer::lend(data);
         let (done, completion) = lane::completion();
@@ -66,6 +70,7 @@ impl Engine {
             let how = format!("failed: {error}");
             self.world.raise(self.world.rank, Fault::Lost { how });
         }
+        self.tell();
         self.let_verdict_out();
         Err(self.world.error().unwrap_or(error))
     }
@@ -94,7 +99,7 @@ impl Engine {
             control.close();
         }
         match self.world.error() {
-            Some(error) if !had_error => Err(error),
+            Some(error) if !self.told.load(Ordering::Relaxed) => Err(error),
             _ => Ok(()),
         }
     }
@@ -142,6 +147,10 @@ impl Engine {
                 );
             }
         }
+    }
+
+    fn tell(&self) {
+        self.told.store(true, Ordering::Relaxed);
     }
 
     /// A program may end right after an error: the others must have been told by then.
