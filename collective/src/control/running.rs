@@ -12,7 +12,7 @@ use super::endpoint::{Control, Event, LinkEnd, Message};
 use super::launched::{Ending, Obituary};
 use super::{Command, Flooded};
 use crate::report;
-use crate::trust::hello::{self, Again, Answer, Greeted};
+use crate::trust::hello::{self, Again, Answer, Greeted, Purpose};
 use crate::world::{Fault, World};
 
 /// Serves the world until `Close`.
@@ -208,6 +208,10 @@ async fn refuse(world: Arc<World>, mut greeted: Greeted) {
         // It wants to meet for the next world before this rank has closed the last one.
         let reason = "rank 0 has not closed its last communicator yet".to_string();
         Answer::Refused { reason, again: Again::Soon }
+    } else if matches!(greeted.hello.purpose, Purpose::Watch { .. }) {
+        // A late attempt for a world that was given up before this one began.
+        let reason = "this rank is in another world by now".to_string();
+        Answer::Refused { reason, again: Again::Later }
     } else {
         let place = world.place(rank);
         let from = greeted.connection.remote_address();
