@@ -6,7 +6,7 @@
 pub(crate) mod endpoint;
 pub(crate) mod tuning;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
@@ -44,6 +44,7 @@ struct Shared {
     connections: RefCell<HashMap<u32, watch::Sender<Option<Connection>>>>,
     flows: mpsc::UnboundedSender<Incoming>,
     inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
+    closed: Cell<bool>,
 }
 
 impl QuicLinks {
@@ -67,6 +68,7 @@ impl QuicLinks {
             connections: RefCell::new(HashMap::new()),
             flows,
             inbox: tokio::sync::Mutex::new(inbox),
+            closed: Cell::new(false),
         });
         let door = shared.clone();
         let accepting = endpoint::accept(endpoint, shared.membership.clone(), move |greeted| {
@@ -99,6 +101,7 @@ impl QuicLinks {
     }
 
     pub(crate) async fn close(&self) {
+        self.0.closed.set(true);
         self.0.endpoint.close(CLOSED.into(), b"closed");
         // Not `wait_idle`: it would wait three probe timeouts, for peers that have said goodbye.
         tokio::time::sleep(CLOSE_TURN).await;
@@ -130,6 +133,7 @@ impl Shared {
                     return self.joined(peer, welcomed.connection);
                 }
                 Ok(welcomed) => welcomed.connection.close(REFUSED.into(), b"not who was met"),
+                Err(_) if self.closed.get() => return,
                 Err(DialError::Final(reason) | DialError::Refused(reason, _)) => {
                     report::warn(&reason)
                 }
