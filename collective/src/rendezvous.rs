@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 
-use crate::config::Config;
+use crate::config::{Config, HostPort};
 use crate::control::endpoint::{Control, Event};
 use crate::control::launched::{Ending, Launched, Obituary};
 use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
@@ -83,10 +84,10 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
     let lane_socket = bind_at(listen, port_of(&config, 1))?;
     let lane_port = local_port(&lane_socket)?;
     let mut launched = launched;
-    let socket = if rank == 0 {
+    let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
-        bind_at(listen, port_of(&config, 0))?
+        (bind_at(listen, port_of(&config, 0))?, None)
     };
     let hello = Hello {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -101,7 +102,8 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
         },
     };
     let me = Me { hello: hello.clone(), address };
-    let (control, meeting) = start_control(config, membership.clone(), socket, launched, me)?;
+    let (control, meeting) =
+        start_control(config, membership.clone(), (socket, turn), launched, me)?;
     let peers: Vec<Peer> = meeting
         .table
         .iter()
@@ -143,7 +145,7 @@ pub(crate) struct Me {
 fn start_control(
     config: Config,
     membership: Arc<Membership>,
-    socket: UdpSocket,
+    (socket, turn): (UdpSocket, Option<SocketTurn>),
     launched: Option<Launched>,
     me: Me,
 ) -> Result<(NetworkControl, Meeting)> {
@@ -188,6 +190,7 @@ fn start_control(
         });
         // A name look-up that still hangs in the system must not hold up the end.
         runtime.shutdown_background();
+        drop(turn);
     };
     let thread = std::thread::Builder::new()
         .name("allfold-control".into())
@@ -265,20 +268,47 @@ fn rendezvous_socket(
     config: &Config,
     launched: Option<&mut Launched>,
     listen: IpAddr,
-) -> Result<UdpSocket> {
+) -> Result<(UdpSocket, Option<SocketTurn>)> {
     if let Some(line) = launched {
         match line.rendezvous_socket() {
             Ok(socket) if local_port(&socket)? == config.rendezvous.port => {
+                let turn = SocketTurn::take(&config.rendezvous)?;
                 endpoint::enlarge(&socket);
-                return Ok(socket);
+                return Ok((socket, Some(turn)));
             }
             // The program was told to meet elsewhere than the launcher thought.
             Ok(_) => {}
             Err(error) => report::warn(&format!("no socket from the launcher: {error}")),
         }
     }
-    bind_at(listen, config.rendezvous.port)
+    Ok((bind_at(listen, config.rendezvous.port)?, None))
 }
+
+/// The right to use the launcher's socket: two communicators at once would take each other's
+/// packets from it.
+struct SocketTurn;
+
+impl SocketTurn {
+    fn take(place: &HostPort) -> Result<Self> {
+        if SOCKET_TAKEN.swap(true, Ordering::AcqRel) {
+            return Err(ErrorKind::Bind {
+                address: place.to_string(),
+                problem: "this process already has a communicator there".into(),
+                help: Some("close the first one before making another".into()),
+            }
+            .into());
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for SocketTurn {
+    fn drop(&mut self) {
+        SOCKET_TAKEN.store(false, Ordering::Release);
+    }
+}
+
+static SOCKET_TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Resolves rank 0's name, again and again until the deadline: a pod's name appears late.
 fn resolve_patiently(config: &Config) -> Result<SocketAddr> {

@@ -165,9 +165,11 @@ impl Attending<'_> {
             Message::Missing(missing) => self.missing = Some(missing),
             Message::Prepare { epoch, table } => {
                 self.forget_proposal();
-                if table.len() != self.control.config.size() {
+                let in_order = table.iter().zip(0..).all(|(entry, rank)| entry.rank == rank);
+                if table.len() != self.control.config.size() || !in_order {
                     let rank = 0;
-                    let problem = format!("a world table of {} ranks", table.len());
+                    let problem =
+                        format!("a world table of {} ranks, or out of order", table.len());
                     return Err(ErrorKind::Protocol { rank, problem }.into());
                 }
                 self.proposal = Some((epoch, table));

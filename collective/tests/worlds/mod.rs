@@ -60,6 +60,7 @@ pub fn results<T: Send>(
     world: Vec<Communicator>,
     body: impl Fn(&Communicator) -> T + Sync,
 ) -> Vec<T> {
+    stay_quiet();
     let body = &body;
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let run = |rank: Communicator| {
@@ -77,4 +78,13 @@ pub fn results<T: Send>(
         .into_iter()
         .map(|outcome| outcome.unwrap_or_else(|panic| resume_unwind(panic)))
         .collect()
+}
+
+/// Warnings belong to the tests that provoke them: they go to a subscriber that drops them.
+fn stay_quiet() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let nobody = tracing::subscriber::NoSubscriber::default();
+        tracing::subscriber::set_global_default(nobody).unwrap();
+    });
 }
