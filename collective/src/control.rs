@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::world::{Verdict, World};
+use crate::verdict::Verdict;
+use crate::world::World;
 
 /// What a rank's other threads ask of its control endpoint.
 pub(crate) enum Command {

@@ -6,7 +6,7 @@
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::buffer;
 use crate::contract::{self, CallShape, Contract};
@@ -16,7 +16,8 @@ use crate::machine::Machine;
 use crate::plan::costs;
 use crate::reduce::Element;
 use crate::report;
-use crate::world::{Fault, Patience, World};
+use crate::verdict::Fault;
+use crate::world::World;
 
 pub(crate) struct Engine {
     world: Arc<World>,
@@ -167,6 +168,33 @@ struct Turn<'a>(&'a Engine);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// When a call began and which warning comes next: one after `late_after`, then with back-off.
+struct Patience {
+    began: Instant,
+    next_warning: Duration,
+}
+
+impl Patience {
+    fn new(late_after: Duration) -> Self {
+        Self { began: Instant::now(), next_warning: late_after }
+    }
+
+    /// How long to wait before looking again.
+    fn wait(&self, timeout: Option<Duration>) -> Duration {
+        let next = timeout.map_or(self.next_warning, |timeout| timeout.min(self.next_warning));
+        next.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1))
+    }
+
+    /// Whether a warning is due now.
+    fn is_warning_due(&mut self) -> bool {
+        let due = self.began.elapsed() >= self.next_warning;
+        if due {
+            self.next_warning *= 2;
+        }
+        due
     }
 }
 

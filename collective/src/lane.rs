@@ -22,7 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::link::Links;
 use crate::machine::{Machine, Transfer};
 use crate::reduce::Reducer;
-use crate::world::{Fault, World};
+use crate::verdict::Fault;
+use crate::world::World;
 
 /// What the caller's thread asks of a lane.
 pub(crate) enum Command {

@@ -16,6 +16,7 @@ mod reduce;
 mod rendezvous;
 mod report;
 mod trust;
+mod verdict;
 mod wire;
 mod world;
 

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lane;
 use crate::plan::Plan;
 use crate::report;
+use crate::verdict::{Fault, Verdict};
 
 /// A rank of the world, as it introduced itself at the start.
 #[derive(Clone, Debug)]
@@ -48,30 +49,6 @@ pub(crate) struct Limits {
     pub(crate) timeout: Option<Duration>,
 }
 
-/// Why a world ended, as it goes from rank to rank.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Verdict {
-    pub(crate) epoch: u64,
-    pub(crate) seen_by: u32,
-    /// The rank at fault.
-    pub(crate) culprit: u32,
-    pub(crate) fault: Fault,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Fault {
-    /// It died or went silent; `how` says what happened and when.
-    Lost { how: String },
-    /// Two ranks made different calls.
-    Mismatch { sequence: u64, first: String, second: String },
-    /// It closed after `calls` calls, and `call` still needed it.
-    CallCount { calls: u64, call: String },
-    /// A call took longer than ALLFOLD_TIMEOUT.
-    TimedOut { call: String, limit: String, late: Option<String> },
-    /// It sent what allfold never sends.
-    Protocol { problem: String },
-}
-
 /// What a heartbeat says of its sender's calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing {
@@ -79,32 +56,10 @@ pub(crate) struct Standing {
     pub(crate) calls: u64,
     /// The rolling hash after them.
     pub(crate) hash: u64,
-    /// The call under way, in words; empty outside a call.
+    /// The last of them, in words; empty before the first.
     pub(crate) call: String,
-}
-
-impl Verdict {
-    /// The same, of words that a person can be shown: it came from a peer.
-    pub(crate) fn printable(self) -> Self {
-        let fault = match self.fault {
-            Fault::Lost { how } => Fault::Lost { how: report::printable(&how) },
-            Fault::Mismatch { sequence, first, second } => Fault::Mismatch {
-                sequence,
-                first: report::printable(&first),
-                second: report::printable(&second),
-            },
-            Fault::CallCount { calls, call } => {
-                Fault::CallCount { calls, call: report::printable(&call) }
-            }
-            Fault::TimedOut { call, limit, late } => Fault::TimedOut {
-                call: report::printable(&call),
-                limit: report::printable(&limit),
-                late: late.map(|late| report::printable(&late)),
-            },
-            Fault::Protocol { problem } => Fault::Protocol { problem: report::printable(&problem) },
-        };
-        Self { fault, ..self }
-    }
+    /// It is under way.
+    pub(crate) in_call: bool,
 }
 
 struct Progress {
@@ -127,6 +82,12 @@ struct Past {
     contract: Contract,
     location: &'static std::panic::Location<'static>,
     hash: u64,
+}
+
+impl Past {
+    fn describe(&self) -> String {
+        contract::describe(&self.contract, &contract::show_location(self.location))
+    }
 }
 
 #[derive(Clone, Default)]
@@ -229,8 +190,9 @@ impl World {
     /// What a heartbeat says of this rank.
     pub(crate) fn standing(&self) -> Standing {
         let progress = self.progress();
-        let call = progress.current.as_ref().map(|c| contract::describe(&c.contract, &c.location));
-        Standing { calls: progress.calls, hash: progress.hash, call: call.unwrap_or_default() }
+        let call = progress.history.back().map_or_else(String::new, Past::describe);
+        let in_call = progress.current.is_some();
+        Standing { calls: progress.calls, hash: progress.hash, call, in_call }
     }
 
     /// A heartbeat: keeps how far the peer is, and compares the calls both have made.
@@ -238,12 +200,9 @@ impl World {
         standing.call = report::printable(&standing.call);
         let mismatch = {
             let mut progress = self.progress();
-            let ours = progress.past(standing.calls.wrapping_sub(1)).map(|past| {
-                (
-                    past.hash,
-                    contract::describe(&past.contract, &contract::show_location(past.location)),
-                )
-            });
+            let ours = progress
+                .past(standing.calls.wrapping_sub(1))
+                .map(|past| (past.hash, past.describe()));
             let mismatch = match ours {
                 Some((hash, ours)) if hash != standing.hash => Some((standing.clone(), ours)),
                 _ => None,
@@ -255,8 +214,8 @@ impl World {
             mismatch
         };
         if let Some((theirs, ours)) = mismatch {
-            let call = if theirs.call.is_empty() { "made another call" } else { &theirs.call };
-            self.raise_mismatch(rank, theirs.calls.saturating_sub(1), &ours, call);
+            let sequence = theirs.calls.saturating_sub(1);
+            self.raise_mismatch(rank, sequence, &ours, &theirs.call);
         }
     }
 
@@ -287,19 +246,17 @@ impl World {
             if calls < progress.calls {
                 let call = progress.past(calls).map_or_else(
                     || "more were made here".to_string(),
-                    |past| {
-                        let location = contract::show_location(past.location);
-                        let call = contract::describe(&past.contract, &location);
-                        format!("rank {} made call #{calls}, {call}", self.rank)
-                    },
+                    |past| format!("rank {} made call #{calls}, {}", self.rank, past.describe()),
                 );
                 Some(Fault::CallCount { calls, call })
             } else if calls == progress.calls && hash != progress.hash {
-                Some(Fault::Mismatch {
-                    sequence: calls.saturating_sub(1),
-                    first: format!("rank {} ended with other calls", self.rank),
-                    second: format!("rank {rank} disagrees"),
-                })
+                let ours = progress.history.back().map_or_else(String::new, Past::describe);
+                let theirs = match progress.peers.get(rank as usize).map(|peer| &peer.standing) {
+                    Some(standing) if standing.calls == calls => standing.call.clone(),
+                    _ => "something else".into(),
+                };
+                drop(progress);
+                return self.raise_mismatch(rank, calls.saturating_sub(1), &ours, &theirs);
             } else {
                 None
             }
@@ -326,10 +283,7 @@ impl World {
     /// This rank's call `sequence` in words, as far back as it is kept.
     pub(crate) fn describe_call(&self, sequence: u64) -> Option<(u64, String)> {
         let progress = self.progress();
-        progress.past(sequence).map(|past| {
-            let location = contract::show_location(past.location);
-            (past.hash, contract::describe(&past.contract, &location))
-        })
+        progress.past(sequence).map(|past| (past.hash, past.describe()))
     }
 
     /// `peer` made another call than this rank under number `sequence`.
@@ -393,12 +347,10 @@ impl World {
             .map(|(peer, rank)| {
                 let place = self.place(rank);
                 let doing = match &peer.standing {
-                    Standing { calls, call, .. } if call.is_empty() => {
-                        format!("computing after {calls} calls")
-                    }
-                    Standing { calls, call, .. } => {
+                    Standing { calls, call, in_call: true, .. } => {
                         format!("in call #{}, {call}", calls.saturating_sub(1))
                     }
+                    Standing { calls, .. } => format!("computing after {calls} calls"),
                 };
                 match peer.heard.map(|heard| heard.elapsed()) {
                     Some(age) if age < FRESH => format!("rank {rank} ({place}) is {doing}"),
@@ -442,7 +394,7 @@ impl World {
     fn last_seen(&self, rank: u32) -> String {
         let progress = self.progress();
         match progress.peers.get(rank as usize).map(|peer| &peer.standing) {
-            Some(Standing { calls, call, .. }) if !call.is_empty() => {
+            Some(Standing { calls, in_call: true, .. }) => {
                 format!(", last seen in call #{}", calls.saturating_sub(1))
             }
             Some(Standing { calls, .. }) if *calls > 0 => {
@@ -474,33 +426,6 @@ impl Progress {
         let oldest = self.history.front()?.contract.sequence;
         let index = sequence.checked_sub(oldest)?;
         self.history.get(usize::try_from(index).ok()?)
-    }
-}
-
-/// When a call began and which warning comes next: one after `late_after`, then with back-off.
-pub(crate) struct Patience {
-    pub(crate) began: Instant,
-    next_warning: Duration,
-}
-
-impl Patience {
-    pub(crate) fn new(late_after: Duration) -> Self {
-        Self { began: Instant::now(), next_warning: late_after }
-    }
-
-    /// How long to wait before looking again.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Duration {
-        let next = timeout.map_or(self.next_warning, |timeout| timeout.min(self.next_warning));
-        next.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1))
-    }
-
-    /// Whether a warning is due now.
-    pub(crate) fn is_warning_due(&mut self) -> bool {
-        let due = self.began.elapsed() >= self.next_warning;
-        if due {
-            self.next_warning *= 2;
-        }
-        due
     }
 }
 

@@ -213,10 +213,18 @@ impl Job {
 
 /// A loopback address whose UDP port was free a moment ago.
 pub fn free_address() -> String {
-    let bound = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-    match bound {
-        Ok(address) => address.to_string(),
-        Err(error) => panic!("no free port: {error}"),
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Below the range from which the system takes ports for sockets that ask for any: those of
+    // the other tests cannot get in between. Processes start at different places.
+    loop {
+        let step =
+            NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(101));
+        let port = 10_000 + step % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if std::net::UdpSocket::bind(&address).is_ok() {
+            return address;
+        }
     }
 }
 

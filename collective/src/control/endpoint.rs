@@ -18,8 +18,9 @@ use crate::liveness::Judge;
 use crate::rendezvous::Entry;
 use crate::trust::certificates::Membership;
 use crate::trust::hello::{self, Again, Greeted};
+use crate::verdict::Verdict;
 use crate::wire;
-use crate::world::{Standing, Verdict, World};
+use crate::world::{Standing, World};
 
 /// What goes reliably between control endpoints.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -13,7 +13,8 @@ use super::launched::{Ending, Obituary};
 use super::{Command, Flooded};
 use crate::report;
 use crate::trust::hello::{self, Again, Answer, Greeted, Purpose};
-use crate::world::{Fault, World};
+use crate::verdict::Fault;
+use crate::world::World;
 
 /// Serves the world until `Close`.
 pub(crate) async fn serve(

@@ -8,8 +8,8 @@ use crate::link::{FlowEnd, FlowReceiver, Incoming};
 use crate::machine::Transfer;
 use crate::plan::Action;
 use crate::reduce::Reducer;
+use crate::verdict::Fault;
 use crate::wire::{self, HEADER_BYTES, Header, MessageKind};
-use crate::world::Fault;
 
 /// Why a reading task ends.
 enum Stop {
