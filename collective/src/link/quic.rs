@@ -170,11 +170,7 @@ impl Shared {
             let _ = hello::send(&mut sender, &Answer::Refused { reason, again: Again::Soon }).await;
             return connection.close(REFUSED.into(), b"another epoch");
         }
-        let answer = Answer::Welcome {
-            incarnation: self.hello.incarnation,
-            version: self.hello.version.clone(),
-        };
-        if hello::send(&mut sender, &answer).await.is_ok() {
+        if hello::send(&mut sender, &Answer::Welcome).await.is_ok() {
             self.joined(hello.rank, connection);
         }
     }

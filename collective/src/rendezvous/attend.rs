@@ -211,11 +211,7 @@ impl Attending<'_> {
                     return answer(greeted, "not the process that rank 0 met".into()).await;
                 }
                 let Greeted { hello, connection, mut sender, receiver, .. } = greeted;
-                let welcome = Answer::Welcome {
-                    incarnation: self.me.hello.incarnation,
-                    version: self.me.hello.version.clone(),
-                };
-                if hello::send(&mut sender, &welcome).await.is_ok() {
+                if hello::send(&mut sender, &Answer::Welcome).await.is_ok() {
                     self.control.add_link(hello.rank, connection, sender, receiver);
                     self.acknowledge();
                 }

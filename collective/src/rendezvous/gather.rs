@@ -194,11 +194,7 @@ impl Gathering<'_> {
 
     async fn welcome(&self, greeted: Greeted) {
         let Greeted { hello, connection, mut sender, receiver, .. } = greeted;
-        let answer = Answer::Welcome {
-            incarnation: self.me.hello.incarnation,
-            version: self.me.hello.version.clone(),
-        };
-        if hello::send(&mut sender, &answer).await.is_ok() {
+        if hello::send(&mut sender, &Answer::Welcome).await.is_ok() {
             self.control.add_link(hello.rank, connection, sender, receiver);
             let missing = self.roster.missing();
             if !missing.is_empty() {

@@ -38,7 +38,7 @@ pub(crate) enum Purpose {
 /// What the other side answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    Welcome { incarnation: u128, version: String },
+    Welcome,
     Refused { reason: String, again: Again },
 }
 
@@ -126,7 +126,7 @@ impl Caller<'_> {
         let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
         send(&mut sender, hello).await.map_err(|e| lost(&e))?;
         match receive::<Answer>(&mut receiver, wire::MAX_HELLO_BYTES).await {
-            Ok(Answer::Welcome { .. }) => {
+            Ok(Answer::Welcome) => {
                 let (_, leaf) =
                     identify(&connection, membership).ok_or_else(|| lost(&"no name"))?;
                 Ok(Welcomed { leaf, connection, sender, receiver })
