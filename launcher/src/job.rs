@@ -118,10 +118,12 @@ impl Job {
             return Err(error);
         }
 
-        let outcome = Supervisor::new(ranks, &announcer, &output, keeper).run(events);
+        let reports = || self.reports(directory);
+        let supervisor = Supervisor::new(ranks, &announcer, &output, keeper, self.kind, &reports);
+        let outcome = supervisor.run(events);
         drop(output);
         let outcome = wait_for_output(outcome, events);
-        verdict(&outcome, &self.reports(directory))
+        verdict(&outcome, &reports())
     }
 
     fn start(

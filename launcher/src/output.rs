@@ -54,6 +54,11 @@ impl Output {
         self.stderr.send(Order::Drain(rank));
     }
 
+    /// Prints a line of the launcher's own on stderr, between those of the ranks.
+    pub(crate) fn say(&self, line: String) {
+        self.stderr.send(Order::Say(line));
+    }
+
     fn of(&self, stream: Stream) -> &Sender<Order> {
         match stream {
             Stream::Out => &self.stdout,
@@ -65,6 +70,7 @@ impl Output {
 enum Order {
     Add(Source),
     Drain(usize),
+    Say(String),
 }
 
 struct Source {
@@ -127,6 +133,10 @@ impl Printer {
                     Order::Add(_) if self.destination.is_none() => {}
                     Order::Add(source) => self.sources.push(source),
                     Order::Drain(rank) => self.drain(|source| source.rank == rank),
+                    Order::Say(line) => {
+                        self.text.extend_from_slice(line.as_bytes());
+                        self.print();
+                    }
                 }
             }
             if closed {

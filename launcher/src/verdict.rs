@@ -68,8 +68,10 @@ fn put_down(ranks: &[usize]) -> String {
     let mut names: Vec<String> = ranks.iter().map(usize::to_string).collect();
     match names.pop() {
         None => String::new(),
-        Some(only) if names.is_empty() => format!("; rank {only} went on and was stopped"),
-        Some(last) => format!("; ranks {} and {last} went on and were stopped", names.join(", ")),
+        Some(only) if names.is_empty() => format!("; rank {only} did not end and was killed"),
+        Some(last) => {
+            format!("; ranks {} and {last} did not end and were killed", names.join(", "))
+        }
     }
 }
 
@@ -112,10 +114,13 @@ mod tests {
         let mut outcome =
             Outcome { endings: vec![ended(1, How::Exit(7))], stopped_by: None, put_down: vec![0] };
         let (message, code) = judge(&outcome, &[]);
-        assert_eq!(message, "rank 1 (pid 101) exited with code 7; rank 0 went on and was stopped");
+        assert_eq!(
+            message,
+            "rank 1 (pid 101) exited with code 7; rank 0 did not end and was killed"
+        );
         assert_eq!(code, 7);
         outcome.put_down = vec![0, 2, 3];
-        assert!(judge(&outcome, &[]).0.ends_with("; ranks 0, 2 and 3 went on and were stopped"));
+        assert!(judge(&outcome, &[]).0.ends_with("; ranks 0, 2 and 3 did not end and were killed"));
     }
 
     #[test]
