@@ -104,6 +104,9 @@ fn a_rank_that_exits_while_others_need_it_is_code_75() {
     assert_eq!(ended.code(), 75, "{ended:#?}");
     let text = ended.errors().join("\n");
     assert!(text.contains("exited without closing its communicator"), "{ended:#?}");
+    let last = ended.errors().into_iter().rfind(|line| line.starts_with("error: ")).unwrap();
+    assert!(last.starts_with("error: rank 1 (pid "), "{ended:#?}");
+    assert!(last.ends_with(") exited while others still needed it"), "{ended:#?}");
 }
 
 #[test]
