@@ -104,8 +104,9 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     /// samples of all ranks.
     ///
     /// # Errors
-    /// [`Error::NoSamples`] on every rank where no rank has a sample; candle's and allfold's own
-    /// errors.
+    /// On every rank [`Error::NoSamples`] where no rank has a sample, and
+    /// [`Error::LossNotFinite`] where the mean loss is infinite or no number (the parameters are
+    /// then those before the step); candle's and allfold's own errors.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64> {
         let samples = self.weight.get();
         if samples == 0 {
@@ -187,6 +188,10 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
             all = bucket.tally();
             if all.samples == 0 {
                 return Err(Error::NoSamples { step: self.steps });
+            }
+            // All ranks see the same sum, and so they all end here.
+            if !all.loss.is_finite() {
+                return Err(Error::LossNotFinite { step: self.steps + 1 });
             }
             bucket.unpack(&mut mean)?;
         }
