@@ -219,7 +219,7 @@ const DEFAULT_SEED: u64 = 1;
 
 /// A wider layer takes more memory than a mistyped number should.
 const HIDDEN_LIMIT: usize = 1 << 16;
-/// Leaves a step's number room beside the bucket in a label.
+/// Leaves a step's number room beside the bucket in a label, which is step times a million.
 const STEP_LIMIT: usize = 1 << 40;
 /// With the 1,438 steps of an epoch of single samples still below the limit of steps.
 const EPOCH_LIMIT: usize = 1 << 29;
