@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
@@ -36,7 +36,7 @@ pub(crate) enum Command {
 #[derive(clap::Args, Debug)]
 pub(crate) struct RunOptions {
     /// Number of ranks (also -np)
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) ranks: usize,
     /// The program and its arguments; standard input goes to rank 0 only
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
@@ -94,8 +94,28 @@ fn usage(error: &clap::Error) -> Error {
     let tip =
         paragraphs.clone().flat_map(str::lines).find_map(|line| line.trim().strip_prefix("tip: "));
     let usage = paragraphs.flat_map(str::lines).find_map(|line| line.strip_prefix("Usage: "));
-    Error::Usage { problem, help: tip.or(usage).map(Into::into) }
+    let problem = match is_negative(error) {
+        true => problem.replace(NO_DIGIT, "must not be negative"),
+        false => problem,
+    };
+    Error::Usage { problem, help: tip.map(Into::into).or_else(|| usage.map(where_to_look)) }
 }
+
+/// Whether the value that was refused is a number below zero.
+fn is_negative(error: &clap::Error) -> bool {
+    matches!(error.get(ContextKind::InvalidValue),
+        Some(ContextValue::String(value)) if value.parse::<f64>().is_ok_and(|value| value < 0.0))
+}
+
+/// The usage line says too little to mend anything by; the page of its subcommand says all.
+fn where_to_look(usage: &str) -> String {
+    let is_name = |word: &&str| word.starts_with(|letter: char| letter.is_ascii_alphabetic());
+    let names: Vec<&str> = usage.split_whitespace().take_while(is_name).collect();
+    format!("see `{} --help`", names.join(" "))
+}
+
+/// The standard library's word for a minus sign before a number that has none.
+const NO_DIGIT: &str = "invalid digit found in string";
 
 #[cfg(test)]
 mod tests {
@@ -140,12 +160,18 @@ mod tests {
             ),
             ("allfold run -n 2 --frob prog", "unexpected argument '--frob' found"),
             ("allfold frob", "unrecognized subcommand 'frob'"),
+            ("allfold train -n -3", "invalid value '-3' for '--ranks <N>': must not be negative"),
+            ("allfold bench -b -1", "invalid value '-1' for '--minbytes <SIZE>': must be positive"),
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.to_string(), problem, "{line}");
             assert_eq!(error.exit_code(), 2);
             assert!(!error.help().unwrap_or_default().contains('\n'), "{line}");
         }
+        let help = |line| parse(line).unwrap_err().help().unwrap();
+        assert_eq!(help("allfold run prog"), "see `allfold run --help`");
+        assert_eq!(help("allfold train --lr x"), "see `allfold train --help`");
+        assert_eq!(help("allfold frob"), "see `allfold --help`");
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(crate) enum Error {
 
     /// A number of ranks that cannot be started.
     #[error("{ranks} ranks: a job has 1 to {MAX_RANKS} on one host")]
-    Ranks { ranks: usize },
+    Ranks { ranks: usize, option: &'static str },
 
     /// A job within a job.
     #[error("already rank {rank} of {size} under {launcher}")]
@@ -62,7 +62,7 @@ impl Error {
             | Self::ProgramNotFound { help, .. }
             | Self::NotExecutable { help, .. }
             | Self::Job { help, .. } => help.clone(),
-            Self::Ranks { .. } => Some("say how many with --ranks N".into()),
+            Self::Ranks { option, .. } => Some(format!("say how many with {option} N")),
             Self::AlreadyLaunched { option, .. } => Some(format!("drop {option}")),
             Self::Start { problem, .. } | Self::System { problem, .. } => is_temporary(problem)
                 .then(|| {

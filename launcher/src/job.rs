@@ -46,15 +46,14 @@ pub(crate) enum Kind {
     Copies,
 }
 
-/// Refuses a number of ranks that cannot be started.
-pub(crate) fn check_ranks(ranks: usize) -> Result<(), Error> {
-    if (1..=MAX_RANKS).contains(&ranks) { Ok(()) } else { Err(Error::Ranks { ranks }) }
+/// Refuses a number of ranks, given with that option, that cannot be started.
+pub(crate) fn check_ranks(ranks: usize, option: &'static str) -> Result<(), Error> {
+    if (1..=MAX_RANKS).contains(&ranks) { Ok(()) } else { Err(Error::Ranks { ranks, option }) }
 }
 
 impl Job {
     /// Runs it to its end, whichever that is, and leaves nothing behind.
     pub(crate) fn run(&self) -> Result<(), Error> {
-        check_ranks(self.ranks)?;
         let (sender, events) = mpsc::channel();
         signals::subscribe(sender.clone()).map_err(Error::system("cannot handle signals"))?;
         // What a rank leaves behind becomes the launcher's child and can be found.
