@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::keeper;
@@ -47,6 +47,7 @@ impl Arguments {
     /// From the words of the command line; None where help or the version was asked for, and
     /// printed.
     pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Option<Self>, Error> {
+        let page = where_to_look(&words);
         match Self::try_parse_from(with_plain_n(words)) {
             Ok(arguments) => Ok(Some(arguments)),
             Err(error) => match error.kind() {
@@ -59,7 +60,7 @@ impl Arguments {
                     problem: "no subcommand given".into(),
                     help: Some("run, train, bench or secret; see `allfold --help`".into()),
                 }),
-                _ => Err(usage(&error)),
+                _ => Err(usage(&error, &page)),
             },
         }
     }
@@ -85,20 +86,18 @@ fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// One line and what to do, from the parser's several.
-fn usage(error: &clap::Error) -> Error {
+fn usage(error: &clap::Error, page: &str) -> Error {
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
     let words: Vec<&str> = paragraphs.next().unwrap_or_default().split_whitespace().collect();
     let problem = words.join(" ");
     let problem = problem.strip_prefix("error: ").unwrap_or(&problem).to_owned();
-    let tip =
-        paragraphs.clone().flat_map(str::lines).find_map(|line| line.trim().strip_prefix("tip: "));
-    let usage = paragraphs.flat_map(str::lines).find_map(|line| line.strip_prefix("Usage: "));
+    let tip = paragraphs.flat_map(str::lines).find_map(|line| line.trim().strip_prefix("tip: "));
     let problem = match is_negative(error) {
         true => problem.replace(NO_DIGIT, "must not be negative"),
         false => problem,
     };
-    Error::Usage { problem, help: tip.map(Into::into).or_else(|| usage.map(where_to_look)) }
+    Error::Usage { problem, help: Some(tip.map_or_else(|| page.into(), Into::into)) }
 }
 
 /// Whether the value that was refused is a number below zero.
@@ -107,11 +106,13 @@ fn is_negative(error: &clap::Error) -> bool {
         Some(ContextValue::String(value)) if value.parse::<f64>().is_ok_and(|value| value < 0.0))
 }
 
-/// The usage line says too little to mend anything by; the page of its subcommand says all.
-fn where_to_look(usage: &str) -> String {
-    let is_name = |word: &&str| word.starts_with(|letter: char| letter.is_ascii_alphabetic());
-    let names: Vec<&str> = usage.split_whitespace().take_while(is_name).collect();
-    format!("see `{} --help`", names.join(" "))
+/// The page that says all, where the parser's usage line says too little to mend anything by.
+fn where_to_look(words: &[OsString]) -> String {
+    let subcommand = words.get(1).and_then(|word| word.to_str());
+    match subcommand.filter(|name| Arguments::command().find_subcommand(name).is_some()) {
+        Some(name) => format!("see `allfold {name} --help`"),
+        None => "see `allfold --help`".into(),
+    }
 }
 
 /// The standard library's word for a minus sign before a number that has none.
@@ -176,7 +177,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        use clap::CommandFactory;
         Arguments::command().debug_assert();
     }
 }
