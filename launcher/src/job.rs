@@ -95,8 +95,8 @@ impl Job {
         let announcer = Announcer::start(&socket, port.udp, self.ranks)
             .map_err(Error::system("cannot listen for the ranks"))?;
         let done = sender.clone();
-        let output = Output::start(move || {
-            let _ = done.send(Event::OutputDone);
+        let output = Output::start(move |problem| {
+            let _ = done.send(Event::OutputDone(problem));
         })
         .map_err(Error::system("cannot print"))?;
 
@@ -213,7 +213,10 @@ fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outc
     let mut open_streams = 2;
     while open_streams > 0 {
         match events.recv() {
-            Ok(Event::OutputDone) => open_streams -= 1,
+            Ok(Event::OutputDone(problem)) => {
+                open_streams -= 1;
+                outcome.unprinted = outcome.unprinted.or(problem);
+            }
             Ok(Event::Signal(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM))) => {
                 if at_fault(&outcome.endings).is_none() {
                     outcome.stopped_by.get_or_insert(signal);

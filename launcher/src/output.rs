@@ -27,8 +27,9 @@ pub(crate) enum Stream {
 }
 
 impl Output {
-    /// Starts both threads; each calls `done` when it has printed everything.
-    pub(crate) fn start(done: impl Fn() + Clone + Send + 'static) -> io::Result<Self> {
+    /// Starts both threads; each calls `done` when it has printed everything, with what kept it
+    /// from that other than a reader that left.
+    pub(crate) fn start(done: impl Fn(Option<Errno>) + Clone + Send + 'static) -> io::Result<Self> {
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         // Where both are one terminal or one pipe, two long writes at once would tear lines;
@@ -83,19 +84,20 @@ fn start_printer(
     name: &str,
     destination: OwnedFd,
     turn: Arc<Mutex<()>>,
-    done: impl FnOnce() + Send + 'static,
+    done: impl FnOnce(Option<Errno>) + Send + 'static,
 ) -> io::Result<Sender<Order>> {
     let (sender, orders) = mailbox()?;
     let mut printer = Printer {
         sources: Vec::new(),
         destination: Some(destination),
+        problem: None,
         turn,
         text: Vec::new(),
         buffer: vec![0; READ_SIZE],
     };
     thread::Builder::new().name(name.into()).spawn(move || {
         printer.run(&orders);
-        done();
+        done(printer.problem);
     })?;
     Ok(sender)
 }
@@ -104,6 +106,8 @@ struct Printer {
     sources: Vec<Source>,
     /// None once its reader is gone.
     destination: Option<OwnedFd>,
+    /// Why nothing more can be printed, where its reader is still there.
+    problem: Option<Errno>,
     turn: Arc<Mutex<()>>,
     text: Vec<u8>,
     buffer: Vec<u8>,
@@ -197,7 +201,8 @@ impl Printer {
     fn print(&mut self) {
         if let Some(destination) = &self.destination {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            if write_all(destination.as_fd(), &self.text).is_err() {
+            if let Err(error) = write_all(destination.as_fd(), &self.text) {
+                self.problem = (error != Errno::PIPE).then_some(error);
                 self.destination = None;
                 self.sources.clear();
             }
@@ -245,7 +250,7 @@ mod tests {
     use super::*;
 
     fn printer(to: OwnedFd) -> Sender<Order> {
-        start_printer("test", to, Arc::default(), || ()).unwrap()
+        start_printer("test", to, Arc::default(), |_| ()).unwrap()
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub(crate) enum Event {
     ProcessEnded,
     /// The launcher got this signal.
     Signal(i32),
-    /// One of the two streams is printed to its end.
-    OutputDone,
+    /// One of the two streams is printed to its end, or could not be.
+    OutputDone(Option<Errno>),
 }
 
 /// The ranks and all that must learn of their ends.

@@ -1,5 +1,7 @@
 //! What the launcher says at the end: one error for the whole job, and its exit code.
 
+use rustix::io::Errno;
+
 use crate::ending::{Ending, How, at_fault, signal_name};
 use crate::error::Error;
 use crate::exit_code;
@@ -12,6 +14,8 @@ pub(crate) struct Outcome {
     pub(crate) endings: Vec<Ending>,
     /// The signal by which the user stopped the job before anything had failed.
     pub(crate) stopped_by: Option<i32>,
+    /// What kept the ranks' output from being printed, such as a full disk.
+    pub(crate) unprinted: Option<Errno>,
     /// The ranks that the launcher had to end.
     pub(crate) put_down: Vec<usize>,
 }
@@ -25,6 +29,10 @@ pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(
             help: None,
             code: exit_code::of_signal(signal),
         });
+    }
+    // The ranks die of it, by SIGPIPE or in their own way.
+    if let Some(problem) = outcome.unprinted {
+        return Err(Error::Output { problem });
     }
     let Some(ending) = at_fault(&outcome.endings) else {
         return Ok(());
@@ -152,15 +160,18 @@ mod tests {
         let outcome = Outcome {
             endings: vec![ended(0, How::Exit(9))],
             stopped_by: Some(2),
-            put_down: vec![],
+            ..Outcome::default()
         };
         assert_eq!(judge(&outcome, &[None]), ("stopped by SIGINT".into(), 130));
     }
 
     #[test]
     fn ranks_that_had_to_be_stopped_are_named() {
-        let mut outcome =
-            Outcome { endings: vec![ended(1, How::Exit(7))], stopped_by: None, put_down: vec![0] };
+        let mut outcome = Outcome {
+            endings: vec![ended(1, How::Exit(7))],
+            put_down: vec![0],
+            ..Outcome::default()
+        };
         let (message, code) = judge(&outcome, &[]);
         assert_eq!(
             message,
@@ -185,7 +196,7 @@ mod tests {
 
         let killed = |rank| Ending { by_itself: false, ..ended(rank, How::Signal(15)) };
         let hung = vec![ended(2, How::Exit(75)), killed(0), killed(1)];
-        let mut outcome = Outcome { endings: hung, stopped_by: None, put_down: vec![1] };
+        let mut outcome = Outcome { endings: hung, put_down: vec![1], ..Outcome::default() };
         let words = "rank 1 (pid 101) did not end after another rank or the network failed, and \
                      was killed";
         assert_eq!(judge(&outcome, &[]), (words.into(), 75));
