@@ -15,23 +15,35 @@ pub struct Options {
     pub collective: Collective,
 
     /// Number of ranks [outside a launcher: 2]; no short form, because -n is --iters
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub ranks: Option<usize>,
 
     /// Smallest size in bytes; K, M and G are powers of 1024
-    #[arg(short = 'b', long, value_name = "SIZE", default_value = "8", value_parser = size::parse)]
+    #[arg(short = 'b', long, value_name = "SIZE", default_value = "8", value_parser = size::parse, allow_hyphen_values = true)]
     pub minbytes: u64,
 
     /// Largest size in bytes (nccl-tests, without -b and -e: one row of 32M)
-    #[arg(short = 'e', long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
+    #[arg(short = 'e', long, value_name = "SIZE", default_value = "64M", value_parser = size::parse, allow_hyphen_values = true)]
     pub maxbytes: u64,
 
     /// Each size is so many times the one before
-    #[arg(short = 'f', long, value_name = "FACTOR", default_value_t = 2)]
+    #[arg(
+        short = 'f',
+        long,
+        value_name = "FACTOR",
+        default_value_t = 2,
+        allow_negative_numbers = true
+    )]
     pub stepfactor: u64,
 
     /// Timed iterations of each size
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 20,
+        allow_negative_numbers = true
+    )]
     pub iters: u32,
 
     /// Iterations of each size in the warm-up sweep, not timed
@@ -40,12 +52,13 @@ pub struct Options {
         long = "warmup-iters",
         alias = "warmup_iters",
         value_name = "N",
-        default_value_t = 1
+        default_value_t = 1,
+        allow_negative_numbers = true
     )]
     pub warmup_iters: u32,
 
     /// Calls of each size whose data is checked; 0 checks nothing
-    #[arg(short = 'c', long, value_name = "N", default_value_t = 1)]
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub check: u32,
 
     /// Element type
@@ -222,7 +235,7 @@ mod tests {
         for name in ["all-reduce", "all_reduce", "allreduce", "all_reduce_perf"] {
             assert_eq!(parse(name).unwrap().collective, Collective::AllReduce);
         }
-        for line in ["all-shout", "-d half", "-o max", "-b 8X", "-n -3", "-f x"] {
+        for line in ["all-shout", "-d half", "-o max", "-b 8X", "-b -1K", "-n -3", "-f x"] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
     }

@@ -18,8 +18,11 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         None => (trimmed, 1.0),
     };
     let bytes = number.parse::<f64>().map_err(|_| EXPECTED)? * unit;
-    if !bytes.is_finite() || bytes < 0.0 {
+    if !bytes.is_finite() {
         return Err(EXPECTED.into());
+    }
+    if bytes < 0.0 {
+        return Err("must be positive".into());
     }
     if bytes >= LIMIT {
         return Err("larger than any memory".into());
@@ -103,6 +106,7 @@ mod tests {
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
+        assert_eq!(parse("-1K").unwrap_err(), "must be positive");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::keeper;
@@ -36,7 +36,7 @@ pub(crate) enum Command {
 #[derive(clap::Args, Debug)]
 pub(crate) struct RunOptions {
     /// Number of ranks (also -np)
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) ranks: usize,
     /// The program and its arguments; standard input goes to rank 0 only
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
@@ -47,6 +47,7 @@ impl Arguments {
     /// From the words of the command line; None where help or the version was asked for, and
     /// printed.
     pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Option<Self>, Error> {
+        let page = where_to_look(&words);
         match Self::try_parse_from(with_plain_n(words)) {
             Ok(arguments) => Ok(Some(arguments)),
             Err(error) => match error.kind() {
@@ -59,7 +60,7 @@ impl Arguments {
                     problem: "no subcommand given".into(),
                     help: Some("run, train, bench or secret; see `allfold --help`".into()),
                 }),
-                _ => Err(usage(&error)),
+                _ => Err(usage(&error, &page)),
             },
         }
     }
@@ -85,17 +86,37 @@ fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// One line and what to do, from the parser's several.
-fn usage(error: &clap::Error) -> Error {
+fn usage(error: &clap::Error, page: &str) -> Error {
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
     let words: Vec<&str> = paragraphs.next().unwrap_or_default().split_whitespace().collect();
     let problem = words.join(" ");
     let problem = problem.strip_prefix("error: ").unwrap_or(&problem).to_owned();
-    let tip =
-        paragraphs.clone().flat_map(str::lines).find_map(|line| line.trim().strip_prefix("tip: "));
-    let usage = paragraphs.flat_map(str::lines).find_map(|line| line.strip_prefix("Usage: "));
-    Error::Usage { problem, help: tip.or(usage).map(Into::into) }
+    let tip = paragraphs.flat_map(str::lines).find_map(|line| line.trim().strip_prefix("tip: "));
+    let problem = match is_negative(error) {
+        true => problem.replace(NO_DIGIT, "must not be negative"),
+        false => problem,
+    };
+    Error::Usage { problem, help: Some(tip.map_or_else(|| page.into(), Into::into)) }
 }
+
+/// Whether the value that was refused is a number below zero.
+fn is_negative(error: &clap::Error) -> bool {
+    matches!(error.get(ContextKind::InvalidValue),
+        Some(ContextValue::String(value)) if value.parse::<f64>().is_ok_and(|value| value < 0.0))
+}
+
+/// The page that says all, where the parser's usage line says too little to mend anything by.
+fn where_to_look(words: &[OsString]) -> String {
+    let subcommand = words.get(1).and_then(|word| word.to_str());
+    match subcommand.filter(|name| Arguments::command().find_subcommand(name).is_some()) {
+        Some(name) => format!("see `allfold {name} --help`"),
+        None => "see `allfold --help`".into(),
+    }
+}
+
+/// The standard library's word for a minus sign before a number that has none.
+const NO_DIGIT: &str = "invalid digit found in string";
 
 #[cfg(test)]
 mod tests {
@@ -140,17 +161,22 @@ mod tests {
             ),
             ("allfold run -n 2 --frob prog", "unexpected argument '--frob' found"),
             ("allfold frob", "unrecognized subcommand 'frob'"),
+            ("allfold train -n -3", "invalid value '-3' for '--ranks <N>': must not be negative"),
+            ("allfold bench -b -1", "invalid value '-1' for '--minbytes <SIZE>': must be positive"),
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.to_string(), problem, "{line}");
             assert_eq!(error.exit_code(), 2);
             assert!(!error.help().unwrap_or_default().contains('\n'), "{line}");
         }
+        let help = |line| parse(line).unwrap_err().help().unwrap();
+        assert_eq!(help("allfold run prog"), "see `allfold run --help`");
+        assert_eq!(help("allfold train --lr x"), "see `allfold train --help`");
+        assert_eq!(help("allfold frob"), "see `allfold --help`");
     }
 
     #[test]
     fn the_definition_is_sound() {
-        use clap::CommandFactory;
         Arguments::command().debug_assert();
     }
 }

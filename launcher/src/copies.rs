@@ -33,7 +33,7 @@ pub(crate) fn join_or_start<C: Collective>(collective: &C) -> Result<(), Error> 
         }
         Role::Starter { ranks } => {
             let ranks = ranks.unwrap_or(C::DEFAULT_RANKS);
-            check_ranks(ranks)?;
+            check_ranks(ranks, C::RANKS_OPTION)?;
             collective.check(ranks)?;
             if ranks == 1 {
                 return take_part(collective, Communicator::single());

@@ -80,9 +80,13 @@ impl fmt::Display for Ending {
 }
 
 /// Endings noticed together have no order. One that was killed comes first, because survivors
-/// exit and are hardly ever killed by what happened to another.
+/// exit and are hardly ever killed by what happened to another; and survivors come last.
 pub(crate) fn order_simultaneous(endings: &mut [Ending]) {
-    endings.sort_by_key(|ending| matches!(ending.how, How::Exit(_)));
+    endings.sort_by_key(|ending| match ending.how {
+        How::Signal(_) => 0,
+        How::Exit(exit_code::TRY_AGAIN) => 2,
+        How::Exit(_) => 1,
+    });
 }
 
 /// The ending that decides the job's exit code, given all of them in order; None when all is well.
@@ -157,12 +161,13 @@ mod tests {
     #[test]
     fn killed_goes_before_exited_when_noticed_together() {
         let mut endings = [
+            ending(3, How::Exit(75), true),
             ending(0, How::Exit(1), true),
             ending(1, How::Exit(2), true),
             ending(2, How::Signal(9), true),
         ];
         order_simultaneous(&mut endings);
-        assert_eq!(endings.map(|ending| ending.rank), [2, 0, 1]);
+        assert_eq!(endings.map(|ending| ending.rank), [2, 0, 1, 3]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::io::Errno;
+
 use crate::exit_code;
 
 /// One line each, in lower case.
@@ -13,7 +15,7 @@ pub(crate) enum Error {
 
     /// A number of ranks that cannot be started.
     #[error("{ranks} ranks: a job has 1 to {MAX_RANKS} on one host")]
-    Ranks { ranks: usize },
+    Ranks { ranks: usize, option: &'static str },
 
     /// A job within a job.
     #[error("already rank {rank} of {size} under {launcher}")]
@@ -34,6 +36,10 @@ pub(crate) enum Error {
     /// The system refused something.
     #[error("{operation}: {problem}")]
     System { operation: &'static str, problem: io::Error },
+
+    /// The launcher's own stdout or stderr takes nothing more, and not because its reader left.
+    #[error("cannot print the ranks' output: {}", words(*problem))]
+    Output { problem: Errno },
 
     /// A rank failed, or the user stopped the job.
     #[error("{message}")]
@@ -62,7 +68,7 @@ impl Error {
             | Self::ProgramNotFound { help, .. }
             | Self::NotExecutable { help, .. }
             | Self::Job { help, .. } => help.clone(),
-            Self::Ranks { .. } => Some("say how many with --ranks N".into()),
+            Self::Ranks { option, .. } => Some(format!("say how many with {option} N")),
             Self::AlreadyLaunched { option, .. } => Some(format!("drop {option}")),
             Self::Start { problem, .. } | Self::System { problem, .. } => is_temporary(problem)
                 .then(|| {
@@ -70,6 +76,7 @@ impl Error {
                      `ulimit -a`"
                         .into()
                 }),
+            Self::Output { .. } => None,
             Self::Library(error) => error.help(),
             Self::Trainer(error) => error.help(),
             Self::Bench(error) => error.help(),
@@ -83,7 +90,8 @@ impl Error {
             | Self::Ranks { .. }
             | Self::AlreadyLaunched { .. }
             | Self::ProgramNotFound { .. }
-            | Self::NotExecutable { .. } => exit_code::USAGE,
+            | Self::NotExecutable { .. }
+            | Self::Output { .. } => exit_code::USAGE,
             Self::Start { problem, .. } | Self::System { problem, .. } => {
                 if is_temporary(problem) {
                     exit_code::TRY_AGAIN
@@ -99,8 +107,16 @@ impl Error {
     }
 }
 
+/// The system's words, without its number for them.
+fn words(errno: Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    match text.split_once(" (os error ") {
+        Some((words, _)) => words.into(),
+        None => text,
+    }
+}
+
 fn is_temporary(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     let temporary = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
     Errno::from_io_error(error).is_some_and(|errno| temporary.contains(&errno))
 }

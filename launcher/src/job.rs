@@ -46,15 +46,14 @@ pub(crate) enum Kind {
     Copies,
 }
 
-/// Refuses a number of ranks that cannot be started.
-pub(crate) fn check_ranks(ranks: usize) -> Result<(), Error> {
-    if (1..=MAX_RANKS).contains(&ranks) { Ok(()) } else { Err(Error::Ranks { ranks }) }
+/// Refuses a number of ranks, given with that option, that cannot be started.
+pub(crate) fn check_ranks(ranks: usize, option: &'static str) -> Result<(), Error> {
+    if (1..=MAX_RANKS).contains(&ranks) { Ok(()) } else { Err(Error::Ranks { ranks, option }) }
 }
 
 impl Job {
     /// Runs it to its end, whichever that is, and leaves nothing behind.
     pub(crate) fn run(&self) -> Result<(), Error> {
-        check_ranks(self.ranks)?;
         let (sender, events) = mpsc::channel();
         signals::subscribe(sender.clone()).map_err(Error::system("cannot handle signals"))?;
         // What a rank leaves behind becomes the launcher's child and can be found.
@@ -96,8 +95,8 @@ impl Job {
         let announcer = Announcer::start(&socket, port.udp, self.ranks)
             .map_err(Error::system("cannot listen for the ranks"))?;
         let done = sender.clone();
-        let output = Output::start(move || {
-            let _ = done.send(Event::OutputDone);
+        let output = Output::start(move |problem| {
+            let _ = done.send(Event::OutputDone(problem));
         })
         .map_err(Error::system("cannot print"))?;
 
@@ -118,10 +117,12 @@ impl Job {
             return Err(error);
         }
 
-        let outcome = Supervisor::new(ranks, &announcer, &output, keeper).run(events);
+        let reports = || self.reports(directory);
+        let supervisor = Supervisor::new(ranks, &announcer, &output, keeper, self.kind, &reports);
+        let outcome = supervisor.run(events);
         drop(output);
         let outcome = wait_for_output(outcome, events);
-        verdict(&outcome, &self.reports(directory))
+        verdict(&outcome, &reports())
     }
 
     fn start(
@@ -212,7 +213,10 @@ fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outc
     let mut open_streams = 2;
     while open_streams > 0 {
         match events.recv() {
-            Ok(Event::OutputDone) => open_streams -= 1,
+            Ok(Event::OutputDone(problem)) => {
+                open_streams -= 1;
+                outcome.unprinted = outcome.unprinted.or(problem);
+            }
             Ok(Event::Signal(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM))) => {
                 if at_fault(&outcome.endings).is_none() {
                     outcome.stopped_by.get_or_insert(signal);

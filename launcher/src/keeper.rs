@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, getpid, getppid, setsid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open, setsid};
 
 use crate::directory;
 use crate::process::{Process, children};
@@ -94,13 +96,35 @@ impl Keeper {
     /// Has everything cleared up; returns when it is.
     pub(crate) fn finish(mut self, directory: Option<&Path>) {
         self.pipe = None;
+        let begun = Instant::now();
+        self.wait(begun + KEEPER_WORK);
+        // Nothing happens to one that has ended: it is not yet reaped.
+        let _ = self.child.kill();
         if self.child.wait().is_ok_and(|status| status.success()) {
             return;
         }
-        // Somebody killed it, so the launcher does its work.
-        self.remains(HashSet::new()).end(PATIENCE);
+        // It was killed, stopped or is slow, so the launcher does its work, or the rest of it.
+        self.remains(HashSet::new()).end(PATIENCE.saturating_sub(begun.elapsed()));
         if let Some(path) = directory {
             directory::remove(path);
+        }
+    }
+
+    /// Returns when its process has ended, and at that time in any case.
+    fn wait(&self, until: Instant) {
+        let Ok(handle) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) else {
+            return;
+        };
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let mut waits = [PollFd::new(&handle, PollFlags::IN)];
+            if poll(&mut waits, Some(&timeout)) != Err(Errno::INTR) {
+                return;
+            }
         }
     }
 
@@ -182,5 +206,8 @@ const VARIABLE: &[u8] = b"variable";
 const DIRECTORY: &[u8] = b"directory";
 const GROUP: &[u8] = b"group";
 const GONE: &[u8] = b"gone";
+/// How long the launcher waits for it at the end. Mostly nothing is left to do; else it is in the
+/// middle of its patience, which the launcher then brings to its end.
+const KEEPER_WORK: Duration = Duration::from_secs(3);
 /// Between SIGTERM and SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -68,7 +68,7 @@ fn execute() -> Result<(), Error> {
 
 fn run(options: &RunOptions) -> Result<(), Error> {
     let ranks = options.ranks;
-    job::check_ranks(ranks)?;
+    job::check_ranks(ranks, "-n")?;
     let Some((name, arguments)) = options.command.split_first() else {
         return Ok(());
     };

@@ -27,8 +27,9 @@ pub(crate) enum Stream {
 }
 
 impl Output {
-    /// Starts both threads; each calls `done` when it has printed everything.
-    pub(crate) fn start(done: impl Fn() + Clone + Send + 'static) -> io::Result<Self> {
+    /// Starts both threads; each calls `done` when it has printed everything, with what kept it
+    /// from that other than a reader that left.
+    pub(crate) fn start(done: impl Fn(Option<Errno>) + Clone + Send + 'static) -> io::Result<Self> {
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         // Where both are one terminal or one pipe, two long writes at once would tear lines;
@@ -54,6 +55,11 @@ impl Output {
         self.stderr.send(Order::Drain(rank));
     }
 
+    /// Prints a line of the launcher's own on stderr, between those of the ranks.
+    pub(crate) fn say(&self, line: String) {
+        self.stderr.send(Order::Say(line));
+    }
+
     fn of(&self, stream: Stream) -> &Sender<Order> {
         match stream {
             Stream::Out => &self.stdout,
@@ -65,6 +71,7 @@ impl Output {
 enum Order {
     Add(Source),
     Drain(usize),
+    Say(String),
 }
 
 struct Source {
@@ -77,19 +84,20 @@ fn start_printer(
     name: &str,
     destination: OwnedFd,
     turn: Arc<Mutex<()>>,
-    done: impl FnOnce() + Send + 'static,
+    done: impl FnOnce(Option<Errno>) + Send + 'static,
 ) -> io::Result<Sender<Order>> {
     let (sender, orders) = mailbox()?;
     let mut printer = Printer {
         sources: Vec::new(),
         destination: Some(destination),
+        problem: None,
         turn,
         text: Vec::new(),
         buffer: vec![0; READ_SIZE],
     };
     thread::Builder::new().name(name.into()).spawn(move || {
         printer.run(&orders);
-        done();
+        done(printer.problem);
     })?;
     Ok(sender)
 }
@@ -98,6 +106,8 @@ struct Printer {
     sources: Vec<Source>,
     /// None once its reader is gone.
     destination: Option<OwnedFd>,
+    /// Why nothing more can be printed, where its reader is still there.
+    problem: Option<Errno>,
     turn: Arc<Mutex<()>>,
     text: Vec<u8>,
     buffer: Vec<u8>,
@@ -127,6 +137,10 @@ impl Printer {
                     Order::Add(_) if self.destination.is_none() => {}
                     Order::Add(source) => self.sources.push(source),
                     Order::Drain(rank) => self.drain(|source| source.rank == rank),
+                    Order::Say(line) => {
+                        self.text.extend_from_slice(line.as_bytes());
+                        self.print();
+                    }
                 }
             }
             if closed {
@@ -187,7 +201,8 @@ impl Printer {
     fn print(&mut self) {
         if let Some(destination) = &self.destination {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            if write_all(destination.as_fd(), &self.text).is_err() {
+            if let Err(error) = write_all(destination.as_fd(), &self.text) {
+                self.problem = (error != Errno::PIPE).then_some(error);
                 self.destination = None;
                 self.sources.clear();
             }
@@ -235,7 +250,7 @@ mod tests {
     use super::*;
 
     fn printer(to: OwnedFd) -> Sender<Order> {
-        start_printer("test", to, Arc::default(), || ()).unwrap()
+        start_printer("test", to, Arc::default(), |_| ()).unwrap()
     }
 
     #[test]

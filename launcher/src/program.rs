@@ -62,7 +62,11 @@ fn look_up(name: &OsStr) -> Result<PathBuf, Error> {
         return match examine(&path) {
             Ok(()) => Ok(path),
             Err(error) if is_absent(&error) => {
-                Err(Error::ProgramNotFound { program: shown(), help: None })
+                let help = Some("check the path: it begins in the directory at hand".into());
+                Err(Error::ProgramNotFound {
+                    program: shown(),
+                    help: help.filter(|_| path.is_relative()),
+                })
             }
             Err(error) => Err(not_executable(&path, &error)),
         };
@@ -84,7 +88,10 @@ fn look_up(name: &OsStr) -> Result<PathBuf, Error> {
     let is_here = examine(Path::new(name)).is_ok();
     Err(refused.unwrap_or_else(|| Error::ProgramNotFound {
         program: shown(),
-        help: is_here.then(|| format!("it is in this directory: ./{}", shown())),
+        help: Some(match is_here {
+            true => format!("it is in this directory: ./{}", shown()),
+            false => format!("give a path, such as ./{}, or check PATH", shown()),
+        }),
     }))
 }
 

@@ -42,6 +42,11 @@ impl Report {
         let _ = io::stderr().write_all(text.as_bytes());
     }
 
+    /// Whether it says that this rank is the culprit.
+    pub(crate) fn names(&self, rank: usize) -> bool {
+        self.message.starts_with(&format!("rank {rank} ("))
+    }
+
     /// What a copy left at `path`.
     pub(crate) fn read(path: &Path) -> Option<Self> {
         Self::from_text(&std::fs::read_to_string(path).ok()?)

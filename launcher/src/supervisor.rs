@@ -18,9 +18,11 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 
 use crate::announcer::Announcer;
 use crate::ending::{Ending, How, at_fault, order_simultaneous};
+use crate::job::Kind;
 use crate::keeper::Keeper;
 use crate::output::Output;
 use crate::process::{has_group, table};
+use crate::report::Report;
 use crate::verdict::Outcome;
 
 /// What the launcher waits for.
@@ -29,8 +31,8 @@ pub(crate) enum Event {
     ProcessEnded,
     /// The launcher got this signal.
     Signal(i32),
-    /// One of the two streams is printed to its end.
-    OutputDone,
+    /// One of the two streams is printed to its end, or could not be.
+    OutputDone(Option<Errno>),
 }
 
 /// The ranks and all that must learn of their ends.
@@ -39,9 +41,13 @@ pub(crate) struct Supervisor<'a> {
     announcer: &'a Announcer,
     output: &'a Output,
     keeper: &'a Keeper,
+    kind: Kind,
+    /// What copies of ourselves have left so far, by rank.
+    reports: &'a dyn Fn() -> Vec<Option<Report>>,
     outcome: Outcome,
     stage: Stage,
     is_stopping: bool,
+    last_end: Option<Instant>,
 }
 
 /// A rank's process, first of a process group of its own.
@@ -70,7 +76,7 @@ struct Leaving {
 /// How far the launcher has gone to end the ranks after a failure.
 enum Stage {
     Running,
-    /// The ranks know, and may end by themselves until then.
+    /// The ranks know since then, and may still end by themselves.
     Grace(Instant),
     /// They got SIGTERM, and get SIGKILL then.
     Terminating(Instant),
@@ -98,15 +104,20 @@ impl<'a> Supervisor<'a> {
         announcer: &'a Announcer,
         output: &'a Output,
         keeper: &'a Keeper,
+        kind: Kind,
+        reports: &'a dyn Fn() -> Vec<Option<Report>>,
     ) -> Self {
         Self {
             ranks,
             announcer,
             output,
             keeper,
+            kind,
+            reports,
             outcome: Outcome::default(),
             stage: Stage::Running,
             is_stopping: false,
+            last_end: None,
         }
     }
 
@@ -134,12 +145,31 @@ impl<'a> Supervisor<'a> {
         if self.ranks.iter().any(|rank| matches!(rank.state, State::Leaving(_))) {
             return Some(TICK);
         }
-        match self.stage {
-            Stage::Grace(until) | Stage::Terminating(until) => {
-                Some(until.saturating_duration_since(Instant::now()))
-            }
-            Stage::Running | Stage::Killed => None,
+        let until = match self.stage {
+            Stage::Grace(since) => self.end_of_grace(since)?,
+            Stage::Terminating(until) => until,
+            Stage::Running | Stage::Killed => return None,
+        };
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+
+    /// When the ranks that still run are put down; None where none does.
+    fn end_of_grace(&self, since: Instant) -> Option<Instant> {
+        let mut running = self.running();
+        let (one, others) = (running.next()?, running.next());
+        // Who stops a job may wait for a checkpoint, which often only one rank writes.
+        if self.is_stopping {
+            return Some(since + STOP_GRACE);
         }
+        let latest = since + GRACE;
+        if others.is_some() {
+            return Some(latest);
+        }
+        // It was the last one to matter, and nobody is left that it could wait for.
+        let last_end = self.last_end.unwrap_or(since);
+        let is_named = (self.reports)().iter().flatten().any(|report| report.names(one.number));
+        let alone = if is_named { NAMED_GRACE } else { ALONE_GRACE };
+        Some(latest.min(last_end + alone))
     }
 
     /// A signal to the launcher is meant for the job.
@@ -192,7 +222,9 @@ impl<'a> Supervisor<'a> {
             let Ok(Some(status)) = waitid(WaitId::Pid(rank.pid), options) else {
                 continue;
             };
-            rank.state = State::Leaving(Leaving { since: Instant::now(), sent: None });
+            let since = Instant::now();
+            self.last_end = Some(since);
+            rank.state = State::Leaving(Leaving { since, sent: None });
             endings.push(Ending {
                 rank: rank.number,
                 pid: rank.pid.as_raw_pid(),
@@ -205,8 +237,26 @@ impl<'a> Supervisor<'a> {
             self.announcer.announce(ending);
             self.outcome.endings.push(ending);
         }
-        if matches!(self.stage, Stage::Running) && at_fault(&self.outcome.endings).is_some() {
-            self.stage = Stage::Grace(Instant::now() + GRACE);
+        if matches!(self.stage, Stage::Running)
+            && let Some(&ending) = at_fault(&self.outcome.endings)
+        {
+            self.stage = Stage::Grace(Instant::now());
+            self.warn(ending);
+        }
+    }
+
+    /// Says at once why the job will end; copies of ourselves have one error for all.
+    fn warn(&self, ending: Ending) {
+        if self.kind == Kind::Program && !self.is_stopping && self.running().next().is_some() {
+            let Ending { rank, pid, how, .. } = ending;
+            let end = match how {
+                How::Exit(code) => format!("ended with code {code}"),
+                How::Signal(_) => how.to_string(),
+            };
+            let seconds = GRACE.as_secs();
+            self.output.say(format!(
+                "allfold: rank {rank} (pid {pid}) {end}; the others have {seconds} s to end\n"
+            ));
         }
     }
 
@@ -214,9 +264,9 @@ impl<'a> Supervisor<'a> {
     fn escalate(&mut self) {
         let now = Instant::now();
         match self.stage {
-            Stage::Grace(until) if until <= now && self.running().next().is_some() => {
+            Stage::Grace(since) if self.end_of_grace(since).is_some_and(|until| until <= now) => {
                 self.put_down();
-                self.stage = Stage::Terminating(now + KILL_AFTER);
+                self.stage = Stage::Terminating(now + PUT_DOWN);
                 for rank in self.running() {
                     rank.signal(Signal::TERM);
                     // One that is stopped must run to end.
@@ -318,9 +368,20 @@ pub(crate) fn watch(ranks: &[Rank], events: Sender<Event>) -> io::Result<()> {
     Ok(())
 }
 
-/// How long the ranks may take to end by themselves, and say why, after one has failed.
-const GRACE: Duration = Duration::from_secs(10);
-/// Between SIGTERM and SIGKILL.
+/// How long the ranks may take to end by themselves, and say why, after one has failed: the 3 s
+/// within which every survivor has its error, and 2 s to write what it has to.
+const GRACE: Duration = Duration::from_secs(5);
+/// The same for the last one that runs, once all others have ended: by then it must know, too.
+const ALONE_GRACE: Duration = Duration::from_secs(3);
+/// The same where the others' errors name it: it hangs, is stopped, or is just about to end with
+/// the error that made the others end, and then its own word counts.
+const NAMED_GRACE: Duration = Duration::from_millis(500);
+/// After a signal of the user's, once the first rank has ended by it: what `docker stop` gives.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Between SIGTERM and SIGKILL for a rank that did not end within its grace: enough to flush a
+/// file, and it had its time.
+const PUT_DOWN: Duration = Duration::from_secs(1);
+/// Between SIGTERM and SIGKILL for what a rank leaves.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 /// What a rank leaves may still have something to write: `exec > >(tee log)`.
 const LINGER: Duration = Duration::from_secs(2);

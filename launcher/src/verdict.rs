@@ -1,5 +1,7 @@
 //! What the launcher says at the end: one error for the whole job, and its exit code.
 
+use rustix::io::Errno;
+
 use crate::ending::{Ending, How, at_fault, signal_name};
 use crate::error::Error;
 use crate::exit_code;
@@ -12,6 +14,8 @@ pub(crate) struct Outcome {
     pub(crate) endings: Vec<Ending>,
     /// The signal by which the user stopped the job before anything had failed.
     pub(crate) stopped_by: Option<i32>,
+    /// What kept the ranks' output from being printed, such as a full disk.
+    pub(crate) unprinted: Option<Errno>,
     /// The ranks that the launcher had to end.
     pub(crate) put_down: Vec<usize>,
 }
@@ -26,36 +30,82 @@ pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(
             code: exit_code::of_signal(signal),
         });
     }
+    // The ranks die of it, by SIGPIPE or in their own way.
+    if let Some(problem) = outcome.unprinted {
+        return Err(Error::Output { problem });
+    }
     let Some(ending) = at_fault(&outcome.endings) else {
         return Ok(());
     };
-    let report = tell(ending, reports);
-    Err(Error::Job {
-        message: report.message + &put_down(&outcome.put_down),
-        help: report.help,
-        code: ending.how.code(),
-    })
+    let code = ending.how.code();
+    if let Some(report) = told(ending, reports) {
+        let message = report.message + &put_down(&outcome.put_down);
+        return Err(Error::Job { message, help: report.help, code });
+    }
+    let message = match blamed(outcome, ending) {
+        Blamed::Itself => ending.to_string() + &put_down(&outcome.put_down),
+        Blamed::Left(left) => {
+            let Ending { rank, pid, .. } = left;
+            format!("rank {rank} (pid {pid}) exited while others still needed it")
+                + &put_down(&outcome.put_down)
+        }
+        Blamed::PutDown(names) => format!(
+            "{names} did not end after another rank or the network failed, and {} killed",
+            if outcome.put_down.len() == 1 { "was" } else { "were" }
+        ),
+    };
+    Err(Error::Job { message, help: help(ending.how), code })
 }
 
-/// The best words there are for this ending.
-fn tell(ending: &Ending, reports: &[Option<Report>]) -> Report {
+/// Whom the launcher's own words name.
+enum Blamed {
+    /// The rank whose exit code the job has.
+    Itself,
+    /// One that was done before the others.
+    Left(Ending),
+    /// Those that hung, as the start of a sentence.
+    PutDown(String),
+}
+
+/// A survivor's 75 says that another was at fault, and often the launcher has seen which.
+fn blamed(outcome: &Outcome, ending: &Ending) -> Blamed {
+    if ending.how != How::Exit(exit_code::TRY_AGAIN) {
+        return Blamed::Itself;
+    }
+    // All failures are 75, and this is the first of them.
+    let mut before = outcome.endings.iter().take_while(|other| *other != ending);
+    if let Some(left) = before.find(|other| other.how == How::Exit(exit_code::DONE)) {
+        return Blamed::Left(*left);
+    }
+    let name = |rank: &usize| match outcome.endings.iter().find(|ending| ending.rank == *rank) {
+        Some(ending) => format!("{rank} (pid {})", ending.pid),
+        None => rank.to_string(),
+    };
+    match listed(outcome.put_down.iter().map(name).collect()) {
+        None => Blamed::Itself,
+        Some(names) => Blamed::PutDown(names),
+    }
+}
+
+/// The ranks' own words for this ending, where they have left some.
+fn told(ending: &Ending, reports: &[Option<Report>]) -> Option<Report> {
     let left = || reports.iter().flatten();
     if let Some(own) = reports.get(ending.rank).and_then(Option::as_ref) {
         // Whose it is says nothing where all say the same, or where another rank was at fault.
         let is_everyones = left().all(|report| report == own) && left().count() > 1;
         let is_survivors = ending.how == How::Exit(exit_code::TRY_AGAIN);
         if reports.len() == 1 || is_everyones || is_survivors {
-            return own.clone();
+            return Some(own.clone());
         }
-        return Report {
+        return Some(Report {
             message: format!("rank {}: {}", ending.rank, own.message),
             help: own.help.clone(),
-        };
+        });
     }
     // A survivor knows in which call the rank was missed.
     let subject = format!("rank {} ", ending.rank);
     let story = left().find(|report| report.message.starts_with(&subject));
-    story.cloned().unwrap_or_else(|| Report { message: ending.to_string(), help: help(ending.how) })
+    story.cloned().map(|story| Report { help: story.help.or_else(|| help(ending.how)), ..story })
 }
 
 fn help(how: How) -> Option<String> {
@@ -65,12 +115,20 @@ fn help(how: How) -> Option<String> {
 }
 
 fn put_down(ranks: &[usize]) -> String {
-    let mut names: Vec<String> = ranks.iter().map(usize::to_string).collect();
-    match names.pop() {
+    match listed(ranks.iter().map(usize::to_string).collect()) {
         None => String::new(),
-        Some(only) if names.is_empty() => format!("; rank {only} went on and was stopped"),
-        Some(last) => format!("; ranks {} and {last} went on and were stopped", names.join(", ")),
+        Some(names) if ranks.len() == 1 => format!("; {names} did not end and was killed"),
+        Some(names) => format!("; {names} did not end and were killed"),
     }
+}
+
+/// `rank 3`, `ranks 0, 2 and 3`; None where there is none.
+fn listed(mut names: Vec<String>) -> Option<String> {
+    let last = names.pop()?;
+    Some(match names.len() {
+        0 => format!("rank {last}"),
+        _ => format!("ranks {} and {last}", names.join(", ")),
+    })
 }
 
 #[cfg(test)]
@@ -102,20 +160,61 @@ mod tests {
         let outcome = Outcome {
             endings: vec![ended(0, How::Exit(9))],
             stopped_by: Some(2),
-            put_down: vec![],
+            ..Outcome::default()
         };
         assert_eq!(judge(&outcome, &[None]), ("stopped by SIGINT".into(), 130));
     }
 
     #[test]
     fn ranks_that_had_to_be_stopped_are_named() {
-        let mut outcome =
-            Outcome { endings: vec![ended(1, How::Exit(7))], stopped_by: None, put_down: vec![0] };
+        let mut outcome = Outcome {
+            endings: vec![ended(1, How::Exit(7))],
+            put_down: vec![0],
+            ..Outcome::default()
+        };
         let (message, code) = judge(&outcome, &[]);
-        assert_eq!(message, "rank 1 (pid 101) exited with code 7; rank 0 went on and was stopped");
+        assert_eq!(
+            message,
+            "rank 1 (pid 101) exited with code 7; rank 0 did not end and was killed"
+        );
         assert_eq!(code, 7);
         outcome.put_down = vec![0, 2, 3];
-        assert!(judge(&outcome, &[]).0.ends_with("; ranks 0, 2 and 3 went on and were stopped"));
+        assert!(judge(&outcome, &[]).0.ends_with("; ranks 0, 2 and 3 did not end and were killed"));
+    }
+
+    #[test]
+    fn a_survivor_is_not_blamed_for_what_another_did() {
+        let left = vec![ended(1, How::Exit(0)), ended(2, How::Exit(75)), ended(0, How::Exit(75))];
+        let outcome = Outcome { endings: left, ..Outcome::default() };
+        let words = "rank 1 (pid 101) exited while others still needed it";
+        assert_eq!(judge(&outcome, &[]), (words.into(), 75));
+
+        // done after the first failure, and so not the cause
+        let late = vec![ended(2, How::Exit(75)), ended(1, How::Exit(0))];
+        let outcome = Outcome { endings: late, ..Outcome::default() };
+        assert!(judge(&outcome, &[]).0.starts_with("rank 2 (pid 102) exited with code 75"));
+
+        let killed = |rank| Ending { by_itself: false, ..ended(rank, How::Signal(15)) };
+        let hung = vec![ended(2, How::Exit(75)), killed(0), killed(1)];
+        let mut outcome = Outcome { endings: hung, put_down: vec![1], ..Outcome::default() };
+        let words = "rank 1 (pid 101) did not end after another rank or the network failed, and \
+                     was killed";
+        assert_eq!(judge(&outcome, &[]), (words.into(), 75));
+        outcome.put_down = vec![0, 1];
+        assert!(judge(&outcome, &[]).0.starts_with("ranks 0 (pid 100) and 1 (pid 101) did not"));
+        let story = report("rank 1 (pid 101, this host) stopped answering");
+        let words = "rank 1 (pid 101, this host) stopped answering; ranks 0 and 1 did not end and \
+                     were killed";
+        assert_eq!(judge(&outcome, &[None, None, story]), (words.into(), 75));
+    }
+
+    #[test]
+    fn a_killed_rank_keeps_the_hint_beside_the_survivors_words() {
+        let endings = vec![ended(1, How::Signal(9)), ended(0, How::Exit(75))];
+        let outcome = Outcome { endings, ..Outcome::default() };
+        let story = report("rank 1 (pid 101, this host) was killed by signal 9 (SIGKILL)");
+        let error = verdict(&outcome, &[story, None]).unwrap_err();
+        assert!(error.help().unwrap().contains("memory ran out"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
 
+use std::time::{Duration, Instant};
+
 use allfold_tests::{Ended, Process, clean_command, machine_lock};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -98,12 +100,31 @@ fn a_rank_killed_under_run_is_the_one_at_fault() {
 }
 
 #[test]
+fn a_stopped_rank_ends_the_training_and_is_named() {
+    let _one_at_a_time = machine_lock();
+    let arguments = ["train", "-n", "3", "--epochs", "100000", "--model", "mlp"];
+    let mut job = Process::start(clean_command(ALLFOLD).args(arguments));
+    let line = job.wait_for_line("  pids  ");
+    let pid = line.split_whitespace().nth(2).and_then(|pid| pid.parse().ok());
+    job.wait_for_line("epoch=1 ");
+    kill_process(pid.and_then(Pid::from_raw).unwrap(), Signal::STOP).unwrap();
+    // Far more than the 3 s in which the others have their error, and far less than forever.
+    let begun = Instant::now();
+    let ended = job.wait();
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    ended.assert_error(75, &["rank 1 (", "stopped answering", "rank 1 did not end and was killed"]);
+}
+
+#[test]
 fn a_rank_that_exits_while_others_need_it_is_code_75() {
     let _one_at_a_time = machine_lock();
     let ended = allfold(&["run", "-n", "3", RANK, "exit", "1", "0"]);
     assert_eq!(ended.code(), 75, "{ended:#?}");
     let text = ended.errors().join("\n");
     assert!(text.contains("exited without closing its communicator"), "{ended:#?}");
+    let last = ended.errors().into_iter().rfind(|line| line.starts_with("error: ")).unwrap();
+    assert!(last.starts_with("error: rank 1 (pid "), "{ended:#?}");
+    assert!(last.ends_with(") exited while others still needed it"), "{ended:#?}");
 }
 
 #[test]

@@ -127,11 +127,13 @@ fn a_newcomer_to_a_running_job_is_told_and_disturbs_nobody() {
 
 #[test]
 fn the_programs_refuse_bad_input_in_one_line() {
-    let cases: [(&[&str], &[&str]); 7] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (&["train", "-n", "4", "--batch-size", "3"], &["batch"]),
         (&["train", "--model", "nonsense"], &["nonsense"]),
         (&["train", "-n", "0"], &["0"]),
+        (&["train", "--lr", "-1"], &["--lr -1: must be positive"]),
         (&["bench", "-b", "x"], &["x"]),
+        (&["bench", "-b", "-1"], &["must be positive"]),
         (&["run", "-n", "2", "./no-such-program"], &["no-such-program"]),
         (&["run", "-n", "2"], &[""]),
         (&["nonsense"], &["nonsense"]),

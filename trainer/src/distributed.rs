@@ -41,6 +41,9 @@ use crate::tally::Tally;
 ///
 /// All ranks must make the same number of steps. Each holds all parameters; they start as rank
 /// 0's and stay bit-identical, because every rank applies the same sums.
+///
+/// Where ranks do not make the same steps, allfold's error shows the label of each rank's call:
+/// the step, from 1, times 1,000,000, plus the bucket of parameters, from 0.
 pub struct Distributed<'a, O> {
     optimizer: O,
     world: &'a Communicator,
@@ -104,8 +107,9 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     /// samples of all ranks.
     ///
     /// # Errors
-    /// [`Error::NoSamples`] on every rank where no rank has a sample; candle's and allfold's own
-    /// errors.
+    /// On every rank [`Error::NoSamples`] where no rank has a sample, and
+    /// [`Error::LossNotFinite`] where the mean loss is infinite or no number (the parameters are
+    /// then those before the step); candle's and allfold's own errors.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<f64> {
         let samples = self.weight.get();
         if samples == 0 {
@@ -188,6 +192,10 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
             if all.samples == 0 {
                 return Err(Error::NoSamples { step: self.steps });
             }
+            // All ranks see the same sum, and so they all end here.
+            if !all.loss.is_finite() {
+                return Err(Error::LossNotFinite { step: self.steps + 1 });
+            }
             bucket.unpack(&mut mean)?;
         }
         self.optimizer.step(&mean)?;
@@ -196,9 +204,10 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     }
 }
 
-/// Tells the calls of one shape apart: the step in the upper bits, the bucket in the lower.
-fn label(step: u64, bucket: usize) -> u64 {
-    step << BUCKET_BITS | bucket as u64
+/// Tells the calls of one shape apart. A person reads it in errors: `label 12000003` is bucket 3,
+/// from 0, of step 12, from 1 as in the output. `steps` are those done before.
+fn label(steps: u64, bucket: usize) -> u64 {
+    (steps + 1) * STEP_UNIT + bucket as u64
 }
 
 /// The value of a scalar of either type.
@@ -206,5 +215,16 @@ fn scalar(loss: &Tensor) -> Result<f64> {
     Ok(loss.to_dtype(candle_core::DType::F64)?.to_scalar()?)
 }
 
-/// Bits of a label for the bucket: 65,536 buckets of 25 MiB are more than memory holds.
-const BUCKET_BITS: u32 = 16;
+/// Room for the bucket in a label: a million buckets of 25 MiB are more than memory holds.
+const STEP_UNIT: u64 = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_can_be_read() {
+        assert_eq!(label(0, 0), 1_000_000);
+        assert_eq!(label(11, 3), 12_000_003);
+    }
+}

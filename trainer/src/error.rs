@@ -51,6 +51,13 @@ pub enum Error {
         step: u64,
     },
 
+    /// The loss of all ranks is infinite or no number; every rank gets the same error.
+    #[error("the loss is not finite at step {step}")]
+    LossNotFinite {
+        /// The step, from 1.
+        step: u64,
+    },
+
     /// A rank has not what rank 0 has; every rank gets the same error.
     #[error("ranks disagree on the {subject}: rank {rank} has {theirs}, rank 0 has {ours}")]
     Disagree {
@@ -121,6 +128,7 @@ impl Error {
             Self::NoSamples { .. } => {
                 Some("end the epoch on every rank when the data is used up".into())
             }
+            Self::LossNotFinite { .. } => Some("lower --lr, the learning rate".into()),
             Self::Disagree { .. } => {
                 Some("start every rank with the same program and the same options".into())
             }
@@ -140,7 +148,7 @@ impl Error {
     /// disagree, otherwise allfold's own.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::ParametersDiffer { .. } => EXIT_CHECK_FAILED,
+            Self::ParametersDiffer { .. } | Self::LossNotFinite { .. } => EXIT_CHECK_FAILED,
             Self::Disagree { .. } => allfold::error::EXIT_DISAGREE,
             Self::World(error) => error.exit_code(),
             Self::UnknownModel { .. }
@@ -193,7 +201,7 @@ fn is_frame(line: &str) -> bool {
     line.split_once(": ").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
 }
 
-/// A check failed: wrong data, a digest that differs.
+/// A check failed: a digest that differs, a loss that is not finite.
 const EXIT_CHECK_FAILED: u8 = 1;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::model::ModelKind;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
     /// Ranks to start on this host (under a launcher: leave it out)
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub ranks: Option<usize>,
 
     /// Model: cnn or mlp
@@ -18,7 +18,7 @@ pub struct Options {
     pub model: String,
 
     /// Width of the hidden dense layer [default: 64 for cnn, 100 for mlp]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub hidden: Option<usize>,
 
     /// Optimiser
@@ -26,23 +26,23 @@ pub struct Options {
     pub optimizer: OptimizerKind,
 
     /// Learning rate
-    #[arg(long, value_name = "X", default_value_t = DEFAULT_LR)]
+    #[arg(long, value_name = "X", default_value_t = DEFAULT_LR, allow_negative_numbers = true)]
     pub lr: f64,
 
     /// Samples a step, all ranks together
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SIZE)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SIZE, allow_negative_numbers = true)]
     pub batch_size: usize,
 
     /// Passes over the training data
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_EPOCHS)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_EPOCHS, allow_negative_numbers = true)]
     pub epochs: usize,
 
     /// Stop after this many steps, however many epochs they are
-    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    #[arg(long, value_name = "N", conflicts_with = "epochs", allow_negative_numbers = true)]
     pub steps: Option<usize>,
 
     /// Seed of the initial weights and of the order of the samples
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED, allow_negative_numbers = true)]
     pub seed: u64,
 
     /// Element type of the model
@@ -121,7 +121,10 @@ impl Options {
             return Err(Error::Option {
                 option: "--lr",
                 value: self.lr.to_string(),
-                problem: "not a positive number".into(),
+                problem: match self.lr.is_finite() {
+                    true => "must be positive".into(),
+                    false => "must be a finite number".into(),
+                },
                 help: format!("the default is {DEFAULT_LR}"),
             });
         }
@@ -219,7 +222,7 @@ const DEFAULT_SEED: u64 = 1;
 
 /// A wider layer takes more memory than a mistyped number should.
 const HIDDEN_LIMIT: usize = 1 << 16;
-/// Leaves a step's number room beside the bucket in a label.
+/// Leaves a step's number room beside the bucket in a label, which is step times a million.
 const STEP_LIMIT: usize = 1 << 40;
 /// With the 1,438 steps of an epoch of single samples still below the limit of steps.
 const EPOCH_LIMIT: usize = 1 << 29;
@@ -260,8 +263,8 @@ mod tests {
             ("--batch-size 3", 4, "--batch-size 3: fewer samples than the 4 ranks"),
             ("--batch-size 0", 1, "--batch-size 0: must be at least 1"),
             ("--batch-size 1439", 1, "--batch-size 1439: there are 1438 training samples"),
-            ("--lr=-1", 1, "--lr -1: not a positive number"),
-            ("--lr inf", 1, "--lr inf: not a positive number"),
+            ("--lr -1", 1, "--lr -1: must be positive"),
+            ("--lr inf", 1, "--lr inf: must be a finite number"),
             ("--hidden 0", 1, "--hidden 0: must be at least 1"),
             ("--hidden 99999999999", 1, "--hidden 99999999999: more than 65536"),
             ("--steps 0", 1, "--steps 0: must be at least 1"),

@@ -1,5 +1,6 @@
 //! What rank 0 tells the user: a header, the progress, the result.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -211,8 +212,23 @@ fn result(outcome: &Outcome) -> Vec<String> {
             seconds(outcome.time),
         ),
         format!("{parameters}, digest {}", outcome.digest),
-        NEXT.to_string(),
+        next(std::env::args_os().next()),
     ]
+}
+
+/// Where to go from here, in words that work in the user's shell: after `cargo run` the program is
+/// not on PATH.
+fn next(started_as: Option<OsString>) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-".contains(letter);
+    let program = started_as
+        .and_then(|path| path.into_string().ok())
+        .filter(|path| path.len() <= PROGRAM_LENGTH && path.chars().all(is_plain))
+        .filter(|path| path.ends_with("/allfold"))
+        .unwrap_or_else(|| "allfold".into());
+    format!(
+        "next: {program} bench all-reduce --ranks 4 · {program} train -n 4 --model mlp · \
+         {program} run -n 4 PROGRAM with a loop of your own"
+    )
 }
 
 /// `1 rank`, `1,438 ranks`.
@@ -242,9 +258,8 @@ fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-/// Where to go from here.
-const NEXT: &str = "next: allfold bench all-reduce --ranks 4 · allfold train -n 4 --model mlp · \
-                    allfold run -n 4 PROGRAM with a loop of your own";
+/// A longer path, three times in one line, is harder to read than to find.
+const PROGRAM_LENGTH: usize = 32;
 /// The bar's line.
 const BAR: &str = "{bar:40} {pos}/{len} steps  {msg}  {eta} left";
 /// Pids shown of each host.
@@ -311,6 +326,22 @@ mod tests {
         let text = few(&hosts[0].1);
         assert!(text.starts_with(" 100 101 "));
         assert!(text.ends_with(" 115 and 2 more"), "{text}");
+    }
+
+    #[test]
+    fn the_next_commands_can_be_typed() {
+        for (started_as, program) in [
+            ("allfold", "allfold"),
+            ("target/release/allfold", "target/release/allfold"),
+            ("./allfold", "./allfold"),
+            ("my dir/allfold", "allfold"),
+            ("/home/somebody/projects/allfold/target/release/allfold", "allfold"),
+        ] {
+            let line = next(Some(started_as.into()));
+            assert!(line.starts_with(&format!("next: {program} bench ")), "{line}");
+            assert!(line.contains(&format!(" · {program} train ")), "{line}");
+        }
+        assert!(next(None).starts_with("next: allfold bench "));
     }
 
     #[test]

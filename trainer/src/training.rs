@@ -10,7 +10,7 @@ use crate::agreement;
 use crate::data::{Split, digits};
 use crate::digest::Digest;
 use crate::distributed::Distributed;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::initial::fill_from_seed;
 use crate::options::{OptimizerKind, Options, Precision, Settings};
 use crate::sampler::{Sampler, share};
@@ -82,7 +82,7 @@ impl<'a> Training<'a> {
     /// Builds the model on this rank and gives it the weights of rank 0.
     ///
     /// # Errors
-    /// As [`Options::check`]; [`Error::Disagree`](crate::Error::Disagree) where ranks were given
+    /// As [`Options::check`]; [`Error::Disagree`] where ranks were given
     /// different options; as [`Distributed::new`].
     pub fn new(options: &Options, world: &'a Communicator) -> Result<Self> {
         let split = digits()?;
@@ -109,8 +109,8 @@ impl<'a> Training<'a> {
     /// training by an error.
     ///
     /// # Errors
-    /// [`Error::ParametersDiffer`](crate::Error::ParametersDiffer) at the end; candle's and
-    /// allfold's own errors; those of `watch`.
+    /// [`Error::LossNotFinite`]; [`Error::ParametersDiffer`] at the end; candle's and allfold's
+    /// own errors; those of `watch`.
     pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
         let mut test = Tally::default();
@@ -130,6 +130,10 @@ impl<'a> Training<'a> {
             let seconds = began.elapsed().as_secs_f64();
             let waited = self.optimizer.time_in_all_reduce() - waited;
             test = self.test()?;
+            // After the last step no other would notice.
+            if !test.loss.is_finite() {
+                return Err(Error::LossNotFinite { step: step as u64 });
+            }
             epoch += 1;
             watch(Event::Epoch(EpochDone {
                 epoch,

@@ -191,3 +191,38 @@ fn nothing_to_train_is_an_error() {
     let error = Distributed::new(sgd(&vars), &vars, &world).err().unwrap();
     assert_eq!(error.to_string(), "the model has no parameters");
 }
+
+#[test]
+fn a_loss_that_is_not_finite_ends_every_rank_alike() {
+    let errors = on_ranks(3, |world| {
+        let vars = vars(&[("a", DType::F32, &[2])]);
+        let mut optimizer = Distributed::new(sgd(&vars), &vars, &world).unwrap();
+        let a = vars.all_vars()[0].clone();
+        let one = a.sum_all().unwrap();
+        optimizer.backward_step(&one).unwrap();
+        // One rank is enough.
+        let scale = if world.rank() == 1 { f64::INFINITY } else { 1.0 };
+        let loss = (a.sum_all().unwrap() * scale).unwrap();
+        let before = values(&vars, "a");
+        let error = optimizer.backward_step(&loss).unwrap_err();
+        assert_eq!(values(&vars, "a"), before);
+        error
+    });
+    for error in errors {
+        assert_eq!(error.to_string(), "the loss is not finite at step 2");
+        assert!(error.help().unwrap().contains("--lr"));
+        assert_eq!(error.exit_code(), 1);
+    }
+}
+
+#[test]
+fn a_training_that_diverges_is_an_error() {
+    let options = Options { lr: 1e30, epochs: 1, model: "mlp".into(), ..Options::default() };
+    let world = Communicator::single();
+    let error = Training::new(&options, &world).unwrap().run(|_| Ok(())).unwrap_err();
+    assert!(error.to_string().starts_with("the loss is not finite at step "), "{error}");
+    // The last step has none after it whose loss would tell.
+    let options = Options { steps: Some(1), ..options };
+    let error = Training::new(&options, &world).unwrap().run(|_| Ok(())).unwrap_err();
+    assert_eq!(error.to_string(), "the loss is not finite at step 1");
+}

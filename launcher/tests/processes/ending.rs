@@ -52,7 +52,7 @@ fn only_survivors_left() {
 }
 
 #[test]
-fn ranks_that_go_on_after_a_failure_are_stopped() {
+fn ranks_that_go_on_after_a_failure_are_killed() {
     // Rank 1 ends by SIGTERM after the grace time, rank 2 only by SIGKILL.
     let script = "[ $RANK = 0 ] && exit 3; [ $RANK = 2 ] && trap '' TERM; \
                   while :; do sleep 300; done";
@@ -61,9 +61,12 @@ fn ranks_that_go_on_after_a_failure_are_stopped() {
     let error = ended.error();
     assert!(error.starts_with("rank 0 (pid "), "{error}");
     assert!(
-        error.ends_with("exited with code 3; ranks 1 and 2 went on and were stopped"),
+        error.ends_with("exited with code 3; ranks 1 and 2 did not end and were killed"),
         "{error}"
     );
+    let warning = ended.stderr.lines().next().unwrap_or_default();
+    assert!(warning.starts_with("allfold: rank 0 (pid "), "{}", ended.stderr);
+    assert!(warning.ends_with(") ended with code 3; the others have 5 s to end"), "{warning}");
 }
 
 #[test]

@@ -103,6 +103,23 @@ fn the_launcher_does_the_work_of_a_killed_keeper() {
 }
 
 #[test]
+fn a_stopped_keeper_holds_nobody_up() {
+    let scratch = Scratch::new();
+    let script = format!("setsid sleep 300 & {WAIT}");
+    let mut launched = Launched::start(scratch.run(1, &script));
+    launched.expect_line("[0] ready");
+    let keepers = children(launched.pid(), "allfold keeper of run-");
+    for keeper in &keepers {
+        kill_process(*keeper, Signal::STOP).unwrap();
+    }
+    scratch.release(0, "on");
+    assert_eq!(launched.finish().code(), Some(0));
+    assert_eq!((keepers.len(), keepers.iter().any(|keeper| runs(*keeper))), (1, false));
+    assert_eq!(scratch.alive(), [""; 0]);
+    scratch.expect_nothing_left();
+}
+
+#[test]
 fn dead_orphans_do_not_pile_up() {
     let scratch = Scratch::new();
     // Each subshell leaves a child that outlives it for a moment.

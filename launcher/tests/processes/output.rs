@@ -95,6 +95,20 @@ fn ranks_die_of_a_broken_pipe_as_without_launcher() {
 }
 
 #[test]
+fn a_full_disk_is_no_ranks_fault() {
+    let scratch = Scratch::new();
+    for script in ["echo hi", "exec yes"] {
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let output = scratch.run(2, script).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        let error = "error: cannot print the ranks' output: No space left on device\n";
+        assert!(text.ends_with(error), "{text}");
+        assert_eq!(output.status.code(), Some(2));
+    }
+    scratch.expect_nothing_left();
+}
+
+#[test]
 fn the_environment_of_a_rank() {
     let scratch = Scratch::new();
     let mut command = scratch.run(
