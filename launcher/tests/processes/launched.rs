@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTSTP};
 
 /// A directory of its own for every test; every process of the test has its path in `SCRATCH`.
 pub(crate) struct Scratch(PathBuf);
@@ -112,6 +114,7 @@ pub(crate) struct Ended {
 
 impl Launched {
     pub(crate) fn start(mut command: Command) -> Self {
+        heed_signals();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -177,6 +180,23 @@ impl Launched {
         lines.sort();
         Ended { status, lines, stderr: String::from_utf8_lossy(&stderr).into_owned() }
     }
+}
+
+/// A shell ignores Ctrl-C for what it starts in the background, and a launcher that begins so
+/// leaves it ignored. Here each begins as on a terminal, however the tests were started: a signal
+/// that is caught has its default action again in a child.
+fn heed_signals() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTSTP] {
+            if ignored & (1 << (signal - 1)) != 0 {
+                signal_hook::flag::register(signal, Arc::default()).unwrap();
+            }
+        }
+    });
 }
 
 impl Drop for Launched {

@@ -115,6 +115,9 @@ fn server(membership: &Membership, traffic: Traffic, local: IpAddr) -> Result<Se
     // An endpoint on a loopback address has only loopback peers.
     config.transport_config(tuning::transport(traffic, local));
     config.migration(false);
+    config.max_incoming(tuning::HALF_OPEN_MAX);
+    config.incoming_buffer_size(tuning::KNOCKING_BYTES);
+    config.incoming_buffer_size_total(tuning::KNOCKING_BYTES * tuning::HALF_OPEN_MAX as u64);
     Ok(config)
 }
 
