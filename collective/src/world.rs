@@ -395,10 +395,10 @@ impl World {
         let progress = self.progress();
         match progress.peers.get(rank as usize).map(|peer| &peer.standing) {
             Some(Standing { calls, in_call: true, .. }) => {
-                format!(", last seen in call #{}", calls.saturating_sub(1))
+                format!(", by its last heartbeat in call #{}", calls.saturating_sub(1))
             }
             Some(Standing { calls, .. }) if *calls > 0 => {
-                format!(", last seen computing after {calls} calls")
+                format!(", by its last heartbeat computing after {calls} calls")
             }
             _ => String::new(),
         }
