@@ -1,4 +1,53 @@
 //! allfold: the ranks of a training job add up their gradients, with no parameter server.
+//!
+//! # What it is
+//!
+//! An all-reduce runtime for CPUs and ordinary networks: segmented ring over QUIC, mutual TLS from
+//! one secret without set-up, and a control plane that names the rank at fault within seconds.
+//!
+//! # What it is not
+//!
+//! Not a launcher (`allfold run` is, or torchrun, or your own script), not a training framework
+//! (see the crate `allfold-trainer`), and not elastic: when a rank is lost, the world ends, with
+//! the same error on every rank. It trusts whoever holds the job's secret.
+//!
+//! # Example
+//!
+//! ```
+//! use allfold::{Communicator, ReduceOp, Result};
+//!
+//! fn main() -> Result<()> {
+//!     // Under a launcher every rank connects to all others; without one it is a world of one.
+//!     let world = Communicator::from_env_or_single()?;
+//!
+//!     // Each rank has computed a gradient from its share of the data.
+//!     let mut gradient = vec![0.5f32 * (world.rank() + 1) as f32; 1000];
+//!
+//!     // Afterwards all hold the average, bit-identical.
+//!     world.all_reduce(&mut gradient, ReduceOp::Avg)?;
+//!     if world.rank() == 0 {
+//!         println!("{} ranks, average {}", world.size(), gradient[0]);
+//!     }
+//!
+//!     // Waits until the others have read everything; dropping does the same.
+//!     world.close()
+//! }
+//! ```
+//!
+//! Code that uses allfold is tested with [`Communicator::in_memory`]: ranks as threads.
+//!
+//! # Reading order
+//!
+//! `communicator.rs` (what a user calls) -> `engine.rs` (one call) -> `lane.rs` (moves its bytes)
+//! -> `machine.rs` and `plan.rs` (which bytes) -> `world.rs` (what all threads share) ->
+//! `rendezvous.rs` (how the ranks meet) -> `control.rs` (who is alive). The page
+//! `docs/ARCHITECTURE.md` has the whole map.
+
+#[cfg(windows)]
+compile_error!("allfold runs on Linux; on Windows build it inside WSL 2");
+#[cfg(target_endian = "big")]
+compile_error!("allfold sends elements as they lie in memory, little-endian");
+
 mod buffer;
 mod communicator;
 pub mod config;
