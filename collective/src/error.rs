@@ -110,7 +110,10 @@ pub enum ErrorKind {
     NoEnvironment,
 
     /// A setting has a value that cannot be used.
-    #[error("{name}{}: {problem}", .value.as_ref().map(|v| format!("={v}")).unwrap_or_default())]
+    #[error("{}", match .value {
+        Some(value) => format!("{name}={value}: {problem}"),
+        None => format!("{name} {problem}"),
+    })]
     Setting {
         /// The variable or option.
         name: String,
@@ -297,3 +300,18 @@ pub const EXIT_DISAGREE: u8 = 3;
 pub const EXIT_TRY_AGAIN: u8 = 75;
 /// A bug.
 pub const EXIT_BUG: u8 = 101;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_small_and_prints_one_line() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+        let error = Error::new(ErrorKind::NoEnvironment);
+        assert_eq!(format!("{error}"), format!("{error:?}"));
+        assert!(!error.to_string().contains('\n'));
+        fn is_shareable<T: Send + Sync + Clone + 'static>() {}
+        is_shareable::<Error>();
+    }
+}

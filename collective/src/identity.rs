@@ -245,13 +245,13 @@ mod tests {
             [("ALLFOLD_WORLD_SIZE", "ALLFOLD_RANK"), ("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")]
         {
             let error = detect([(set, "1")]).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{missing}: is not set")), "{error}");
+            assert!(error.starts_with(&format!("{missing} is not set")), "{error}");
         }
         assert!(detect([("ALLFOLD_RENDEZVOUS", "a:1")]).is_err(), "half an environment passed");
         let huge = ("LOCAL_RANK", "18446744073709551615");
         let error = detect([("RANK", "0"), ("WORLD_SIZE", "2"), huge]).unwrap_err();
         assert!(error.to_string().ends_with("must be below the world size, 2"), "{error}");
         let error = detect([("ALLFOLD_RANK", "1")]).unwrap_err();
-        assert_eq!(error.to_string(), "ALLFOLD_WORLD_SIZE: is not set, but ALLFOLD_RANK is");
+        assert_eq!(error.to_string(), "ALLFOLD_WORLD_SIZE is not set, but ALLFOLD_RANK is");
     }
 }
