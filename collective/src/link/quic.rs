@@ -129,7 +129,9 @@ impl Shared {
         };
         loop {
             match self.dial_once(peer, address).await {
-                Ok(welcomed) if welcomed.leaf == leaf => {
+                Ok(mut welcomed) if welcomed.leaf == leaf => {
+                    // Tells the peer that the welcome came before this end gave up on it.
+                    let _ = welcomed.sender.finish();
                     return self.joined(peer, welcomed.connection);
                 }
                 Ok(welcomed) => welcomed.connection.close(REFUSED.into(), b"not who was met"),
@@ -159,7 +161,7 @@ impl Shared {
 
     /// Judges a peer that dialled this lane.
     async fn welcome(self: Rc<Self>, greeted: Greeted) {
-        let Greeted { hello, leaf, connection, mut sender, .. } = greeted;
+        let Greeted { hello, leaf, connection, mut sender, mut receiver } = greeted;
         let epoch = match hello.purpose {
             Purpose::Lane { epoch, lane: 0 } => epoch,
             _ => return connection.close(REFUSED.into(), b"a lane takes data only"),
@@ -170,7 +172,11 @@ impl Shared {
             let _ = hello::send(&mut sender, &Answer::Refused { reason, again: Again::Soon }).await;
             return connection.close(REFUSED.into(), b"another epoch");
         }
-        if hello::send(&mut sender, &Answer::Welcome).await.is_ok() {
+        // The dialler ends its stream once it has the welcome; one that gave up never does, and its
+        // connection must not be taken for the link.
+        if hello::send(&mut sender, &Answer::Welcome).await.is_ok()
+            && receiver.read_to_end(0).await.is_ok()
+        {
             self.joined(hello.rank, connection);
         }
     }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
@@ -86,6 +87,7 @@ pub(crate) async fn accept(
 ) {
     let each = Rc::new(each);
     let half_open = Rc::new(Cell::new(0usize));
+    let complaints = Rc::new(Complaints::default());
     while let Some(incoming) = endpoint.accept().await {
         if half_open.get() >= tuning::HALF_OPEN_MAX {
             incoming.refuse();
@@ -97,15 +99,36 @@ pub(crate) async fn accept(
             continue;
         }
         let (membership, each, half_open) = (membership.clone(), each.clone(), half_open.clone());
+        let complaints = complaints.clone();
         half_open.set(half_open.get() + 1);
         tokio::task::spawn_local(async move {
             let greeted = hello::greet(incoming, &membership).await;
             half_open.set(half_open.get() - 1);
             match greeted {
                 Ok(greeted) => each(greeted),
-                Err(problem) => report::warn(&problem),
+                Err(problem) => complaints.say(&problem),
             }
         });
+    }
+}
+
+/// Warnings about strangers: whoever knocks again and again must not fill the log.
+#[derive(Default)]
+struct Complaints {
+    last: Cell<Option<Instant>>,
+    unsaid: Cell<u32>,
+}
+
+impl Complaints {
+    fn say(&self, problem: &str) {
+        if self.last.get().is_some_and(|last| last.elapsed() < tuning::COMPLAIN_EVERY) {
+            return self.unsaid.set(self.unsaid.get().saturating_add(1));
+        }
+        self.last.set(Some(Instant::now()));
+        match self.unsaid.take() {
+            0 => report::warn(problem),
+            more => report::warn(&format!("{problem} (and {more} more since the last warning)")),
+        }
     }
 }
 

@@ -72,6 +72,8 @@ pub(crate) const MAX_UDP_PAYLOAD: u16 = LOOPBACK_MTU;
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Half-open connections beyond this must prove their address first.
 pub(crate) const HALF_OPEN_BEFORE_RETRY: usize = 16;
+/// A person needs to know that somebody knocks, not each time.
+pub(crate) const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
 /// What a stranger's first packets may fill: a ClientHello takes one or two. quinn's default is
 /// 10 MiB each and 100 MiB together.
 pub(crate) const KNOCKING_BYTES: u64 = 16 * 1024;
