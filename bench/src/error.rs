@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use allfold::error::{EXIT_TRY_AGAIN, EXIT_USAGE};
+
 use crate::size::binary;
 
 /// Why a benchmark did not end well; `Display` and `Debug` print the same line.
@@ -148,10 +150,6 @@ impl fmt::Debug for Error {
 
 /// A check failed.
 const EXIT_CHECK_FAILED: u8 = 1;
-/// Usage or input: would fail again.
-const EXIT_USAGE: u8 = 2;
-/// Another rank or the network: try again.
-const EXIT_TRY_AGAIN: u8 = 75;
 
 #[cfg(test)]
 mod tests {

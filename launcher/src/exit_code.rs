@@ -1,13 +1,10 @@
-//! The one table of exit codes, for every subcommand.
+//! The one table of exit codes, for every subcommand; what the library has too stands there.
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
-/// Usage or input: it would fail again.
-pub(crate) const USAGE: u8 = 2;
-/// Another rank or the network: try again.
-pub(crate) const TRY_AGAIN: u8 = 75;
-/// A bug.
-pub(crate) const BUG: u8 = 101;
+pub(crate) use allfold::error::{
+    EXIT_BUG as BUG, EXIT_TRY_AGAIN as TRY_AGAIN, EXIT_USAGE as USAGE,
+};
 
 // 1 (a check failed) and 3 (ranks disagree) come from the trainer, the bench and the library.
 
