@@ -17,7 +17,7 @@ use crate::world::World;
 /// What a rank's other threads ask of its control endpoint.
 pub(crate) enum Command {
     /// The ranks have met: this is the world.
-    Attach(Arc<World>),
+    Serve(Arc<World>),
     /// Tell all ranks of a verdict.
     Flood(Verdict),
     /// Tell all ranks that this one makes no more calls.
@@ -33,6 +33,13 @@ pub(crate) enum ControlHandle {
 }
 
 impl ControlHandle {
+    /// The ranks have met: from now on the endpoint serves `world`, which it is attached to.
+    pub(crate) fn serve(&self, world: Arc<World>) {
+        if let ControlHandle::Network(control) = self {
+            control.send(Command::Serve(world));
+        }
+    }
+
     /// Tells all ranks of a verdict.
     pub(crate) fn flood(&self, verdict: &Verdict) {
         match self {
@@ -86,17 +93,9 @@ impl NetworkControl {
         Self { commands, flooded, thread: Mutex::new(Some(thread)) }
     }
 
-    pub(crate) fn send(&self, command: Command) {
+    fn send(&self, command: Command) {
         // An endpoint that has ended has nobody left to tell.
         let _ = self.commands.send(command);
-    }
-
-    /// Hands the endpoint its world, later.
-    pub(crate) fn attach(&self) -> impl FnOnce(Arc<World>) + use<> {
-        let commands = self.commands.clone();
-        move |world| {
-            let _ = commands.send(Command::Attach(world));
-        }
     }
 
     pub(crate) fn close(&self) {

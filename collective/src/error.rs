@@ -17,6 +17,12 @@ impl Error {
         Self(Arc::new(kind))
     }
 
+    /// The operating system, or a library that stands for it, refused `operation`.
+    pub(crate) fn system(operation: &str, problem: impl fmt::Display) -> Self {
+        let problem = problem.to_string();
+        Self::new(ErrorKind::System { operation: operation.into(), problem })
+    }
+
     /// The typed cause.
     pub fn kind(&self) -> &ErrorKind {
         &self.0

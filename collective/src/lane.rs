@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::buffer::{Lent, SegmentPool};
 use crate::contract::Contract;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::link::Links;
 use crate::machine::{Machine, Transfer};
 use crate::reduce::Reducer;
@@ -67,7 +67,8 @@ impl Lane {
                     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                         Ok(runtime) => runtime,
                         Err(error) => {
-                            let _ = started.send(Err(system("start a lane's runtime", &error)));
+                            let _ =
+                                started.send(Err(Error::system("start a lane's runtime", error)));
                             return;
                         }
                     };
@@ -83,8 +84,8 @@ impl Lane {
                     }
                 });
             })
-            .map_err(|error| system("start a lane's thread", &error))?;
-        let ended = || system("start a lane", &"its thread ended");
+            .map_err(|error| Error::system("start a lane's thread", error))?;
+        let ended = || Error::system("start a lane", "its thread ended");
         result.recv().map_err(|_| ended())??;
         Ok(Self { commands, thread: Some(thread) })
     }
@@ -135,7 +136,7 @@ impl Completer {
 
 impl Drop for Completer {
     fn drop(&mut self) {
-        self.set(Err(system("run a call", &"its lane has ended")));
+        self.set(Err(Error::system("run a call", "its lane has ended")));
     }
 }
 
@@ -347,10 +348,6 @@ impl Call {
         drop(buffer);
         done.set(result);
     }
-}
-
-fn system(operation: &str, problem: &dyn std::fmt::Display) -> Error {
-    ErrorKind::System { operation: operation.into(), problem: problem.to_string() }.into()
 }
 
 /// How long a broken link may stand without a verdict from the control endpoint, which finds a

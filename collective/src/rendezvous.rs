@@ -10,7 +10,8 @@ mod sockets;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,12 +82,11 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
         config.rendezvous,
     ));
     let limits = config.limits;
-    let launched = connect_launcher(&config);
+    let mut launched = connect_launcher(&config);
     let address = resolve_patiently(&config)?;
     let listen = listen_address(address);
     let lane_socket = bind_at(listen, port_of(&config, 1))?;
     let lane_port = local_port(&lane_socket)?;
-    let mut launched = launched;
     let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
@@ -129,10 +129,11 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
     let lane = Lane::start(world.clone(), move || {
         QuicLinks::new(lane_socket, membership, hello, epoch, lanes).map(Links::Quic)
     })?;
-    // In this order, so that the first verdict already finds lane and control.
-    let attach = control.attach();
     world.attach(lane.commands(), ControlHandle::Network(control));
-    attach(world.clone());
+    // Only now, so that the first verdict already finds lane and control.
+    if let Some(control) = world.control() {
+        control.serve(world.clone());
+    }
     Ok(Joined { world, lane, transport, security })
 }
 
@@ -160,19 +161,16 @@ fn start_control(
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
-                let _ = met.send(Err(system("start the control runtime", &error)));
+                let _ = met.send(Err(Error::system("start the control runtime", error)));
                 return;
             }
         };
         tokio::task::LocalSet::new().block_on(&runtime, async move {
             let (events, noticed) = mpsc::unbounded_channel();
-            let end_of_line = launched.and_then(|line| listen_to_launcher(line, events.clone()));
+            let _line = launched.and_then(|line| listen_to_launcher(line, events.clone()));
             let endpoint = match endpoint::open(socket, &membership, Traffic::Control) {
                 Ok(endpoint) => endpoint,
                 Err(error) => {
-                    if let Some(line) = end_of_line {
-                        let _ = line.shutdown(std::net::Shutdown::Both);
-                    }
                     let _ = met.send(Err(error));
                     return;
                 }
@@ -187,9 +185,6 @@ fn start_control(
                 changed: Notify::new(),
             });
             serve(control, me, inbox, noticed, met, flag).await;
-            if let Some(line) = end_of_line {
-                let _ = line.shutdown(std::net::Shutdown::Both);
-            }
         });
         // A name look-up that still hangs in the system must not hold up the end.
         runtime.shutdown_background();
@@ -198,7 +193,7 @@ fn start_control(
     let thread = std::thread::Builder::new()
         .name("allfold-control".into())
         .spawn(main)
-        .map_err(|error| system("start the control thread", &error))?;
+        .map_err(|error| Error::system("start the control thread", error))?;
     let control = NetworkControl::new(commands, flooded, thread);
     match meeting.recv() {
         Ok(Ok(meeting)) => Ok((control, meeting)),
@@ -206,7 +201,7 @@ fn start_control(
             control.close();
             Err(error)
         }
-        Err(_) => Err(system("meet the other ranks", &"the control thread ended")),
+        Err(_) => Err(Error::system("meet the other ranks", "the control thread ended")),
     }
 }
 
@@ -250,11 +245,8 @@ fn connect_launcher(config: &Config) -> Option<Launched> {
     }
 }
 
-fn listen_to_launcher(
-    line: Launched,
-    events: mpsc::UnboundedSender<Event>,
-) -> Option<std::os::unix::net::UnixStream> {
-    let handle = line.handle().ok()?;
+fn listen_to_launcher(line: Launched, events: mpsc::UnboundedSender<Event>) -> Option<HangUp> {
+    let hang_up = HangUp(line.handle().ok()?);
     std::thread::Builder::new()
         .name("allfold-launcher".into())
         .spawn(move || {
@@ -263,7 +255,16 @@ fn listen_to_launcher(
             });
         })
         .ok()?;
-    Some(handle)
+    Some(hang_up)
+}
+
+/// Ends the line to the launcher, and with it the thread that listens, when dropped.
+struct HangUp(UnixStream);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 /// The ranks that `rank` watches: up to eight all, else those at distance 2^k both ways.
@@ -299,10 +300,6 @@ fn incarnation() -> Result<u128> {
     let mut bytes = [0; 16];
     fill_random(&mut bytes)?;
     Ok(u128::from_le_bytes(bytes))
-}
-
-fn system(operation: &str, problem: &dyn std::fmt::Display) -> Error {
-    ErrorKind::System { operation: operation.into(), problem: problem.to_string() }.into()
 }
 
 /// How often a waiting rank says what it waits for.

@@ -67,14 +67,10 @@ struct Progress {
     hash: u64,
     /// This rank makes no more calls.
     closed: bool,
-    current: Option<Current>,
+    /// The last call in the history is under way.
+    in_call: bool,
     history: VecDeque<Past>,
     peers: Vec<PeerProgress>,
-}
-
-struct Current {
-    contract: Contract,
-    location: String,
 }
 
 /// A call that was begun here, kept for comparison with ranks that are behind.
@@ -106,7 +102,7 @@ impl World {
             calls: 0,
             hash: contract::first_hash(epoch),
             closed: false,
-            current: None,
+            in_call: false,
             history: VecDeque::new(),
             peers: vec![PeerProgress::default(); peers.len()],
         };
@@ -155,8 +151,7 @@ impl World {
             let hash = contract.roll(progress.hash);
             progress.calls += 1;
             progress.hash = hash;
-            let location = contract::show_location(shape.location);
-            progress.current = Some(Current { contract, location });
+            progress.in_call = true;
             if progress.history.len() == MAX_HISTORY {
                 progress.history.pop_front();
             }
@@ -178,7 +173,7 @@ impl World {
 
     /// The call that `begin` began has ended, well or not.
     pub(crate) fn end_call(&self) {
-        self.progress().current = None;
+        self.progress().in_call = false;
     }
 
     /// Calls begun here, and the rolling hash after them.
@@ -191,8 +186,7 @@ impl World {
     pub(crate) fn standing(&self) -> Standing {
         let progress = self.progress();
         let call = progress.history.back().map_or_else(String::new, Past::describe);
-        let in_call = progress.current.is_some();
-        Standing { calls: progress.calls, hash: progress.hash, call, in_call }
+        Standing { calls: progress.calls, hash: progress.hash, call, in_call: progress.in_call }
     }
 
     /// A heartbeat: keeps how far the peer is, and compares the calls both have made.
@@ -407,13 +401,9 @@ impl World {
     /// `rank 0 was waiting in call #418, all_reduce sum of f32 x 1048576 (src/train.rs:88)`.
     fn waiting_in(&self) -> Option<String> {
         let progress = self.progress();
-        let current = progress.current.as_ref()?;
-        Some(format!(
-            "rank {} was waiting in call #{}, {}",
-            self.rank,
-            current.contract.sequence,
-            contract::describe(&current.contract, &current.location),
-        ))
+        let call = progress.history.back().filter(|_| progress.in_call)?;
+        let (sequence, words) = (call.contract.sequence, call.describe());
+        Some(format!("rank {} was waiting in call #{sequence}, {words}", self.rank))
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

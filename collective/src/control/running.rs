@@ -12,7 +12,7 @@ use super::endpoint::{Control, Event, LinkEnd, Message};
 use super::launched::{Ending, Obituary};
 use super::{Command, Flooded};
 use crate::report;
-use crate::trust::hello::{self, Again, Answer, Greeted, Purpose};
+use crate::trust::hello::{Again, Greeted, Purpose};
 use crate::verdict::Fault;
 use crate::world::World;
 
@@ -25,7 +25,7 @@ pub(crate) async fn serve(
 ) {
     let world = loop {
         match commands.recv().await {
-            Some(Command::Attach(world)) => break world,
+            Some(Command::Serve(world)) => break world,
             Some(Command::Close) | None => return shut(&control).await,
             Some(_) => {}
         }
@@ -90,7 +90,7 @@ impl Running {
                 self.control.post_all(&Message::Goodbye { calls, hash });
                 false
             }
-            Some(Command::Attach(_)) => false,
+            Some(Command::Serve(_)) => false,
             Some(Command::Close) | None => true,
         }
     }
@@ -203,30 +203,21 @@ async fn wait_until(control: &Control, done: impl Fn() -> bool) {
 }
 
 /// Tells a newcomer why there is no place for it.
-async fn refuse(world: Arc<World>, mut greeted: Greeted) {
+async fn refuse(world: Arc<World>, greeted: Greeted) {
     let rank = greeted.hello.rank;
-    let answer = if world.has_left(rank) || world.error().is_some() {
+    if world.has_left(rank) || world.error().is_some() {
         // It wants to meet for the next world before this rank has closed the last one.
         let reason = "rank 0 has not closed its last communicator yet".to_string();
-        Answer::Refused { reason, again: Again::Soon }
-    } else if matches!(greeted.hello.purpose, Purpose::Watch { .. }) {
+        return greeted.refuse(reason, Again::Soon).await;
+    }
+    if matches!(greeted.hello.purpose, Purpose::Watch { .. }) {
         // A late attempt for a world that was given up before this one began.
         let reason = "this rank is in another world by now".to_string();
-        Answer::Refused { reason, again: Again::Later }
-    } else {
-        let place = world.place(rank);
-        let from = greeted.connection.remote_address();
-        report::warn(&format!(
-            "refused {} (pid {}, from {from}) as rank {rank}: this job is running, and rank \
-             {rank} is {place}",
-            greeted.hello.host, greeted.hello.pid
-        ));
-        let reason = format!("the job is already running with rank {rank} at {place}");
-        Answer::Refused { reason, again: Again::Later }
-    };
-    let _ = hello::send(&mut greeted.sender, &answer).await;
-    let _ = greeted.sender.finish();
-    let _ = tokio::time::timeout(ANSWER_LIMIT, greeted.sender.stopped()).await;
+        return greeted.refuse(reason, Again::Later).await;
+    }
+    let reason = format!("the job is already running with rank {rank} at {}", world.place(rank));
+    report::warn(&format!("refused {}: {reason}", greeted.who()));
+    greeted.refuse(reason, Again::Later).await;
 }
 
 /// Closes all connections, so that the peers need not wait for silence.
@@ -246,4 +237,3 @@ const EXIT_GRACE: Duration = Duration::from_millis(300);
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// After a verdict the drop is prompt; the others hear of it from each other too.
 const VERDICT_LIMIT: Duration = Duration::from_millis(300);
-const ANSWER_LIMIT: Duration = Duration::from_secs(1);

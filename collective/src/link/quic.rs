@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::{FlowReceiver, FlowSender, Incoming};
 use crate::error::Result;
 use crate::report;
-use crate::trust::certificates::{LeafHash, Membership, Seen};
+use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
 use crate::wire::{PREAMBLE_BYTES, Preamble};
 use tuning::Traffic;
@@ -150,28 +150,28 @@ impl Shared {
         peer: u32,
         address: SocketAddr,
     ) -> std::result::Result<hello::Welcomed, DialError> {
-        let seen = Seen::default();
-        let client = endpoint::client(&self.membership, Traffic::Data, address.ip(), seen.clone())
-            .map_err(|error| DialError::Final(error.to_string()))?;
         let mut hello = self.hello.clone();
         hello.purpose = Purpose::Lane { epoch: self.epoch, lane: 0 };
-        let caller = hello::Caller { endpoint: &self.endpoint, membership: &self.membership };
-        caller.dial(client, &seen, address, peer, &hello, DIAL_LIMIT).await
+        let caller = endpoint::Caller {
+            endpoint: &self.endpoint,
+            membership: &self.membership,
+            traffic: Traffic::Data,
+        };
+        caller.dial(peer, address, &hello, DIAL_LIMIT).await
     }
 
     /// Judges a peer that dialled this lane.
     async fn welcome(self: Rc<Self>, greeted: Greeted) {
-        let Greeted { hello, leaf, connection, mut sender, mut receiver } = greeted;
-        let epoch = match hello.purpose {
-            Purpose::Lane { epoch, lane: 0 } => epoch,
-            _ => return connection.close(REFUSED.into(), b"a lane takes data only"),
+        let hello = &greeted.hello;
+        let Purpose::Lane { epoch, lane: 0 } = hello.purpose else {
+            return greeted.connection.close(REFUSED.into(), b"a lane takes data only");
         };
         let known = self.addresses.get(hello.rank as usize);
-        if epoch != self.epoch || known.is_none_or(|known| known.leaf != leaf) {
+        if epoch != self.epoch || known.is_none_or(|known| known.leaf != greeted.leaf) {
             let reason = "this lane belongs to another run of the job".to_string();
-            let _ = hello::send(&mut sender, &Answer::Refused { reason, again: Again::Soon }).await;
-            return connection.close(REFUSED.into(), b"another epoch");
+            return greeted.refuse(reason, Again::Soon).await;
         }
+        let Greeted { hello, connection, mut sender, mut receiver, .. } = greeted;
         // The dialler ends its stream once it has the welcome; one that gave up never does, and its
         // connection must not be taken for the link.
         if hello::send(&mut sender, &Answer::Welcome).await.is_ok()

@@ -14,7 +14,6 @@ use crate::control::endpoint::{Control, Event, Message};
 use crate::error::{ErrorKind, Result};
 use crate::link::quic::{endpoint, tuning::Traffic};
 use crate::report;
-use crate::trust::certificates::Seen;
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose, Welcomed};
 
 /// The outcome of a dialling task.
@@ -202,13 +201,14 @@ impl Attending<'_> {
     async fn consider(&mut self, greeted: Greeted) {
         let Purpose::Watch { epoch } = greeted.hello.purpose else {
             let reason = format!("rank {} is not rank 0", self.control.rank());
-            return answer(greeted, reason).await;
+            return greeted.refuse(reason, Again::Soon).await;
         };
         match &self.proposal {
             Some((current, table)) if *current == epoch => {
                 let known = table.iter().find(|entry| entry.rank == greeted.hello.rank);
                 if known.is_none_or(|entry| entry.leaf != greeted.leaf) {
-                    return answer(greeted, "not the process that rank 0 met".into()).await;
+                    let reason = "not the process that rank 0 met".to_string();
+                    return greeted.refuse(reason, Again::Soon).await;
                 }
                 let Greeted { hello, connection, mut sender, receiver, .. } = greeted;
                 if hello::send(&mut sender, &Answer::Welcome).await.is_ok() {
@@ -217,7 +217,7 @@ impl Attending<'_> {
                 }
             }
             None if self.early.len() < MAX_EARLY => self.early.push(greeted),
-            _ => answer(greeted, "not in this epoch".into()).await,
+            _ => greeted.refuse("not in this epoch".into(), Again::Soon).await,
         }
     }
 
@@ -315,21 +315,12 @@ async fn dial(
     rank: u32,
     address: SocketAddr,
 ) -> std::result::Result<Welcomed, DialError> {
-    let seen = Seen::default();
-    let client =
-        endpoint::client(&control.membership, Traffic::Control, address.ip(), seen.clone())
-            .map_err(|error| DialError::Final(error.to_string()))?;
-    let caller = hello::Caller { endpoint: &control.endpoint, membership: &control.membership };
-    caller.dial(client, &seen, address, rank, hello, DIAL_LIMIT).await
-}
-
-async fn answer(mut greeted: Greeted, reason: String) {
-    let answer = Answer::Refused { reason, again: Again::Soon };
-    let _ = hello::send(&mut greeted.sender, &answer).await;
-    let _ = greeted.sender.finish();
-    tokio::task::spawn_local(async move {
-        let _ = tokio::time::timeout(DIAL_LIMIT, greeted.connection.closed()).await;
-    });
+    let caller = endpoint::Caller {
+        endpoint: &control.endpoint,
+        membership: &control.membership,
+        traffic: Traffic::Control,
+    };
+    caller.dial(rank, address, hello, DIAL_LIMIT).await
 }
 
 /// One attempt. Rank 0 may need 1.5 s to ask the holder of a rank.

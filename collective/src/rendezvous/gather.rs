@@ -122,10 +122,10 @@ impl Gathering<'_> {
         let rank = hello.rank;
         let Purpose::Join { settings, control_port, lane_port } = &hello.purpose else {
             let reason = "rank 0 is not part of that world any more".to_string();
-            return refuse(greeted, reason, Again::Soon).await;
+            return greeted.refuse(reason, Again::Soon).await;
         };
         if let Some(reason) = self.disagreement(rank, &hello.version, settings) {
-            return refuse(greeted, reason, Again::Never).await;
+            return refuse_loudly(greeted, reason).await;
         }
         let entry = Entry {
             rank,
@@ -144,7 +144,7 @@ impl Gathering<'_> {
                     "rank {rank} is already held by {host}, pid {pid}: two processes have the same \
                      ALLFOLD_RANK"
                 );
-                return refuse(greeted, reason, Again::Never).await;
+                return refuse_loudly(greeted, reason).await;
             }
             self.lose(rank);
             self.roster.claim(entry);
@@ -236,19 +236,10 @@ impl Gathering<'_> {
     }
 }
 
-async fn refuse(mut greeted: Greeted, reason: String, again: Again) {
-    let from = greeted.connection.remote_address();
-    let Greeted { hello, .. } = &greeted;
-    if again != Again::Soon {
-        report::warn(&format!("refused {} (pid {}, from {from}): {reason}", hello.host, hello.pid));
-    }
-    let answer = Answer::Refused { reason, again };
-    let _ = hello::send(&mut greeted.sender, &answer).await;
-    let _ = greeted.sender.finish();
-    tokio::task::spawn_local(async move {
-        // The connection must stay until the answer has been read.
-        let _ = tokio::time::timeout(ANSWER_LIMIT, greeted.connection.closed()).await;
-    });
+/// Refuses for good, and says so here too.
+async fn refuse_loudly(greeted: Greeted, reason: String) {
+    report::warn(&format!("refused {}: {reason}", greeted.who()));
+    greeted.refuse(reason, Again::Never).await;
 }
 
 /// `rank 3`, `ranks 1, 2, 5 and 12 more`.
@@ -262,5 +253,4 @@ pub(super) fn ranks(ranks: &[u32]) -> String {
 
 /// How often the waiting ranks are told who is missing.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const MAX_NAMED: usize = 16;

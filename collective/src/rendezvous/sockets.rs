@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{FIRST_PAUSE, LAST_PAUSE, SAY_EVERY, system};
+use super::{FIRST_PAUSE, LAST_PAUSE, SAY_EVERY};
 use crate::config::{Config, HostPort};
 use crate::control::launched::Launched;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::link::quic::endpoint;
 use crate::report;
 
@@ -128,7 +128,8 @@ pub(super) fn bind_at(ip: IpAddr, port: u16) -> Result<UdpSocket> {
 }
 
 pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
-    let address = socket.local_addr().map_err(|error| system("read a socket's address", &error))?;
+    let address =
+        socket.local_addr().map_err(|error| Error::system("read a socket's address", error))?;
     Ok(address.port())
 }
 

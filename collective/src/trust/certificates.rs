@@ -22,7 +22,7 @@ use webpki::EndEntityCert;
 use zeroize::Zeroizing;
 
 use super::secret::{Secret, Secrets, hex};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// This process's membership of its job: its certificate, and the authorities it accepts.
 pub(crate) struct Membership {
@@ -268,8 +268,7 @@ fn secret_name(fingerprint: &str) -> String {
 }
 
 fn failed(problem: &dyn std::fmt::Display) -> Error {
-    let operation = "make the job's certificates".to_string();
-    ErrorKind::System { operation, problem: problem.to_string() }.into()
+    Error::system("make the job's certificates", problem)
 }
 
 /// The protocol and its version: a peer of another version fails in the handshake.

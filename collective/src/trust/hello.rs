@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use quinn::{Connecting, Connection, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,23 @@ pub(crate) struct Greeted {
     pub(crate) receiver: RecvStream,
 }
 
+impl Greeted {
+    /// `node-7 (pid 41, from 10.0.0.7:4711)`: for warnings.
+    pub(crate) fn who(&self) -> String {
+        let from = self.connection.remote_address();
+        format!("{} (pid {}, from {from})", self.hello.host, self.hello.pid)
+    }
+
+    /// Tells the peer why it is not welcome, and stays until it has read that.
+    pub(crate) async fn refuse(mut self, reason: String, again: Again) {
+        let _ = send(&mut self.sender, &Answer::Refused { reason, again }).await;
+        let _ = self.sender.finish();
+        tokio::task::spawn_local(async move {
+            let _ = tokio::time::timeout(ANSWER_LIMIT, self.connection.closed()).await;
+        });
+    }
+}
+
 /// A connection that was dialled and made welcome.
 pub(crate) struct Welcomed {
     pub(crate) leaf: LeafHash,
@@ -81,64 +98,35 @@ pub(crate) enum DialError {
     Retry(String),
 }
 
-/// Who dials: from which endpoint, as which member.
-pub(crate) struct Caller<'a> {
-    pub(crate) endpoint: &'a Endpoint,
-    pub(crate) membership: &'a Membership,
-}
-
-impl Caller<'_> {
-    /// Dials `rank` at `address` and greets it, within `limit`. `client` was made with `seen`.
-    pub(crate) async fn dial(
-        &self,
-        client: quinn::ClientConfig,
-        seen: &Seen,
-        address: SocketAddr,
-        rank: u32,
-        hello: &Hello,
-        limit: Duration,
-    ) -> Result<Welcomed, DialError> {
-        let greeting = self.greet(client, seen, address, rank, hello);
-        match tokio::time::timeout(limit, greeting).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(DialError::Retry(format!("{address} does not answer"))),
+/// Greets `rank` on a connection that is being made, and waits for its answer. `seen` belongs to
+/// the connection's verifier.
+pub(crate) async fn introduce(
+    connecting: Connecting,
+    membership: &Membership,
+    seen: &Seen,
+    rank: u32,
+    hello: &Hello,
+) -> Result<Welcomed, DialError> {
+    let address = connecting.remote_address();
+    let refused = |error: &quinn::ConnectionError| {
+        refused_in_handshake(membership, rank, address, &seen.names(), error)
+    };
+    let lost = |error: &dyn std::fmt::Display| DialError::Retry(format!("{address}: {error}"));
+    let connection = connecting.await.map_err(|error| refused(&error))?;
+    let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
+    send(&mut sender, hello).await.map_err(|e| lost(&e))?;
+    match receive::<Answer>(&mut receiver, wire::MAX_HELLO_BYTES).await {
+        Ok(Answer::Welcome) => {
+            let (_, leaf) = identify(&connection, membership).ok_or_else(|| lost(&"no name"))?;
+            Ok(Welcomed { leaf, connection, sender, receiver })
         }
-    }
-
-    async fn greet(
-        &self,
-        client: quinn::ClientConfig,
-        seen: &Seen,
-        address: SocketAddr,
-        rank: u32,
-        hello: &Hello,
-    ) -> Result<Welcomed, DialError> {
-        let membership = self.membership;
-        let refused = |error: &quinn::ConnectionError| {
-            refused_in_handshake(membership, rank, address, &seen.names(), error)
-        };
-        let lost = |error: &dyn std::fmt::Display| DialError::Retry(format!("{address}: {error}"));
-        let connecting = self
-            .endpoint
-            .connect_with(client, address, &membership.name_of(rank))
-            .map_err(|error| DialError::Final(format!("cannot dial {address}: {error}")))?;
-        let connection = connecting.await.map_err(|error| refused(&error))?;
-        let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
-        send(&mut sender, hello).await.map_err(|e| lost(&e))?;
-        match receive::<Answer>(&mut receiver, wire::MAX_HELLO_BYTES).await {
-            Ok(Answer::Welcome) => {
-                let (_, leaf) =
-                    identify(&connection, membership).ok_or_else(|| lost(&"no name"))?;
-                Ok(Welcomed { leaf, connection, sender, receiver })
-            }
-            Ok(Answer::Refused { reason, again: Again::Soon }) => Err(DialError::Retry(reason)),
-            Ok(Answer::Refused { reason, again }) => Err(DialError::Refused(reason, again)),
-            // The peer judges our certificate only now.
-            Err(problem) => match connection.close_reason() {
-                Some(error) => Err(refused(&error)),
-                None => Err(lost(&problem)),
-            },
-        }
+        Ok(Answer::Refused { reason, again: Again::Soon }) => Err(DialError::Retry(reason)),
+        Ok(Answer::Refused { reason, again }) => Err(DialError::Refused(reason, again)),
+        // The peer judges our certificate only now.
+        Err(problem) => match connection.close_reason() {
+            Some(error) => Err(refused(&error)),
+            None => Err(lost(&problem)),
+        },
     }
 }
 
@@ -227,3 +215,5 @@ fn is_tls(problem: &str) -> bool {
 
 /// A peer that has not finished its handshake and said hello by then is dropped.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// A refused peer hangs up once it has read why.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);

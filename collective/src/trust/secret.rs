@@ -210,8 +210,7 @@ fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
 pub(crate) fn fill_random(into: &mut [u8]) -> Result<()> {
     rand::fill(into).map_err(|_| {
         into.zeroize();
-        let operation = "draw random bytes".to_string();
-        ErrorKind::System { operation, problem: "the system gave none".into() }.into()
+        Error::system("draw random bytes", "the system gave none")
     })
 }
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
@@ -13,7 +13,7 @@ use super::tuning::{self, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
 use crate::trust::certificates::{Membership, Seen};
-use crate::trust::hello::{self, Greeted};
+use crate::trust::hello::{self, DialError, Greeted, Hello, Welcomed};
 
 /// Binds a UDP socket with large buffers.
 pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
@@ -52,10 +52,7 @@ pub(crate) fn open(
     membership: &Membership,
     traffic: Traffic,
 ) -> Result<Endpoint> {
-    let failed = |problem: &dyn std::fmt::Display| {
-        let operation = "open a QUIC endpoint".to_string();
-        Error::from(ErrorKind::System { operation, problem: problem.to_string() })
-    };
+    let failed = |problem: &dyn std::fmt::Display| Error::system("open a QUIC endpoint", problem);
     let local = socket.local_addr().map_err(|e| failed(&e))?;
     let mut config = EndpointConfig::default();
     config.max_udp_payload_size(tuning::MAX_UDP_PAYLOAD).map_err(|e| failed(&e))?;
@@ -65,8 +62,39 @@ pub(crate) fn open(
         .map_err(|e| failed(&e))
 }
 
+/// Who dials: from which endpoint, as which member, what for.
+pub(crate) struct Caller<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) membership: &'a Membership,
+    pub(crate) traffic: Traffic,
+}
+
+impl Caller<'_> {
+    /// Dials `rank` at `address` and greets it, within `limit`.
+    pub(crate) async fn dial(
+        &self,
+        rank: u32,
+        address: SocketAddr,
+        hello: &Hello,
+        limit: Duration,
+    ) -> std::result::Result<Welcomed, DialError> {
+        let seen = Seen::default();
+        let client = client(self.membership, self.traffic, address.ip(), seen.clone())
+            .map_err(|error| DialError::Final(error.to_string()))?;
+        let connecting = self
+            .endpoint
+            .connect_with(client, address, &self.membership.name_of(rank))
+            .map_err(|error| DialError::Final(format!("cannot dial {address}: {error}")))?;
+        let greeting = hello::introduce(connecting, self.membership, &seen, rank, hello);
+        match tokio::time::timeout(limit, greeting).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(DialError::Retry(format!("{address} does not answer"))),
+        }
+    }
+}
+
 /// The configuration for dialling `peer`.
-pub(crate) fn client(
+fn client(
     membership: &Membership,
     traffic: Traffic,
     peer: IpAddr,
@@ -145,6 +173,5 @@ fn server(membership: &Membership, traffic: Traffic, local: IpAddr) -> Result<Se
 }
 
 fn no_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> Error {
-    let operation = "set up TLS for QUIC".to_string();
-    ErrorKind::System { operation, problem: error.to_string() }.into()
+    Error::system("set up TLS for QUIC", error)
 }
