@@ -49,9 +49,9 @@ impl Contract {
     }
 
     /// The kernel for this contract's reductions; `last` is the step that completes the sum.
-    pub(crate) fn kernel(&self, last: bool, size: u32) -> Kernel {
-        let divides = last && self.op == Some(ReduceOp::Avg);
-        Kernel { element: self.element, divide_by: divides.then_some(size) }
+    pub(crate) fn kernel(&self, incoming_raw: bool, last: bool, size: u32) -> Kernel {
+        let op = self.op.unwrap_or(ReduceOp::Sum);
+        Kernel { element: self.element, op, ranks: size, incoming_raw, local_raw: true, last }
     }
 
     /// The rolling hash after this call, from the one before it.

@@ -1,28 +1,58 @@
-//! Element types, operations, and the kernels that combine two buffers.
+//! Element types and operations: what a call may reduce, and how a segment is reduced as it
+//! arrives.
+//!
+//! Every kernel is commutative to the bit: the result does not depend on which operand is the
+//! local one and which the incoming one. That is why plans carry no operand order. Only the
+//! association, which plans fix, shows in the bits.
+
+mod arithmetic;
+mod half_floats;
+mod kernels;
 
 use std::fmt;
 
+use half::{bf16, f16};
+
+pub(crate) use kernels::Kernel;
+
 /// How the contributions of the ranks are combined.
+///
+/// A floating-point result that is not a number has one bit pattern, whatever the operands were:
+/// quiet, positive, no payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReduceOp {
-    /// The sum over all ranks.
+    /// The sum over all ranks. Floats are added in the order the plan fixes, f16 and bf16 in f32
+    /// with one rounding to nearest even for each addition. Integers wrap.
     Sum,
-    /// The sum over all ranks, then divided by the number of ranks.
+    /// The sum over all ranks, divided by the number of ranks. f32 and f64 divide the complete
+    /// sum. f16 and bf16 divide each contribution before it is added, in f32, so that the sum of
+    /// f16 values does not overflow. Integers divide the wrapping sum and round toward zero.
     Avg,
+    /// The smallest contribution. For floats this is IEEE 754-2019 minimum: NaN if any
+    /// contribution is NaN, and -0 is less than +0.
+    Min,
+    /// The largest contribution. For floats this is IEEE 754-2019 maximum: NaN if any
+    /// contribution is NaN, and +0 is greater than -0.
+    Max,
+    /// The product over all ranks. Floats are multiplied in the order the plan fixes, f16 and
+    /// bf16 in f32 with one rounding to nearest even for each multiplication. Integers wrap.
+    Prod,
 }
 
-/// A plain number that can be moved between ranks.
+/// A plain number that can be moved between ranks: i8, u8, i32, u32, i64, u64, f32, f64, and f16
+/// and bf16 of the crate `half`.
 pub trait Element: Copy + Send + Sync + 'static + sealed::Sealed {
     /// Its name on the wire.
     #[doc(hidden)]
     const TYPE: ElementType;
 }
 
-/// An element that can be reduced: f32 and f64.
+/// An element that can be reduced: every [`Element`], which is i8, u8, i32, u32, i64, u64, f16,
+/// bf16, f32 and f64.
 ///
-/// Sums are added in the ring's fixed order, so all ranks hold the same bits; a result that is
-/// not a number has one canonical bit pattern.
+/// All ranks hold the same bits afterwards. [`ReduceOp`] says for each operation how integers,
+/// 16-bit floats and wider floats behave.
 pub trait Reducible: Element {}
 
 /// The element types, as contracts name them.
@@ -31,19 +61,29 @@ pub trait Reducible: Element {}
 #[repr(u8)]
 pub enum ElementType {
     U8 = 1,
-    I32,
-    U32,
-    I64,
-    U64,
-    F32,
-    F64,
+    I32 = 2,
+    U32 = 3,
+    I64 = 4,
+    U64 = 5,
+    F32 = 6,
+    F64 = 7,
+    I8 = 8,
+    F16 = 9,
+    BF16 = 10,
 }
 
 impl ElementType {
+    /// Every element type.
+    pub const ALL: &'static [Self] = {
+        use ElementType::*;
+        &[I8, U8, I32, U32, I64, U64, F16, BF16, F32, F64]
+    };
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
-            ElementType::U8 => 1,
+            ElementType::I8 | ElementType::U8 => 1,
+            ElementType::F16 | ElementType::BF16 => 2,
             ElementType::I32 | ElementType::U32 | ElementType::F32 => 4,
             ElementType::I64 | ElementType::U64 | ElementType::F64 => 8,
         }
@@ -51,19 +91,21 @@ impl ElementType {
 
     /// The type with this number on the wire.
     pub(crate) fn from_wire(number: u8) -> Option<Self> {
-        use ElementType::*;
-        [U8, I32, U32, I64, U64, F32, F64].into_iter().find(|t| *t as u8 == number)
+        Self::ALL.iter().copied().find(|t| *t as u8 == number)
     }
 }
 
 impl fmt::Display for ElementType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            ElementType::I8 => "i8",
             ElementType::U8 => "u8",
             ElementType::I32 => "i32",
             ElementType::U32 => "u32",
             ElementType::I64 => "i64",
             ElementType::U64 => "u64",
+            ElementType::F16 => "f16",
+            ElementType::BF16 => "bf16",
             ElementType::F32 => "f32",
             ElementType::F64 => "f64",
         })
@@ -71,18 +113,23 @@ impl fmt::Display for ElementType {
 }
 
 impl ReduceOp {
+    /// Every operation.
+    pub const ALL: &'static [Self] =
+        &[ReduceOp::Sum, ReduceOp::Avg, ReduceOp::Min, ReduceOp::Max, ReduceOp::Prod];
+
+    /// The operation with this number on the wire.
     pub(crate) fn from_wire(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(ReduceOp::Sum),
-            2 => Some(ReduceOp::Avg),
-            _ => None,
-        }
+        Self::ALL.iter().copied().find(|op| op.to_wire() == number)
     }
 
+    /// Its number on the wire; 0 stands for a call without an operation.
     pub(crate) fn to_wire(self) -> u8 {
         match self {
             ReduceOp::Sum => 1,
             ReduceOp::Avg => 2,
+            ReduceOp::Min => 3,
+            ReduceOp::Max => 4,
+            ReduceOp::Prod => 5,
         }
     }
 }
@@ -92,6 +139,9 @@ impl fmt::Display for ReduceOp {
         f.write_str(match self {
             ReduceOp::Sum => "sum",
             ReduceOp::Avg => "avg",
+            ReduceOp::Min => "min",
+            ReduceOp::Max => "max",
+            ReduceOp::Prod => "prod",
         })
     }
 }
@@ -145,49 +195,6 @@ impl Reducer {
     }
 }
 
-/// What to do with an incoming partial result and the local contribution.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Kernel {
-    pub(crate) element: ElementType,
-    /// The last step of an average divides by the world size.
-    pub(crate) divide_by: Option<u32>,
-}
-
-impl Kernel {
-    /// `local` becomes local + incoming (then divided). Both have the same length, a multiple of
-    /// the element size. Addition commutes and NaN is made canonical, so the operands' order,
-    /// lower rank first, does not show in the bits.
-    fn combine(self, local: &mut [u8], incoming: &[u8]) {
-        match (self.element, self.divide_by) {
-            (ElementType::F32, None) => add_f32(local, incoming, |sum| sum),
-            (ElementType::F32, Some(n)) => add_f32(local, incoming, |sum| sum / n as f32),
-            (ElementType::F64, None) => add_f64(local, incoming, |sum| sum),
-            (ElementType::F64, Some(n)) => add_f64(local, incoming, |sum| sum / f64::from(n)),
-            // The public interface only reduces `Reducible` elements.
-            _ => debug_assert!(false, "no kernel for {}", self.element),
-        }
-    }
-}
-
-macro_rules! float_kernel {
-    ($name:ident, $float:ty, $nan:expr) => {
-        // Plain loops over unaligned little-endian loads: the compiler vectorises them.
-        #[inline(always)]
-        fn $name(local: &mut [u8], incoming: &[u8], finish: impl Fn($float) -> $float) {
-            const SIZE: usize = size_of::<$float>();
-            let (local, _) = local.as_chunks_mut::<SIZE>();
-            let (incoming, _) = incoming.as_chunks::<SIZE>();
-            for (mine, theirs) in local.iter_mut().zip(incoming) {
-                let sum = finish(<$float>::from_le_bytes(*mine) + <$float>::from_le_bytes(*theirs));
-                let sum = if sum.is_nan() { <$float>::from_bits($nan) } else { sum };
-                *mine = sum.to_le_bytes();
-            }
-        }
-    };
-}
-float_kernel!(add_f32, f32, CANONICAL_NAN_F32);
-float_kernel!(add_f64, f64, CANONICAL_NAN_F64);
-
 mod sealed {
     pub trait Sealed {}
 }
@@ -197,58 +204,12 @@ macro_rules! elements {
         $(impl sealed::Sealed for $rust {}
         impl Element for $rust {
             const TYPE: ElementType = ElementType::$name;
-        })*
+        }
+        impl Reducible for $rust {})*
     };
 }
-elements!(u8 => U8, i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);
-impl Reducible for f32 {}
-impl Reducible for f64 {}
+elements!(i8 => I8, u8 => U8, i32 => I32, u32 => U32, i64 => I64, u64 => U64);
+elements!(f16 => F16, bf16 => BF16, f32 => F32, f64 => F64);
 
 /// The largest element, in bytes.
 const MAX_ELEMENT_BYTES: usize = 8;
-/// The quiet NaN with no payload, positive.
-const CANONICAL_NAN_F32: u32 = 0x7fc0_0000;
-const CANONICAL_NAN_F64: u64 = 0x7ff8_0000_0000_0000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn pieces_of_any_length_give_the_same_sums(
-            values in prop::collection::vec((any::<f32>(), any::<f32>()), 0..200),
-            cuts in prop::collection::vec(1usize..23, 1..50),
-        ) {
-            let kernel = Kernel { element: ElementType::F32, divide_by: None };
-            let mut local: Vec<u8> = values.iter().flat_map(|v| v.0.to_le_bytes()).collect();
-            let incoming: Vec<u8> = values.iter().flat_map(|v| v.1.to_le_bytes()).collect();
-            let mut reducer = Reducer::default();
-            let mut rest = &incoming[..];
-            for cut in cuts.iter().cycle() {
-                if rest.is_empty() { break; }
-                let (piece, after) = rest.split_at((*cut).min(rest.len()));
-                reducer.reduce(kernel, &mut local, piece);
-                rest = after;
-            }
-            for (bytes, (a, b)) in local.chunks_exact(4).zip(&values) {
-                let sum = f32::from_le_bytes(bytes.try_into().unwrap());
-                let want = a + b;
-                if want.is_nan() {
-                    prop_assert_eq!(sum.to_bits(), CANONICAL_NAN_F32);
-                } else {
-                    prop_assert_eq!(sum.to_bits(), want.to_bits());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn an_average_divides_the_sum() {
-        let kernel = Kernel { element: ElementType::F64, divide_by: Some(3) };
-        let mut local = 1.0f64.to_le_bytes().to_vec();
-        Reducer::default().reduce(kernel, &mut local, &6.5f64.to_le_bytes());
-        assert_eq!(f64::from_le_bytes(local.try_into().unwrap()), 7.5 / 3.0);
-    }
-}

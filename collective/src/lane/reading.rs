@@ -149,7 +149,9 @@ impl Driver {
         let local = active.call.buffer.bytes_mut(range);
         match arriving.transfer.action {
             Action::ReceiveReduce { last } => {
-                let kernel = contract.kernel(last, self.world.size);
+                // A ring's first transfer is its predecessor's own contribution.
+                let raw = arriving.transfer.ordinal == 0;
+                let kernel = contract.kernel(raw, last, self.world.size);
                 arriving.reducer.reduce(kernel, local, piece);
             }
             Action::ReceiveStore => arriving.reducer.store(local, piece),
