@@ -6,6 +6,8 @@
 //! association, which plans fix, shows in the bits.
 
 mod arithmetic;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod half_floats;
 mod kernels;
 
@@ -213,3 +215,6 @@ elements!(f16 => F16, bf16 => BF16, f32 => F32, f64 => F64);
 
 /// The largest element, in bytes.
 const MAX_ELEMENT_BYTES: usize = 8;
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,10 @@
 //! A kernel is chosen once per call, by type, operation and flags; each is a plain loop over
 //! unaligned little-endian elements without a branch, which the compiler vectorises.
 
-use half::{bf16, f16};
-
 use super::arithmetic::Number;
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+use super::half_floats::{self, Bf16, F16};
 use super::{ElementType, ReduceOp};
 
 /// What one reducing step does with an element that arrives and the local one.
@@ -32,6 +33,18 @@ impl Kernel {
     pub(crate) fn combine(self, local: &mut [u8], incoming: &[u8]) {
         debug_assert_eq!(local.len(), incoming.len());
         debug_assert!(local.len().is_multiple_of(self.element.size()));
+        #[cfg(target_arch = "x86_64")]
+        if avx2::is_available() {
+            // SAFETY: the processor has the instructions that the function is compiled for.
+            return unsafe { avx2::combine(self, local, incoming) };
+        }
+        self.combine_portably(local, incoming);
+    }
+
+    /// As [`combine`](Self::combine). It and what it calls is inlined, to be compiled for the
+    /// processor that its caller is compiled for.
+    #[inline(always)]
+    pub(super) fn combine_portably(self, local: &mut [u8], incoming: &[u8]) {
         match self.element {
             ElementType::I8 => self.combine_as::<i8, _>(local, incoming),
             ElementType::U8 => self.combine_as::<u8, _>(local, incoming),
@@ -39,8 +52,8 @@ impl Kernel {
             ElementType::U32 => self.combine_as::<u32, _>(local, incoming),
             ElementType::I64 => self.combine_as::<i64, _>(local, incoming),
             ElementType::U64 => self.combine_as::<u64, _>(local, incoming),
-            ElementType::F16 => self.combine_as::<f16, _>(local, incoming),
-            ElementType::BF16 => self.combine_as::<bf16, _>(local, incoming),
+            ElementType::F16 => half_floats::combine::<F16>(self, local, incoming),
+            ElementType::BF16 => half_floats::combine::<Bf16>(self, local, incoming),
             ElementType::F32 => self.combine_as::<f32, _>(local, incoming),
             ElementType::F64 => self.combine_as::<f64, _>(local, incoming),
         }
@@ -49,29 +62,14 @@ impl Kernel {
     #[inline(always)]
     fn combine_as<T: Number<SIZE>, const SIZE: usize>(self, local: &mut [u8], incoming: &[u8]) {
         match self.op {
-            ReduceOp::Sum => each::<T, SIZE>(local, incoming, T::add),
-            ReduceOp::Avg => self.average::<T, SIZE>(local, incoming),
-            ReduceOp::Min => each::<T, SIZE>(local, incoming, T::minimum),
-            ReduceOp::Max => each::<T, SIZE>(local, incoming, T::maximum),
-            ReduceOp::Prod => each::<T, SIZE>(local, incoming, T::multiply),
-        }
-    }
-
-    #[inline(always)]
-    fn average<T: Number<SIZE>, const SIZE: usize>(self, local: &mut [u8], incoming: &[u8]) {
-        let n = T::divisor(self.ranks.max(1));
-        let share = |value| T::divide(value, n);
-        if T::DIVIDES_CONTRIBUTIONS {
-            match (self.local_raw, self.incoming_raw) {
-                (false, false) => each::<T, SIZE>(local, incoming, T::add),
-                (true, false) => each::<T, SIZE>(local, incoming, |a, b| T::add(share(a), b)),
-                (false, true) => each::<T, SIZE>(local, incoming, |a, b| T::add(a, share(b))),
-                (true, true) => each::<T, SIZE>(local, incoming, |a, b| T::add(share(a), share(b))),
+            ReduceOp::Avg if self.last => {
+                let n = T::divisor(self.ranks.max(1));
+                each(local, incoming, |a: T, b| a.add(b).divide(n));
             }
-        } else if self.last {
-            each::<T, SIZE>(local, incoming, |a, b| share(T::add(a, b)));
-        } else {
-            each::<T, SIZE>(local, incoming, T::add);
+            ReduceOp::Sum | ReduceOp::Avg => each(local, incoming, T::add),
+            ReduceOp::Min => each(local, incoming, T::minimum),
+            ReduceOp::Max => each(local, incoming, T::maximum),
+            ReduceOp::Prod => each(local, incoming, T::multiply),
         }
     }
 }
@@ -81,11 +79,11 @@ impl Kernel {
 fn each<T: Number<SIZE>, const SIZE: usize>(
     local: &mut [u8],
     incoming: &[u8],
-    f: impl Fn(T::Value, T::Value) -> T::Value,
+    f: impl Fn(T, T) -> T,
 ) {
     let (local, _) = local.as_chunks_mut::<SIZE>();
     let (incoming, _) = incoming.as_chunks::<SIZE>();
     for (mine, theirs) in local.iter_mut().zip(incoming) {
-        *mine = T::store(f(T::load(*mine), T::load(*theirs)));
+        *mine = f(T::load(*mine), T::load(*theirs)).store();
     }
 }
