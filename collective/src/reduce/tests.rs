@@ -86,8 +86,7 @@ proptest! {
 
 #[test]
 fn every_nan_has_the_canonical_bits() {
-    let signalling_and_negative =
-        [0x7f80_0001u32, 0xffc0_0000, 0xffff_ffff].map(|bits| f32::from_bits(bits));
+    let signalling_and_negative = [0x7f80_0001u32, 0xffc0_0000, 0xffff_ffff].map(f32::from_bits);
     for nan in signalling_and_negative {
         for &op in ReduceOp::ALL {
             for [a, b] in [[nan, 1.0], [1.0, nan], [nan, -0.0], [0.0, nan], [nan, f32::INFINITY]] {
@@ -373,7 +372,7 @@ fn repeated<const SIZE: usize>(bytes: [u8; SIZE]) -> [u8; 8] {
 fn bytes(element: ElementType, operands: &[([u8; 8], [u8; 8])]) -> [Vec<u8>; 2] {
     let size = element.size();
     let cut = |i: usize, bytes: [u8; 8]| {
-        let start = if i % 2 == 0 { 8 - size } else { 0 };
+        let start = if i.is_multiple_of(2) { 8 - size } else { 0 };
         bytes[start..start + size].to_vec()
     };
     let (local, incoming): (Vec<_>, Vec<_>) =
