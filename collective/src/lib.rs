@@ -64,6 +64,8 @@ mod plan;
 mod reduce;
 mod rendezvous;
 mod report;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod trust;
 mod verdict;
 mod wire;
