@@ -2,9 +2,14 @@
 //!
 //! Prepare (the world table) -> everybody connects to the ranks it will watch and acknowledges ->
 //! commit. A loss before the commit sends rank 0 back to waiting, with a new epoch.
+//!
+//! What to do is decided in `gathering` (rank 0) and `attending` (the others), which are pure;
+//! `gather` and `attend` have the connections and the timers.
 
 mod attend;
+mod attending;
 mod gather;
+mod gathering;
 mod roster;
 mod sockets;
 
@@ -30,7 +35,7 @@ use crate::link::Links;
 use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
 use crate::report;
 use crate::trust::certificates::{LeafHash, Membership};
-use crate::trust::hello::{Again, Hello, Purpose};
+use crate::trust::hello::{Again, Greeted, Hello, Purpose};
 use crate::trust::secret::fill_random;
 use crate::world::{Peer, World};
 
@@ -67,6 +72,26 @@ pub(crate) struct Meeting {
     pub(crate) table: Vec<Entry>,
     /// Where this rank reached rank 0.
     pub(crate) rank_0: IpAddr,
+}
+
+/// What is known of a peer that has knocked and waits to be answered.
+struct Knock {
+    /// Names its connection.
+    link: usize,
+    from: IpAddr,
+    hello: Hello,
+    leaf: LeafHash,
+}
+
+impl Knock {
+    fn of(greeted: &Greeted) -> Self {
+        Self {
+            link: greeted.connection.stable_id(),
+            from: greeted.connection.remote_address().ip(),
+            hello: greeted.hello.clone(),
+            leaf: greeted.leaf,
+        }
+    }
 }
 
 /// Meets the other ranks and makes this one's part of the world.

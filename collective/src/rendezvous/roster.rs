@@ -17,10 +17,7 @@ pub(super) struct Roster {
 pub(super) enum Claim {
     Taken,
     /// Another process holds the rank: ask it.
-    Held {
-        host: String,
-        pid: u32,
-    },
+    Held,
 }
 
 impl Roster {
@@ -32,14 +29,17 @@ impl Roster {
     /// A process claims the rank of `entry`; the same process may claim it again.
     pub(super) fn claim(&mut self, entry: Entry) -> Claim {
         match self.claims.get(&entry.rank) {
-            Some(holder) if holder.incarnation != entry.incarnation => {
-                Claim::Held { host: holder.host.clone(), pid: holder.pid }
-            }
+            Some(holder) if holder.incarnation != entry.incarnation => Claim::Held,
             _ => {
                 self.claims.insert(entry.rank, entry);
                 Claim::Taken
             }
         }
+    }
+
+    /// Who holds a rank.
+    pub(super) fn holder(&self, rank: u32) -> Option<&Entry> {
+        self.claims.get(&rank)
     }
 
     /// The holder of a rank is gone. True if a world was being prepared, which cannot be any more.
@@ -73,6 +73,18 @@ impl Roster {
         }
     }
 }
+
+/// `rank 3`, `ranks 1, 2, 5 and 12 more`.
+pub(super) fn ranks(ranks: &[u32]) -> String {
+    let shown: Vec<String> = ranks.iter().take(MAX_NAMED).map(u32::to_string).collect();
+    let word = if ranks.len() == 1 { "rank" } else { "ranks" };
+    let rest = ranks.len().saturating_sub(MAX_NAMED);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    format!("{word} {}{more}", shown.join(", "))
+}
+
+/// A line of a log.
+const MAX_NAMED: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -123,7 +135,8 @@ mod tests {
     fn a_second_process_does_not_take_a_held_rank() {
         let mut roster = Roster::new(2, entry(0, 10));
         roster.claim(entry(1, 11));
-        assert_eq!(roster.claim(entry(1, 12)), Claim::Held { host: "host-1".into(), pid: 41 });
+        assert_eq!(roster.claim(entry(1, 12)), Claim::Held);
+        assert_eq!(roster.holder(1).map(|holder| holder.incarnation), Some(11));
         assert_eq!(roster.claim(entry(1, 11)), Claim::Taken, "the same process came back");
     }
 }

@@ -1,0 +1,378 @@
+//! What rank 0 decides while it gathers the others: claims, refusals, prepare, commit, restart.
+//! Pure: events in, actions out, the clock passed in.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::roster::{Claim, Roster, ranks};
+use super::{Entry, Knock, Meeting, SAY_EVERY, ended_early};
+use crate::control::endpoint::Message;
+use crate::control::launched::Obituary;
+use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::Judge;
+use crate::report;
+use crate::trust::hello::{Again, Purpose};
+
+/// What all ranks must agree with, and rank 0's own patience.
+pub(super) struct Terms {
+    pub(super) size: u32,
+    pub(super) version: String,
+    pub(super) settings: Vec<(String, String)>,
+    pub(super) heartbeat: Duration,
+    pub(super) connect_timeout: Duration,
+    /// The rendezvous address, as the user wrote it.
+    pub(super) place: String,
+    /// Where rank 0 thinks it is.
+    pub(super) rank_0: IpAddr,
+}
+
+/// Something happened to rank 0.
+pub(super) enum Event {
+    /// A peer dialled and said hello; it waits for `Welcome` or `Refuse`.
+    Knocked(Knock),
+    /// A rank is ready for the world of `epoch`.
+    Prepared { rank: u32, epoch: u64 },
+    /// When a rank that [`Gathering::asked`] names was last heard.
+    Heard { rank: u32, at: Instant },
+    /// A link ended, or the welcome for it did not get through.
+    Ended { rank: u32, link: usize },
+    /// The launcher saw a rank end.
+    Obituary(Obituary),
+    /// It is [`Gathering::wake`] or later.
+    Time,
+}
+
+/// What rank 0 must do, in this order.
+pub(super) enum Action {
+    /// Tell the peer that knocked that it is welcome, and take its connection as the rank's link.
+    Welcome {
+        rank: u32,
+        link: usize,
+    },
+    Refuse {
+        link: usize,
+        reason: String,
+        again: Again,
+    },
+    /// Close the rank's link and forget it.
+    Drop(u32),
+    Post(u32, Message),
+    PostAll(Message),
+    /// A warning for the log.
+    Say(String),
+    /// The gathering is over.
+    Finish(Result<Meeting>),
+}
+
+/// The state of rank 0. `D` draws epochs.
+pub(super) struct Gathering<D> {
+    terms: Terms,
+    roster: Roster,
+    /// The connection of every rank that has come.
+    links: BTreeMap<u32, usize>,
+    /// The world that is being prepared.
+    prepared: Option<(u64, Vec<Entry>)>,
+    /// Processes that claim a rank whose holder is being asked.
+    challenges: Vec<Challenge>,
+    judge: Judge,
+    draw: D,
+    began: Instant,
+    tell: Instant,
+    say: Instant,
+    looked: Instant,
+    out: Vec<Action>,
+}
+
+struct Challenge {
+    knock: Knock,
+    /// Since when the holder has been asked.
+    asked: Instant,
+}
+
+impl<D: FnMut() -> Result<u64>> Gathering<D> {
+    /// Begins with rank 0's own entry.
+    pub(super) fn new(terms: Terms, own: Entry, draw: D, now: Instant) -> Self {
+        Self {
+            roster: Roster::new(terms.size, own),
+            links: BTreeMap::new(),
+            prepared: None,
+            challenges: Vec::new(),
+            judge: Judge::new(Some(terms.heartbeat * ASKED_HEARTBEATS), now),
+            draw,
+            began: now,
+            tell: now + TELL_EVERY,
+            say: now + SAY_EVERY,
+            looked: now,
+            out: Vec::new(),
+            terms,
+        }
+    }
+
+    /// Takes an event; what is to be done about it.
+    pub(super) fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        if let Err(error) = self.notice(now, event) {
+            self.out.push(Action::Finish(Err(error)));
+        } else if self.roster.is_complete() {
+            match (self.draw)() {
+                Ok(epoch) => self.prepare(epoch),
+                Err(error) => self.out.push(Action::Finish(Err(error))),
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Event::Time`] is due.
+    pub(super) fn wake(&self) -> Instant {
+        let next = self.tell.min(self.deadline());
+        if self.challenges.is_empty() { next } else { next.min(self.looked + self.look_every()) }
+    }
+
+    /// The ranks whose holders are being asked: [`Event::Heard`] is due for them before every
+    /// [`Event::Time`].
+    pub(super) fn asked(&self) -> impl Iterator<Item = u32> {
+        self.challenges.iter().map(|challenge| challenge.knock.hello.rank)
+    }
+
+    fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
+        match event {
+            Event::Knocked(knock) => self.consider(now, knock),
+            Event::Prepared { rank, epoch } => self.ready(rank, epoch),
+            Event::Heard { rank, at } => self.heard(rank, at),
+            Event::Ended { rank, link } => {
+                if self.links.get(&rank) == Some(&link) {
+                    self.lose(rank);
+                    self.reconsider(now, rank);
+                }
+            }
+            // Under a launcher nobody comes back.
+            Event::Obituary(obituary) => {
+                if let Some(error) = ended_early(&obituary) {
+                    return Err(error);
+                }
+            }
+            Event::Time => return self.pass(now),
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, now: Instant) -> Result<()> {
+        if now >= self.deadline() {
+            return Err(self.give_up());
+        }
+        self.look(now);
+        if now < self.tell {
+            return Ok(());
+        }
+        self.tell = now + TELL_EVERY;
+        let missing = self.roster.missing();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if now >= self.say {
+            self.say = now + SAY_EVERY;
+            let so_far = report::duration(now - self.began);
+            let (missing, place) = (ranks(&missing), &self.terms.place);
+            self.out
+                .push(Action::Say(format!("waiting for {missing} at {place} ({so_far} so far)")));
+        }
+        self.out.push(Action::PostAll(Message::Missing(missing)));
+        Ok(())
+    }
+
+    /// Takes a newcomer in, or tells it why not, or asks the holder of its rank first.
+    fn consider(&mut self, now: Instant, knock: Knock) {
+        let rank = knock.hello.rank;
+        let Purpose::Join { settings, control_port, lane_port } = &knock.hello.purpose else {
+            let reason = "rank 0 is not part of that world any more".to_string();
+            return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Soon });
+        };
+        if let Some(reason) = self.disagreement(rank, &knock.hello.version, settings) {
+            return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
+        }
+        let entry = Entry {
+            rank,
+            host: knock.hello.host.clone(),
+            pid: knock.hello.pid,
+            incarnation: knock.hello.incarnation,
+            address: Some(knock.from),
+            control_port: *control_port,
+            lane_port: *lane_port,
+            // A process has one leaf for control and data.
+            leaf: knock.leaf,
+        };
+        match self.roster.claim(entry.clone()) {
+            Claim::Held if rank == 0 => self.refuse_second(knock),
+            Claim::Held => {
+                if self.challenges.is_empty() {
+                    // The pause until now was no stall.
+                    self.judge.is_awake(now);
+                    self.looked = now;
+                }
+                self.challenges.push(Challenge { knock, asked: now });
+            }
+            Claim::Taken => {
+                if self.links.contains_key(&rank) {
+                    // The same process on a new connection: what it was told on the old one may
+                    // be lost. And it lives, so nobody else can be this rank.
+                    self.lose(rank);
+                    self.roster.claim(entry);
+                    self.refuse_challengers(rank, |_| true);
+                }
+                self.welcome(rank, knock.link);
+            }
+        }
+    }
+
+    /// What a newcomer has set otherwise than this rank.
+    fn disagreement(
+        &self,
+        rank: u32,
+        version: &str,
+        settings: &[(String, String)],
+    ) -> Option<String> {
+        let ours = &self.terms.version;
+        if version != ours {
+            return Some(format!("rank {rank} runs allfold {version}, rank 0 runs {ours}"));
+        }
+        for (name, value) in &self.terms.settings {
+            let theirs = settings.iter().find(|(other, _)| other == name).map(|(_, v)| v.as_str());
+            if theirs != Some(value) {
+                let theirs = theirs.unwrap_or("unknown");
+                return Some(format!("{name} is {value} on rank 0, but {theirs} on rank {rank}"));
+            }
+        }
+        let size = self.terms.size;
+        (rank >= size).then(|| format!("rank {rank} in a world of {size}"))
+    }
+
+    fn welcome(&mut self, rank: u32, link: usize) {
+        self.links.insert(rank, link);
+        self.out.push(Action::Welcome { rank, link });
+        let missing = self.roster.missing();
+        if !missing.is_empty() {
+            self.out.push(Action::Post(rank, Message::Missing(missing)));
+        }
+    }
+
+    fn heard(&mut self, rank: u32, at: Instant) {
+        self.refuse_challengers(rank, |challenge| at > challenge.asked);
+    }
+
+    /// Judges the holders that are being asked.
+    fn look(&mut self, now: Instant) {
+        if self.challenges.is_empty() || now < self.looked + self.look_every() {
+            return;
+        }
+        self.looked = now;
+        if !self.judge.is_awake(now) {
+            // The holders may have been heard meanwhile: they are asked anew.
+            self.challenges.iter_mut().for_each(|challenge| challenge.asked = now);
+            return;
+        }
+        while let Some(rank) = self.silent(now) {
+            self.lose(rank);
+            self.reconsider(now, rank);
+        }
+    }
+
+    /// A rank whose holder was asked and has not been heard.
+    fn silent(&self, now: Instant) -> Option<u32> {
+        let mut silent =
+            self.challenges.iter().filter(|c| self.judge.silence(c.asked, now).is_some());
+        silent.next().map(|challenge| challenge.knock.hello.rank)
+    }
+
+    /// The rank is free: whoever asked for it first may have it.
+    fn reconsider(&mut self, now: Instant, rank: u32) {
+        let all = std::mem::take(&mut self.challenges);
+        let (of_rank, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|challenge| challenge.knock.hello.rank == rank);
+        self.challenges = others;
+        for challenge in of_rank {
+            self.consider(now, challenge.knock);
+        }
+    }
+
+    fn refuse_challengers(&mut self, rank: u32, which: impl Fn(&Challenge) -> bool) {
+        let all = std::mem::take(&mut self.challenges);
+        for challenge in all {
+            if challenge.knock.hello.rank == rank && which(&challenge) {
+                self.refuse_second(challenge.knock);
+            } else {
+                self.challenges.push(challenge);
+            }
+        }
+    }
+
+    fn refuse_second(&mut self, knock: Knock) {
+        let rank = knock.hello.rank;
+        let holder = self.roster.holder(rank);
+        let (host, pid) = holder.map_or(("unknown", 0), |entry| (entry.host.as_str(), entry.pid));
+        let reason = format!(
+            "rank {rank} is already held by {host}, pid {pid}: two processes have the same \
+             ALLFOLD_RANK"
+        );
+        self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
+    }
+
+    fn lose(&mut self, rank: u32) {
+        if self.links.remove(&rank).is_some() {
+            self.out.push(Action::Drop(rank));
+        }
+        if self.roster.leave(rank) {
+            self.prepared = None;
+            self.out.push(Action::PostAll(Message::Restart));
+        }
+    }
+
+    fn prepare(&mut self, epoch: u64) {
+        // 0 means "no world yet" in heartbeats.
+        let epoch = epoch.max(1);
+        let table = self.roster.prepare(epoch);
+        self.out.push(Action::PostAll(Message::Prepare { epoch, table: table.clone() }));
+        self.prepared = Some((epoch, table));
+    }
+
+    fn ready(&mut self, rank: u32, epoch: u64) {
+        if self.roster.ready(rank, epoch)
+            && let Some((epoch, table)) = self.prepared.take()
+        {
+            self.out.push(Action::PostAll(Message::Commit { epoch }));
+            let rank_0 = self.terms.rank_0;
+            self.out.push(Action::Finish(Ok(Meeting { epoch, table, rank_0 })));
+        }
+    }
+
+    fn give_up(&mut self) -> Error {
+        let missing = self.roster.missing();
+        let place = &self.terms.place;
+        let problem = if missing.is_empty() {
+            format!("the ranks could not connect to each other before the deadline at {place}")
+        } else {
+            format!("{} did not come to {place}", ranks(&missing))
+        };
+        let (reason, again) = (problem.clone(), Again::Later);
+        self.out.push(Action::PostAll(Message::Refused { reason, again }));
+        let waited = report::duration(self.terms.connect_timeout);
+        ErrorKind::ConnectTimeout { problem, waited }.into()
+    }
+
+    fn deadline(&self) -> Instant {
+        self.began + self.terms.connect_timeout
+    }
+
+    fn look_every(&self) -> Duration {
+        (self.terms.heartbeat / LOOKS_PER_HEARTBEAT).min(LONGEST_LOOK)
+    }
+}
+
+/// How often the waiting ranks are told who is missing.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// The holder of a rank that another process claims has this many heartbeats to be heard: two may
+/// be lost.
+const ASKED_HEARTBEATS: u32 = 3;
+/// A newcomer waits for the answer.
+const LOOKS_PER_HEARTBEAT: u32 = 10;
+/// Well below the pause after which the judge takes its own thread for stalled.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
