@@ -11,6 +11,8 @@ mod attending;
 mod gather;
 mod gathering;
 mod roster;
+#[cfg(test)]
+mod simulated;
 mod sockets;
 
 use std::cell::{OnceCell, RefCell};
