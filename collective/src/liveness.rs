@@ -1,5 +1,8 @@
 //! Judges silence: pure, with the clock passed in.
 
+#[cfg(test)]
+mod simulated;
+
 use std::time::{Duration, Instant};
 
 /// Decides when a silent peer counts as dead.
