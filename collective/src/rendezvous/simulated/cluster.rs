@@ -55,6 +55,7 @@ pub(super) struct Cluster {
 /// Side 0 dialled.
 struct Connection {
     slots: [u32; 2],
+    incarnations: [u128; 2],
     /// What each side sends on.
     flows: [FlowId; 2],
     /// Which side has closed it.
@@ -534,6 +535,7 @@ impl Cluster {
         let id = self.connections.len();
         self.connections.push(Connection {
             slots: [slot, to],
+            incarnations: [hello.incarnation, 0],
             flows,
             closed: [false; 2],
             ended: [false; 2],
@@ -589,6 +591,7 @@ impl Cluster {
     fn greeted(&mut self, slot: u32, id: usize, hello: Hello) -> Step {
         let at = self.scheduler.now();
         let process = &mut self.processes[slot as usize];
+        self.connections[id].incarnations[1] = process.hello.incarnation;
         let knock = Knock {
             link: id,
             from: address_of(self.connections[id].slots[0]),
@@ -686,13 +689,13 @@ impl Cluster {
             let Role::Gathering(gathering) = &mut self.processes[slot as usize].role else {
                 return Ok(());
             };
-            let judges = matches!(event, gathering::Event::Time);
-            let mut silent = None;
+            let ended = matches!(event, gathering::Event::Ended { .. });
+            let mut old = None;
             for action in gathering.on(now, event) {
                 match action {
                     gathering::Action::Welcome { rank, link } => {
-                        if let Some(silent) = silent.filter(|_| judges) {
-                            self.check_replacement(slot, rank, link, silent)?;
+                        if let Some(old) = old.filter(|_| !ended) {
+                            self.check_replacement(slot, rank, link, old)?;
                         }
                         if !self.welcome(slot, rank, link) {
                             pending.push(gathering::Event::Ended { rank, link });
@@ -703,14 +706,13 @@ impl Cluster {
                     }
                     gathering::Action::Drop(rank) => {
                         let links = &self.processes[slot as usize].links;
-                        silent = links.get(&rank).map(|link| link.connection);
+                        old = links.get(&rank).map(|link| link.connection);
                         self.drop_link(slot, rank);
                     }
                     gathering::Action::Post(rank, message) => self.post(slot, rank, message),
                     gathering::Action::PostAll(message) => {
-                        if let Message::Prepare { epoch, .. } = &message {
-                            let own = self.processes[slot as usize].hello.incarnation;
-                            self.ledger.proposes(*epoch, own)?;
+                        if let Message::Prepare { epoch, table } = &message {
+                            self.ledger.proposes(*epoch, table)?;
                         }
                         let ranks: Vec<u32> =
                             self.processes[slot as usize].links.keys().copied().collect();
@@ -823,25 +825,31 @@ impl Cluster {
         Ok(())
     }
 
-    /// A holder that was heard while it was asked must not lose its rank. `silent` is the
-    /// connection that was just given up.
-    fn check_replacement(&self, slot: u32, rank: u32, link: usize, silent: usize) -> Step {
+    /// A holder is given the time to be heard, and if it is, keeps its rank. `old` is the holder's
+    /// connection, which has not ended.
+    fn check_replacement(&self, slot: u32, rank: u32, link: usize, old: usize) -> Step {
+        let [holder, newcomer] = [old, link].map(|id| self.connections[id].incarnations[0]);
         let (_, asked) = self.processes[slot as usize].knocking[&link];
-        let reached = self.connections[silent].reached[1];
-        if reached <= asked {
+        let reached = self.connections[old].reached[1];
+        let given = HEARTBEAT.as_nanos() as u64 * 3;
+        if holder == newcomer || self.scheduler.now() >= asked.max(reached) + given {
             return Ok(());
         }
         let (asked, reached) = (seconds(asked), seconds(reached));
         Err(format!("rank {rank} was given away: its holder, asked at {asked}, spoke at {reached}"))
     }
 
+    /// Who acknowledges has links to all it watches, and to the processes that rank 0 met.
     fn check_acknowledgement(&mut self, slot: u32, epoch: u64) -> Step {
         let process = &self.processes[slot as usize];
         let rank = process.rank;
-        let unwatched =
-            watched(rank, self.size).into_iter().find(|r| !process.links.contains_key(r));
-        if let Some(other) = unwatched {
-            return Err(format!("rank {rank} acknowledged without a link to rank {other}"));
+        for other in watched(rank, self.size) {
+            let Some(link) = process.links.get(&other) else {
+                return Err(format!("rank {rank} acknowledged without a link to rank {other}"));
+            };
+            let connection = &self.connections[link.connection];
+            let peer = connection.incarnations[1 - connection.side(slot)];
+            self.ledger.is_met(epoch, other, peer)?;
         }
         self.ledger.acknowledges(epoch, rank, process.hello.incarnation);
         Ok(())

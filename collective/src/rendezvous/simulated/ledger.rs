@@ -2,25 +2,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::rendezvous::Meeting;
+use crate::rendezvous::{Entry, Meeting};
 
 /// What the ranks have said and done so far.
 #[derive(Default)]
 pub(super) struct Ledger {
     /// Who has acknowledged each epoch: rank and incarnation.
     ready: BTreeMap<u64, BTreeSet<(u32, u128)>>,
-    /// Who proposed each epoch.
-    proposed: BTreeMap<u64, u128>,
-    /// The incarnations of each committed world, in order of rank.
+    /// The incarnations of each proposed world, in order of rank.
+    proposed: BTreeMap<u64, Vec<u128>>,
+    /// And of each committed one.
     committed: BTreeMap<u64, Vec<u128>>,
 }
 
 impl Ledger {
     /// Rank 0 proposes a world.
-    pub(super) fn proposes(&mut self, epoch: u64, incarnation: u128) -> Result<(), String> {
-        match self.proposed.insert(epoch, incarnation) {
+    pub(super) fn proposes(&mut self, epoch: u64, table: &[Entry]) -> Result<(), String> {
+        let table = table.iter().map(|entry| entry.incarnation).collect();
+        match self.proposed.insert(epoch, table) {
             Some(_) => Err(format!("epoch {epoch:x} was proposed twice")),
             None => Ok(()),
+        }
+    }
+
+    /// Whether a process is the one that was proposed for its rank.
+    pub(super) fn is_met(&self, epoch: u64, rank: u32, incarnation: u128) -> Result<(), String> {
+        match self.proposed.get(&epoch).and_then(|table| table.get(rank as usize)) {
+            Some(proposed) if *proposed == incarnation => Ok(()),
+            _ => Err(format!("in epoch {epoch:x} a link to rank {rank} is to another process")),
         }
     }
 
@@ -46,8 +55,8 @@ impl Ledger {
         if table[rank as usize] != incarnation {
             return problem("the table names another process for it");
         }
-        if self.proposed.get(&epoch) != Some(&table[0]) {
-            return problem("another rank 0 proposed it");
+        if self.proposed.get(&epoch) != Some(&table) {
+            return problem("it is not the table that rank 0 proposed");
         }
         let ready = self.ready.entry(epoch).or_default();
         if let Some(other) = (1..size).find(|r| !ready.contains(&(*r, table[*r as usize]))) {
