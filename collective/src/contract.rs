@@ -6,15 +6,32 @@
 use std::fmt;
 use std::panic::Location;
 
-use crate::plan::{Plan, costs};
+use crate::plan::{Algorithm, Plan, Request, costs};
 use crate::reduce::{ElementType, Kernel, ReduceOp};
 
 /// The kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Collective {
     AllReduce,
-    Broadcast { root: u32 },
+    ReduceScatter,
+    AllGather,
+    AllGatherV,
+    Broadcast {
+        root: u32,
+    },
+    Reduce {
+        root: u32,
+    },
+    Gather {
+        root: u32,
+    },
+    Scatter {
+        root: u32,
+    },
+    AllToAll,
     Barrier,
+    /// One message, from member 0 of a pair to member 1.
+    Send,
 }
 
 /// One call, as all ranks must make it.
@@ -35,7 +52,16 @@ pub(crate) struct Contract {
 impl Contract {
     /// The contract and the plan of `rank` for a call.
     pub(crate) fn of_call(call: &CallShape, rank: u32, size: u32, sequence: u64) -> (Self, Plan) {
-        let plan = costs::choose(call.collective, rank, size, call.count);
+        let request = Request {
+            collective: call.collective,
+            size,
+            count: call.count,
+            element_bytes: call.element.size() as u32,
+            counts: None,
+        };
+        // The lane has one flow to each peer: no double tree.
+        let plan =
+            costs::choose(&request, rank, &costs::CostTable::default(), Some(Algorithm::Ring));
         let contract = Self {
             sequence,
             collective: call.collective,
@@ -43,7 +69,7 @@ impl Contract {
             element: call.element,
             count: call.count,
             label: call.label,
-            plan: plan.fingerprint(costs::segment_elements(call.element.size())),
+            plan: plan.fingerprint(costs::segment_elements(call.element.size() as u32)),
         };
         (contract, plan)
     }
@@ -69,6 +95,14 @@ impl Contract {
             Collective::AllReduce => (1, 0),
             Collective::Broadcast { root } => (2, root),
             Collective::Barrier => (3, 0),
+            Collective::ReduceScatter => (4, 0),
+            Collective::AllGather => (5, 0),
+            Collective::AllGatherV => (6, 0),
+            Collective::Reduce { root } => (7, root),
+            Collective::Gather { root } => (8, root),
+            Collective::Scatter { root } => (9, root),
+            Collective::AllToAll => (10, 0),
+            Collective::Send => (11, 0),
         };
         let mut bytes = [0; CONTRACT_BYTES];
         bytes[0] = kind;
@@ -97,6 +131,14 @@ impl Contract {
                 1 => Collective::AllReduce,
                 2 => Collective::Broadcast { root },
                 3 => Collective::Barrier,
+                4 => Collective::ReduceScatter,
+                5 => Collective::AllGather,
+                6 => Collective::AllGatherV,
+                7 => Collective::Reduce { root },
+                8 => Collective::Gather { root },
+                9 => Collective::Scatter { root },
+                10 => Collective::AllToAll,
+                11 => Collective::Send,
                 _ => return None,
             },
             op: match bytes[1] {
@@ -117,6 +159,7 @@ impl fmt::Display for Contract {
             Collective::AllReduce => f.write_str("all_reduce")?,
             Collective::Broadcast { root } => write!(f, "broadcast from rank {root}")?,
             Collective::Barrier => return f.write_str("barrier").and_then(|()| self.label_to(f)),
+            other => write!(f, "{other:?}")?,
         }
         if let Some(op) = self.op {
             write!(f, " {op}")?;

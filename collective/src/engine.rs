@@ -53,7 +53,7 @@ impl Engine {
         }
         let _turn = self.enter(shape.location)?;
         let (contract, plan, hash) = self.world.begin(shape).inspect_err(|_| self.tell())?;
-        let machine = Machine::new(plan, costs::segment_elements(contract.element.size()));
+        let machine = Machine::new(plan, costs::segment_elements(contract.element.size() as u32));
         let (loan, lent) = buffer::lend(data);
         let (done, completion) = lane::completion();
         let location = contract::show_location(shape.location);

@@ -20,7 +20,7 @@ use crate::buffer::{Lent, SegmentPool};
 use crate::contract::Contract;
 use crate::error::{Error, Result};
 use crate::link::Links;
-use crate::machine::{Machine, Transfer};
+use crate::machine::{FlowKey, Machine, Transfer};
 use crate::reduce::Reducer;
 use crate::verdict::Fault;
 use crate::world::World;
@@ -228,10 +228,10 @@ impl Driver {
         if let Some(error) = self.world.error() {
             return call.end(Err(error));
         }
-        for peer in call.machine.sources() {
+        for FlowKey { peer, .. } in call.machine.sources() {
             self.links.want(peer);
         }
-        for peer in call.machine.destinations() {
+        for FlowKey { peer, .. } in call.machine.destinations() {
             if self.writers.borrow_mut().insert(peer) {
                 self.unanswered.set(self.unanswered.get() + 1);
                 self.spawn(self.clone().write_flow(peer));
@@ -294,8 +294,11 @@ impl Driver {
             if self.closing.get() || self.world.error().is_some() {
                 return;
             }
-            let awaited =
-                self.active.borrow().as_ref().is_some_and(|a| a.call.machine.expects(from));
+            let awaited = self
+                .active
+                .borrow()
+                .as_ref()
+                .is_some_and(|a| a.call.machine.expects(reading::flow(from)));
             if awaited {
                 let how = format!(
                     "closed its communicator, and what rank {} had not read by then is lost",

@@ -2,90 +2,239 @@
 //!
 //! A plan answers "what is step i?" from a few numbers, without a list of steps and without
 //! allocation: a ring of 10,000 ranks has 40,000 steps. It names no clock, socket or thread;
-//! [`crate::machine`] executes it.
+//! [`crate::machine`] executes it, and [`costs`] chooses it.
 
-pub(crate) mod chain;
+mod alone;
+mod binomial;
+mod chain;
 pub(crate) mod costs;
-pub(crate) mod ring;
+mod direct;
+mod dissemination;
+mod doubling;
+mod fold;
+mod halving;
+mod pairwise;
+mod reduce_scatter;
+mod ring;
+mod shape;
+mod tree;
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
+use std::sync::Arc;
 
-/// One action of one rank, on a range of elements of the user's buffer.
-///
-/// A step's range is moved in segments, in order; all steps between one rank and another are done
-/// in order of their index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
-    pub(crate) action: Action,
-    /// The rank at the other end.
-    pub(crate) peer: u32,
-    /// Elements of the user's buffer.
-    pub(crate) range: Range<u64>,
-    /// Segment k of this step waits for segment k of that step, which has the same range.
-    pub(crate) after: Option<u32>,
-}
+use crate::contract::Collective;
+use shape::Shape;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    Send,
-    /// Combine what arrives with the local contribution, in place. `last` marks the step that
-    /// completes the sum, where an average divides.
-    ReceiveReduce {
-        last: bool,
-    },
-    ReceiveStore,
+/// What all ranks of a communicator know of a call, and all that the choice of its plan depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) collective: Collective,
+    /// Ranks of the communicator, at least 1.
+    pub(crate) size: u32,
+    /// All-reduce, reduce, broadcast, send: elements of the buffer. Reduce-scatter, all-gather,
+    /// gather, scatter, all-to-all: elements of one rank's block. All-gather-v: the total.
+    /// Barrier: 0.
+    pub(crate) count: u64,
+    pub(crate) element_bytes: u32,
+    /// All-gather-v: where each rank's block ends (prefix sums); else None.
+    pub(crate) counts: Option<Arc<[u64]>>,
 }
 
 /// The plan of one rank.
 #[derive(Clone, Debug)]
-pub(crate) enum Plan {
-    Ring(ring::Ring),
-    Chain(chain::Chain),
+pub(crate) struct Plan {
+    shape: Shape,
+    /// A hash of what the ranks must agree on to follow one plan.
+    agreed: u64,
+}
+
+/// One transfer of one rank: to or from a peer, segment by segment.
+///
+/// The steps of one flow (peer, stripe, direction) are done in order of their index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) action: Action,
+    /// The rank at the other end, within the communicator.
+    pub(crate) peer: u32,
+    /// Which of the parallel flows to that peer: the tree of a double tree, else 0.
+    pub(crate) stripe: u16,
+    /// Elements of the call's data, numbered so that sender and receiver of a transfer name the
+    /// same length. On one rank, steps joined by [`After::Segment`] number the same elements alike.
+    pub(crate) range: Range<u64>,
+    pub(crate) after: After,
+    /// For a step that fills the relay: segment k waits until segment k - [`RELAY_SEGMENTS`] of
+    /// that send, which has the same range, has been copied out.
+    pub(crate) room: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Send {
+        from: Place,
+    },
+    Store {
+        into: Place,
+    },
+    /// `into` becomes `local` combined with what arrives.
+    Reduce {
+        /// One rank's untouched input exactly if its space is [`Space::Input`].
+        local: Place,
+        into: Place,
+        /// What arrives is one rank's untouched input: an average scales it on load.
+        incoming_raw: bool,
+        /// This completes the result: an average divides.
+        last: bool,
+    },
+}
+
+/// Where the first element of a step, or of a segment, lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) space: Space,
+    pub(crate) start: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// The caller's contribution, never written. In place, Output lies over it.
+    Input,
+    /// Where the result goes; also a place to accumulate.
+    Output,
+    /// Bounded memory of the runtime: element e lies at e % (RELAY_SEGMENTS * segment_elements).
+    Relay,
+}
+
+/// What a step waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    Nothing,
+    /// This step's elements below x wait for that step's elements below x.
+    Segment(u32),
+    /// The whole of that step.
+    Whole(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Algorithm {
+    Ring,
+    Tree,
+    RecursiveDoubling,
+    HalvingDoubling,
+    Chain,
+    Binomial,
+    /// One message between the ranks concerned: linear gather and scatter, pairwise all-to-all,
+    /// send, and nothing at all in a world of one.
+    Direct,
+    Dissemination,
 }
 
 impl Plan {
+    /// The plan of `rank` by `algorithm`; where the collective has no such plan, by its usual one.
+    /// `segment_elements` is that of the machine which executes it.
+    pub(crate) fn new(
+        request: &Request,
+        rank: u32,
+        algorithm: Algorithm,
+        segment_elements: u64,
+    ) -> Self {
+        let shape = Shape::new(request, rank, algorithm, segment_elements);
+        let agreed = agreed(request, shape.algorithm());
+        Self { shape, agreed }
+    }
+
     /// The number of steps.
     pub(crate) fn len(&self) -> u32 {
-        match self {
-            Plan::Ring(ring) => ring.len(),
-            Plan::Chain(chain) => chain.len(),
-        }
+        self.shape.steps().len()
     }
 
     /// Step `index`, below `len()`.
     pub(crate) fn step(&self, index: u32) -> Step {
-        match self {
-            Plan::Ring(ring) => ring.step(index),
-            Plan::Chain(chain) => chain.step(index),
-        }
+        self.shape.steps().step(index)
     }
 
-    /// The ranks this rank sends to.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = u32> {
-        match self {
-            Plan::Ring(ring) => Some(ring.next()),
-            Plan::Chain(chain) => chain.next(),
-        }
-        .into_iter()
+    /// Each flow's first step is one of the first so many.
+    pub(crate) fn opening(&self) -> u32 {
+        self.shape.steps().opening()
     }
 
-    /// The ranks this rank receives from.
-    pub(crate) fn sources(&self) -> impl Iterator<Item = u32> {
-        match self {
-            Plan::Ring(ring) => Some(ring.previous()),
-            Plan::Chain(chain) => chain.previous(),
-        }
-        .into_iter()
+    /// The step that follows step `index` on the same flow.
+    pub(crate) fn next_on_flow(&self, index: u32) -> Option<u32> {
+        self.shape.steps().next_on_flow(index)
+    }
+
+    /// Relay memory that the steps use, in elements.
+    pub(crate) fn relay_elements(&self, segment_elements: u64) -> u64 {
+        self.shape.steps().relay_elements(segment_elements)
+    }
+
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        self.shape.algorithm()
     }
 
     /// A number that is equal on all ranks exactly if they follow one plan: part of the contract.
     pub(crate) fn fingerprint(&self, segment_elements: u64) -> u64 {
-        let (algorithm, rounds) = match self {
-            Plan::Ring(ring) => (1, u64::from(ring.rounds())),
-            Plan::Chain(_) => (2, 0),
-        };
-        // One lane, one stripe and no grouping by host yet: zeros in the low bytes.
-        (algorithm << 56) ^ (rounds << 32) ^ (segment_elements << 8)
+        fold_hash(self.agreed, segment_elements)
+    }
+}
+
+impl Step {
+    fn new(peer: u32, action: Action, range: Range<u64>) -> Self {
+        Self { action, peer, stripe: 0, range, after: After::Nothing, room: None }
+    }
+
+    fn after(self, after: After) -> Self {
+        Self { after, ..self }
+    }
+
+    /// Waits segment by segment for that step, if there is one.
+    fn after_segment(self, step: Option<u32>) -> Self {
+        self.after(step.map_or(After::Nothing, After::Segment))
+    }
+
+    /// Waits for the whole of that step, if there is one.
+    fn after_whole(self, step: Option<u32>) -> Self {
+        self.after(step.map_or(After::Nothing, After::Whole))
+    }
+
+    pub(crate) fn is_send(&self) -> bool {
+        matches!(self.action, Action::Send { .. })
+    }
+}
+
+impl Space {
+    fn at(self, start: u64) -> Place {
+        Place { space: self, start }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Algorithm::Ring => "ring",
+            Algorithm::Tree => "tree",
+            Algorithm::RecursiveDoubling => "recursive-doubling",
+            Algorithm::HalvingDoubling => "halving-doubling",
+            Algorithm::Chain => "chain",
+            Algorithm::Binomial => "binomial",
+            Algorithm::Direct => "direct",
+            Algorithm::Dissemination => "dissemination",
+        })
+    }
+}
+
+/// The algorithms a user can ask for: those of the all-reduce.
+impl FromStr for Algorithm {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = costs::algorithms(Collective::AllReduce);
+        let found = known.iter().find(|algorithm| algorithm.to_string() == name);
+        found.copied().ok_or_else(|| {
+            let names: Vec<String> = known.iter().map(Algorithm::to_string).collect();
+            format!("'{name}' is none of {}", names.join(", "))
+        })
     }
 }
 
@@ -98,43 +247,47 @@ pub(crate) fn chunk(count: u64, parts: u32, index: u32) -> Range<u64> {
     start..start + length + u64::from(index < longer)
 }
 
+/// The elements of blocks `blocks.start` to `blocks.end`, each of `count` elements.
+fn blocks(blocks: Range<u32>, count: u64) -> Range<u64> {
+    u64::from(blocks.start) * count..u64::from(blocks.end) * count
+}
+
 /// How many segments a step of `elements` takes: at least one, because an empty transfer still
 /// sends its header.
 pub(crate) fn segments(elements: u64, segment_elements: u64) -> u64 {
     elements.div_ceil(segment_elements).max(1)
 }
 
-/// Segment `index` of `range`.
-pub(crate) fn segment(range: &Range<u64>, segment_elements: u64, index: u64) -> Range<u64> {
-    let start = range.start + (index * segment_elements).min(range.end - range.start);
-    start..(start + segment_elements).min(range.end)
+fn agreed(request: &Request, algorithm: Algorithm) -> u64 {
+    let (kind, root) = match request.collective {
+        Collective::AllReduce => (1, 0),
+        Collective::ReduceScatter => (2, 0),
+        Collective::AllGather => (3, 0),
+        Collective::AllGatherV => (4, 0),
+        Collective::Broadcast { root } => (5, root),
+        Collective::Reduce { root } => (6, root),
+        Collective::Gather { root } => (7, root),
+        Collective::Scatter { root } => (8, root),
+        Collective::AllToAll => (9, 0),
+        Collective::Barrier => (10, 0),
+        Collective::Send => (11, 0),
+    };
+    let ends = request.counts.iter().flat_map(|ends| ends.iter().copied());
+    [kind, u64::from(root), u64::from(request.size), request.count, algorithm as u64]
+        .into_iter()
+        .chain(ends)
+        .fold(0, fold_hash)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn chunks_and_segments_cover_everything_once(
-            count in 0u64..10_000, parts in 1u32..70, segment_elements in 1u64..500,
-        ) {
-            let mut position = 0;
-            for index in 0..parts {
-                let range = chunk(count, parts, index);
-                prop_assert_eq!(range.start, position);
-                let mut inner = range.start;
-                for k in 0..segments(range.end - range.start, segment_elements) {
-                    let piece = segment(&range, segment_elements, k);
-                    prop_assert_eq!(piece.start, inner);
-                    prop_assert!(piece.end - piece.start <= segment_elements);
-                    inner = piece.end;
-                }
-                prop_assert_eq!(inner, range.end);
-                position = range.end;
-            }
-            prop_assert_eq!(position, count);
-        }
-    }
+/// SplitMix64's finaliser (Steele, Lea, Flood 2014) over words: accidents are what a fingerprint
+/// must tell apart, not attacks.
+fn fold_hash(hash: u64, word: u64) -> u64 {
+    let value = (hash ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
+
+/// Segments of relay memory of one call: enough that a rank which passes on what it receives
+/// keeps both of its links busy, small enough (512 KiB) to stay in the cache.
+pub(crate) const RELAY_SEGMENTS: u64 = 8;

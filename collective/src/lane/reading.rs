@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Arriving, Driver};
 use crate::contract::{self, Contract};
 use crate::link::{FlowEnd, FlowReceiver, Incoming};
-use crate::machine::Transfer;
+use crate::machine::{FlowKey, Transfer};
 use crate::plan::Action;
 use crate::reduce::Reducer;
 use crate::verdict::Fault;
@@ -123,10 +123,10 @@ impl Driver {
                 "segment {segment} of step {step} of call #{sequence}, which nobody awaits"
             ))
         };
-        if header.sequence < contract.sequence || !active.call.machine.expects(from) {
+        if header.sequence < contract.sequence || !active.call.machine.expects(flow(from)) {
             return Err(unexpected());
         }
-        let Some(transfer) = active.call.machine.next_receive(from) else {
+        let Some(transfer) = active.call.machine.next_receive(flow(from)) else {
             return Ok(false);
         };
         let bytes = byte_range(&transfer, contract).len();
@@ -148,14 +148,12 @@ impl Driver {
         let range = byte_range(&arriving.transfer, &contract);
         let local = active.call.buffer.bytes_mut(range);
         match arriving.transfer.action {
-            Action::ReceiveReduce { last } => {
-                // A ring's first transfer is its predecessor's own contribution.
-                let raw = arriving.transfer.ordinal == 0;
-                let kernel = contract.kernel(raw, last, self.world.size);
+            Action::Reduce { incoming_raw, last, .. } => {
+                let kernel = contract.kernel(incoming_raw, last, self.world.size);
                 arriving.reducer.reduce(kernel, local, piece);
             }
-            Action::ReceiveStore => arriving.reducer.store(local, piece),
-            Action::Send => {}
+            Action::Store { .. } => arriving.reducer.store(local, piece),
+            Action::Send { .. } => {}
         }
         Ok(())
     }
@@ -166,7 +164,7 @@ impl Driver {
             let mut slot = self.active.borrow_mut();
             let active = slot.as_mut().ok_or(Stop::Done)?;
             active.arriving.retain(|arriving| arriving.peer != from);
-            active.call.machine.received(from);
+            active.call.machine.received(flow(from));
         }
         self.progressed();
         Ok(())
@@ -185,5 +183,13 @@ impl From<FlowEnd> for Stop {
 /// The bytes of the user's buffer that a segment covers.
 pub(super) fn byte_range(transfer: &Transfer, contract: &Contract) -> std::ops::Range<usize> {
     let size = contract.element.size() as u64;
-    (transfer.range.start * size) as usize..(transfer.range.end * size) as usize
+    let (Action::Send { from: place }
+    | Action::Store { into: place }
+    | Action::Reduce { into: place, .. }) = transfer.action;
+    (place.start * size) as usize..((place.start + transfer.elements) * size) as usize
+}
+
+/// The only flow to or from a peer.
+pub(super) fn flow(peer: u32) -> FlowKey {
+    FlowKey { peer, stripe: 0 }
 }

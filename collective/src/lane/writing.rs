@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Driver;
-use super::reading::byte_range;
+use super::reading::{byte_range, flow};
 use crate::wire::{Header, MessageKind};
 
 impl Driver {
@@ -49,7 +49,7 @@ impl Driver {
             let mut slot = self.active.borrow_mut();
             let active = slot.as_mut()?;
             let call = &mut active.call;
-            let transfer = call.machine.next_send(to)?;
+            let transfer = call.machine.next_send(flow(to))?;
             let payload = call.buffer.bytes(byte_range(&transfer, &call.contract));
             let contract = call.contract.to_wire();
             // A stream's first message of a call carries the contract.
