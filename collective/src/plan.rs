@@ -12,6 +12,8 @@ mod direct;
 mod dissemination;
 mod doubling;
 mod fold;
+#[cfg(test)]
+mod formulas;
 mod halving;
 mod pairwise;
 mod reduce_scatter;

@@ -14,7 +14,7 @@ const ALL_REDUCES: [Algorithm; 4] =
     [Algorithm::Ring, Algorithm::Tree, Algorithm::RecursiveDoubling, Algorithm::HalvingDoubling];
 
 /// Runs one call every way that is worth it: one segment at a time, so that whatever can get
-/// stuck does, and several, so that whatever can be overwritten is.
+/// stuck does; and many of them with one rank behind, so that whatever can be overwritten is.
 fn prove(collective: Collective, algorithm: Algorithm, size: u32, count: u64, segment: u64) {
     prove_request(request(collective, size, count), algorithm, segment);
 }
@@ -24,7 +24,8 @@ fn prove_request(request: Request, algorithm: Algorithm, segment_elements: u64) 
         let call =
             Call { request: request.clone(), algorithm, segment_elements, in_place, is_dry: false };
         World::new(call.clone()).run(Schedule::Forwards(1)).check();
-        World::new(call).run(Schedule::Backwards(RELAY_SEGMENTS as usize + 2)).check();
+        let late = request.size / 2;
+        World::new(call).run(Schedule::Late(2 * RELAY_SEGMENTS as usize, late)).check();
     }
 }
 

@@ -64,8 +64,10 @@ pub(super) struct Call {
 
 /// Segments that may be under way on one flow, and who acts next.
 pub(super) enum Schedule<'a> {
+    /// All ranks in turn.
     Forwards(usize),
-    Backwards(usize),
+    /// As before, and that rank only once nobody else can do anything.
+    Late(usize, u32),
     /// Picks one of so many moves.
     Random(usize, &'a mut dyn FnMut(usize) -> usize),
 }
@@ -137,8 +139,11 @@ impl World {
     /// Runs the call to its end, and checks that it has one.
     pub(super) fn run(mut self, schedule: Schedule<'_>) -> Self {
         match schedule {
-            Schedule::Forwards(window) => while self.sweep(window, false) {},
-            Schedule::Backwards(window) => while self.sweep(window, true) {},
+            Schedule::Forwards(window) => while self.sweep(window, None) {},
+            Schedule::Late(window, late) => {
+                let late = late as usize;
+                while self.sweep(window, Some(late)) || self.turn(late, window) {}
+            }
             Schedule::Random(window, choose) => while self.pick(window, choose) {},
         }
         for (rank, state) in self.ranks.iter().enumerate() {
@@ -158,21 +163,23 @@ impl World {
         self
     }
 
-    /// Every rank takes what it can, then sends what it can; false if nobody could do anything.
-    fn sweep(&mut self, window: usize, backwards: bool) -> bool {
+    /// All ranks but one take their turns; false if nobody could do anything.
+    fn sweep(&mut self, window: usize, without: Option<usize>) -> bool {
+        let ranks = (0..self.ranks.len()).filter(|rank| Some(*rank) != without);
+        ranks.fold(false, |acted, rank| self.turn(rank, window) || acted)
+    }
+
+    /// The rank takes what it can, then sends what it can; false if it could do nothing.
+    fn turn(&mut self, rank: usize, window: usize) -> bool {
         let mut acted = false;
-        let ranks = self.ranks.len();
-        for turn in 0..ranks {
-            let rank = if backwards { ranks - 1 - turn } else { turn };
-            for source in 0..self.ranks[rank].sources.len() {
-                while self.receive(rank, source) {
-                    acted = true;
-                }
+        for source in 0..self.ranks[rank].sources.len() {
+            while self.receive(rank, source) {
+                acted = true;
             }
-            for destination in 0..self.ranks[rank].destinations.len() {
-                while self.send(rank, destination, window) {
-                    acted = true;
-                }
+        }
+        for destination in 0..self.ranks[rank].destinations.len() {
+            while self.send(rank, destination, window) {
+                acted = true;
             }
         }
         acted

@@ -114,36 +114,53 @@ impl Prediction<'_> {
             (Collective::AllReduce, Algorithm::HalvingDoubling) => self.halving(),
             (Collective::AllReduce, _) => {
                 let chunk = count.div_ceil(u64::from(self.request.size));
-                (n - 1) * (2 * (latency + self.transfer(chunk)) + self.reduce(chunk))
+                self.ring(2 * (n - 1), chunk) + (n - 1) * self.reduce(chunk)
             }
-            (Collective::ReduceScatter, _) => (n - 1) * (latency + all + self.reduce(count)),
+            (Collective::ReduceScatter, _) => {
+                self.ring(n - 1, count) + (n - 1) * self.reduce(count)
+            }
+            (Collective::AllGather, _) => self.ring(n - 1, count),
             (Collective::AllGatherV, _) => {
-                (n - 1) * (latency + self.transfer(count.div_ceil(u64::from(self.request.size))))
+                self.ring(n - 1, count.div_ceil(u64::from(self.request.size)))
             }
-            (Collective::AllGather | Collective::AllToAll, _) => (n - 1) * (latency + all),
+            (Collective::AllToAll, _) => (n - 1) * (latency + all),
             (Collective::Broadcast { .. }, Algorithm::Binomial) => rounds * (latency + all),
             (Collective::Broadcast { .. }, _) => {
                 (n - 1) * latency + (n - 2) * self.first_segment(count) + all
             }
             (Collective::Reduce { .. }, _) => rounds * (latency + all + self.reduce(count)),
             (Collective::Gather { .. } | Collective::Scatter { .. }, Algorithm::Binomial) => {
-                let messages = 2 * rounds * u128::from(self.costs.message_ns) * 1000;
-                rounds * latency + messages + (n - 1) * self.bytes(count)
+                // Two messages for each child of the root but the leaf.
+                let messages = (2 * rounds - 1).min(n - 1);
+                rounds * latency + messages * self.message() + (n - 1) * self.bytes(count)
             }
-            (Collective::Gather { .. } | Collective::Scatter { .. }, _) => latency + (n - 1) * all,
+            // One link after the other wakes the root's thread.
+            (Collective::Gather { .. } | Collective::Scatter { .. }, _) => {
+                (n - 1) * (latency + all)
+            }
             (Collective::Barrier, _) => rounds * (latency + self.transfer(0)),
             (Collective::Send, _) => latency + all,
         }
     }
 
-    /// Depth times two for the first segment; after it, what the busiest rank sends: up once and
-    /// down twice in one tree, up once in the other, half the buffer each time.
+    /// Rounds of a pipeline: the next begins with this one's first segment, so that a long chunk
+    /// hides the latency of all but the last.
+    fn ring(&self, rounds: u128, chunk: u64) -> u128 {
+        let whole = self.transfer(chunk);
+        let next = whole.max(self.latency() + self.first_segment(chunk));
+        self.latency() + whole + (rounds - 1) * next
+    }
+
+    /// The first segment goes up and down, and meets two children on each level; the others follow
+    /// as fast as the busiest rank sends them: up once and down twice in one tree, up once in the
+    /// other, half the buffer each time.
     fn tree(&self) -> u128 {
         let half = self.request.count.div_ceil(2);
+        let first = self.first_segment(half);
         let depth = u128::from(self.request.size.ilog2());
         let sends = u128::from(self.request.size.min(4));
-        2 * depth * (self.latency() + self.first_segment(half))
-            + sends * self.transfer(half)
+        2 * depth * (self.latency() + 2 * first)
+            + sends * (self.transfer(half) - first)
             + 2 * self.reduce(half)
     }
 
@@ -172,7 +189,11 @@ impl Prediction<'_> {
     /// What so many elements take on a link once the first byte is there.
     fn transfer(&self, elements: u64) -> u128 {
         let messages = segments(elements, segment_elements(self.request.element_bytes));
-        u128::from(messages) * u128::from(self.costs.message_ns) * 1000 + self.bytes(elements)
+        u128::from(messages) * self.message() + self.bytes(elements)
+    }
+
+    fn message(&self) -> u128 {
+        u128::from(self.costs.message_ns) * 1000
     }
 
     fn first_segment(&self, elements: u64) -> u128 {
@@ -216,3 +237,108 @@ const MESSAGE_NS: u64 = 10_000;
 const BYTE_PS: u64 = 850;
 /// A core combines about 10 GB/s of f32 out of the cache; next to encryption it hardly counts.
 const REDUCE_PS: u64 = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request(collective: Collective, size: u32, count: u64) -> Request {
+        Request { collective, size, count, element_bytes: 4, counts: None }
+    }
+
+    fn chosen(collective: Collective, size: u32, count: u64) -> Algorithm {
+        choose(&request(collective, size, count), 0, &CostTable::default(), None).algorithm()
+    }
+
+    #[test]
+    fn few_bytes_take_few_rounds_and_many_bytes_a_pipeline() {
+        for size in [2, 4, 6, 8, 16, 24, 64] {
+            let all_reduce = |count| chosen(Collective::AllReduce, size, count);
+            assert_eq!(all_reduce(0), Algorithm::RecursiveDoubling, "{size} ranks");
+            assert_eq!(all_reduce(1), Algorithm::RecursiveDoubling, "{size} ranks");
+            assert_eq!(all_reduce(1 << 28), Algorithm::Ring, "{size} ranks");
+        }
+        let broadcast = |count| chosen(Collective::Broadcast { root: 3 }, 8, count);
+        assert_eq!((broadcast(1), broadcast(1 << 26)), (Algorithm::Binomial, Algorithm::Chain));
+    }
+
+    #[test]
+    fn in_between_the_others_are_fastest() {
+        assert_eq!(chosen(Collective::AllReduce, 16, 1 << 16), Algorithm::HalvingDoubling);
+        assert_eq!(chosen(Collective::AllReduce, 24, 1 << 18), Algorithm::Tree);
+        // A tree of three is one hop deep, and folding takes two.
+        assert_eq!(chosen(Collective::AllReduce, 3, 1), Algorithm::Tree);
+    }
+
+    #[test]
+    fn blocks_go_through_the_relay_if_all_of_them_fit() {
+        for collective in [Collective::Gather { root: 1 }, Collective::Scatter { root: 1 }] {
+            let relay = RELAY_SEGMENTS * segment_elements(4);
+            assert_eq!(chosen(collective, 8, relay / 8), Algorithm::Binomial);
+            assert_eq!(chosen(collective, 8, relay / 8 + 1), Algorithm::Direct);
+            let request = request(collective, 8, relay);
+            let forced = Some(Algorithm::Binomial);
+            let plan = choose(&request, 0, &CostTable::default(), forced);
+            assert_eq!(plan.algorithm(), Algorithm::Direct, "a relay it does not fit");
+        }
+    }
+
+    #[test]
+    fn what_is_forced_applies_where_it_exists() {
+        let costs = CostTable::default();
+        for forced in algorithms(Collective::AllReduce) {
+            let all_reduce = request(Collective::AllReduce, 7, 100);
+            assert_eq!(choose(&all_reduce, 3, &costs, Some(*forced)).algorithm(), *forced);
+            let broadcast = request(Collective::Broadcast { root: 0 }, 7, 100);
+            let automatic = choose(&broadcast, 3, &costs, None).algorithm();
+            assert_eq!(choose(&broadcast, 3, &costs, Some(*forced)).algorithm(), automatic);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn all_ranks_choose_one_plan(
+            size in 1u32..40, count in 0u64..1 << 30, root in 0u32..40, kind in 0usize..4,
+            latency_ns in 0u64..1 << 40, message_ns in 0u64..1 << 40,
+            byte_ps in 0u64..1 << 40, reduce_ps in 0u64..1 << 40,
+        ) {
+            let costs = CostTable { latency_ns, message_ns, byte_ps, reduce_ps };
+            let root = root % size;
+            let collective = [
+                Collective::AllReduce,
+                Collective::Broadcast { root },
+                Collective::Gather { root },
+                Collective::Scatter { root },
+            ][kind];
+            let request = request(collective, size, count);
+            let print = |rank| choose(&request, rank, &costs, None).fingerprint(1);
+            prop_assert!((1..size).all(|rank| print(rank) == print(0)));
+            let chosen = choose(&request, 0, &costs, None).algorithm();
+            for algorithm in algorithms(collective).iter().filter(|a| is_possible(&request, **a)) {
+                let (this, that) = (chosen, *algorithm);
+                prop_assert!(
+                    predicted_ns(&request, this, &costs) <= predicted_ns(&request, that, &costs)
+                );
+            }
+        }
+
+        #[test]
+        fn more_elements_never_take_less_time(
+            size in 2u32..100_000, count: u64, more: u64, element_bytes in 1u32..16,
+        ) {
+            let costs = CostTable::default();
+            let (few, many) = (count.min(more), count.max(more));
+            for collective in [Collective::AllReduce, Collective::Broadcast { root: 0 }] {
+                for algorithm in algorithms(collective) {
+                    let of = |count| {
+                        let request =
+                            Request { element_bytes, ..request(collective, size, count) };
+                        predicted_ns(&request, *algorithm, &costs)
+                    };
+                    prop_assert!(of(few) <= of(many), "{algorithm}: {few} and {many}");
+                }
+            }
+        }
+    }
+}
