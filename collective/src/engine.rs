@@ -13,7 +13,7 @@ use crate::contract::{self, CallShape, Contract};
 use crate::error::{ErrorKind, Result};
 use crate::lane::{self, Call, Completion, Lane};
 use crate::machine::Machine;
-use crate::plan::costs;
+use crate::plan::{Algorithm, costs};
 use crate::reduce::Element;
 use crate::report;
 use crate::verdict::Fault;
@@ -53,7 +53,9 @@ impl Engine {
         }
         let _turn = self.enter(shape.location)?;
         let (contract, plan, hash) = self.world.begin(shape).inspect_err(|_| self.tell())?;
+        debug_assert!(plan.algorithm() != Algorithm::Tree, "the lane has one flow to each peer");
         let machine = Machine::new(plan, costs::segment_elements(contract.element.size() as u32));
+        debug_assert_eq!(machine.relay_elements(), 0, "the lane has no relay yet");
         let (loan, lent) = buffer::lend(data);
         let (done, completion) = lane::completion();
         let location = contract::show_location(shape.location);

@@ -79,6 +79,7 @@ struct Awaited {
 impl Machine {
     /// `segment_elements` is at least 1, and the one the plan was made for.
     pub(crate) fn new(plan: Plan, segment_elements: u64) -> Self {
+        debug_assert!(plan.opening() <= plan.len());
         let mut first: Vec<(bool, FlowKey, u32)> = (0..plan.opening())
             .map(|index| {
                 let step = plan.step(index);

@@ -165,8 +165,11 @@ impl World {
 
     /// All ranks but one take their turns; false if nobody could do anything.
     fn sweep(&mut self, window: usize, without: Option<usize>) -> bool {
-        let ranks = (0..self.ranks.len()).filter(|rank| Some(*rank) != without);
-        ranks.fold(false, |acted, rank| self.turn(rank, window) || acted)
+        let mut acted = false;
+        for rank in (0..self.ranks.len()).filter(|rank| Some(*rank) != without) {
+            acted |= self.turn(rank, window);
+        }
+        acted
     }
 
     /// The rank takes what it can, then sends what it can; false if it could do nothing.
