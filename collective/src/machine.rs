@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod proof;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod symbols;
 
 use std::ops::Range;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::symbols::{Call, Schedule, World};
+use super::simulation::{Call, Schedule, World};
 use super::{FlowKey, Machine};
 use crate::contract::Collective;
 use crate::plan::{Algorithm, Plan, RELAY_SEGMENTS, Request};

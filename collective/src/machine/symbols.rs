@@ -1,102 +1,14 @@
-//! All ranks of a call on symbols instead of numbers: what an element is made of, and in which
-//! association. Every wrong read, write or flag panics where it happens.
+//! What an element is made of, and in which association; where it must lie, and where it does.
+//! Every wrong read, write or flag panics where it happens.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::{FlowKey, Machine};
+use super::simulation::Call;
 use crate::contract::Collective;
-use crate::plan::{Action, Algorithm, Place, Plan, RELAY_SEGMENTS, Request, Space};
-
-/// A symbolic value: which ranks' inputs are in it, once each, and a hash of the expression.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Symbol {
-    /// Which element of the input it was, so that nothing lands in a wrong place.
-    element: u64,
-    /// A bit for each rank.
-    inputs: u64,
-    expression: u64,
-    /// An average has divided it.
-    is_complete: bool,
-}
-
-impl Symbol {
-    fn input(rank: u32, element: u64) -> Self {
-        Self { element, inputs: 1 << rank, expression: u64::from(rank) + 1, is_complete: false }
-    }
-
-    fn is_raw(&self) -> bool {
-        self.inputs.count_ones() == 1
-    }
-
-    /// Commutative, but not associative.
-    fn combine(&self, other: &Self, last: bool) -> Self {
-        assert_eq!(self.element, other.element, "two different elements are combined");
-        assert_eq!(self.inputs & other.inputs, 0, "an input is combined twice");
-        assert!(!self.is_complete && !other.is_complete, "a result is combined with more");
-        let sum = mix(self.expression).wrapping_add(mix(other.expression));
-        Self {
-            element: self.element,
-            inputs: self.inputs | other.inputs,
-            expression: mix(sum),
-            is_complete: last,
-        }
-    }
-}
-
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
-/// A call that all ranks make.
-#[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) request: Request,
-    pub(super) algorithm: Algorithm,
-    pub(super) segment_elements: u64,
-    /// Input and Output lie over each other where they can.
-    pub(super) in_place: bool,
-    /// Only ranges, no symbols: for counts that no memory could hold.
-    pub(super) is_dry: bool,
-}
-
-/// Segments that may be under way on one flow, and who acts next.
-pub(super) enum Schedule<'a> {
-    /// All ranks in turn.
-    Forwards(usize),
-    /// As before, and that rank only once nobody else can do anything.
-    Late(usize, u32),
-    /// Picks one of so many moves.
-    Random(usize, &'a mut dyn FnMut(usize) -> usize),
-}
-
-/// All ranks' machines, memory and messages.
-pub(super) struct World {
-    call: Call,
-    ranks: Vec<Rank>,
-}
-
-struct Rank {
-    machine: Machine,
-    memory: Memory,
-    sources: Vec<FlowKey>,
-    inbox: Vec<VecDeque<Message>>,
-    /// With the place of this flow among the peer's sources.
-    destinations: Vec<(FlowKey, usize)>,
-}
-
-#[derive(Debug)]
-struct Message {
-    ordinal: u32,
-    segment: u64,
-    elements: u64,
-    symbols: Vec<Symbol>,
-}
+use crate::plan::{Action, Place, RELAY_SEGMENTS, Request, Space};
 
 /// Where Input and Output of one rank lie in one array, and what the caller has put there.
-struct Memory {
+pub(super) struct Memory {
     is_dry: bool,
     cells: Vec<Option<Symbol>>,
     input: Range<u64>,
@@ -109,181 +21,8 @@ struct Memory {
     finished: Vec<Range<u64>>,
 }
 
-impl World {
-    pub(super) fn new(call: Call) -> Self {
-        let machines: Vec<Machine> = (0..call.request.size)
-            .map(|rank| {
-                let plan = Plan::new(&call.request, rank, call.algorithm, call.segment_elements);
-                assert!(plan.len() == 0 || plan.algorithm() == call.algorithm);
-                Machine::new(plan, call.segment_elements)
-            })
-            .collect();
-        let sources: Vec<Vec<FlowKey>> = machines.iter().map(|m| m.sources().collect()).collect();
-        let ranks = (0..).zip(machines).map(|(rank, machine)| Rank {
-            memory: Memory::new(&call, rank, machine.relay_elements()),
-            inbox: sources[rank as usize].iter().map(|_| VecDeque::new()).collect(),
-            destinations: machine
-                .destinations()
-                .map(|flow| {
-                    let here = FlowKey { peer: rank, ..flow };
-                    let there = &sources[flow.peer as usize];
-                    (flow, there.binary_search(&here).expect("the peer awaits this flow"))
-                })
-                .collect(),
-            sources: sources[rank as usize].clone(),
-            machine,
-        });
-        Self { ranks: ranks.collect(), call }
-    }
-
-    /// Runs the call to its end, and checks that it has one.
-    pub(super) fn run(mut self, schedule: Schedule<'_>) -> Self {
-        match schedule {
-            Schedule::Forwards(window) => while self.sweep(window, None) {},
-            Schedule::Late(window, late) => {
-                let late = late as usize;
-                while self.sweep(window, Some(late)) || self.turn(late, window) {}
-            }
-            Schedule::Random(window, choose) => while self.pick(window, choose) {},
-        }
-        for (rank, state) in self.ranks.iter().enumerate() {
-            let call = &self.call;
-            assert!(
-                state.machine.is_done(),
-                "rank {rank} is stuck in {call:?}: {:?}",
-                state.machine
-            );
-            assert!(state.inbox.iter().all(VecDeque::is_empty), "rank {rank} has messages left");
-            let unread = state.memory.relay.iter().flatten().count();
-            assert_eq!(unread, 0, "rank {rank} has not sent on what it relays in {call:?}");
-            for flow in state.machine.sources() {
-                assert!(!state.machine.expects(flow));
-            }
-        }
-        self
-    }
-
-    /// All ranks but one take their turns; false if nobody could do anything.
-    fn sweep(&mut self, window: usize, without: Option<usize>) -> bool {
-        let mut acted = false;
-        for rank in (0..self.ranks.len()).filter(|rank| Some(*rank) != without) {
-            acted |= self.turn(rank, window);
-        }
-        acted
-    }
-
-    /// The rank takes what it can, then sends what it can; false if it could do nothing.
-    fn turn(&mut self, rank: usize, window: usize) -> bool {
-        let mut acted = false;
-        for source in 0..self.ranks[rank].sources.len() {
-            while self.receive(rank, source) {
-                acted = true;
-            }
-        }
-        for destination in 0..self.ranks[rank].destinations.len() {
-            while self.send(rank, destination, window) {
-                acted = true;
-            }
-        }
-        acted
-    }
-
-    /// One move; false if there is none.
-    fn pick(&mut self, window: usize, choose: &mut dyn FnMut(usize) -> usize) -> bool {
-        let mut moves = Vec::new();
-        for (rank, state) in self.ranks.iter().enumerate() {
-            moves.extend((0..state.sources.len()).map(|source| (rank, source, false)));
-            moves.extend((0..state.destinations.len()).map(|to| (rank, to, true)));
-        }
-        while !moves.is_empty() {
-            let (rank, flow, sends) = moves.swap_remove(choose(moves.len()));
-            if if sends { self.send(rank, flow, window) } else { self.receive(rank, flow) } {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn send(&mut self, rank: usize, destination: usize, window: usize) -> bool {
-        let (flow, inbox) = self.ranks[rank].destinations[destination];
-        if self.ranks[flow.peer as usize].inbox[inbox].len() >= window {
-            return false;
-        }
-        let sender = &mut self.ranks[rank];
-        let Some(transfer) = sender.machine.next_send(flow) else { return false };
-        let Action::Send { from } = transfer.action else { panic!("a send of {transfer:?}") };
-        let symbols = sender.memory.read_to_send(from, transfer.elements);
-        let (ordinal, segment, elements) = (transfer.ordinal, transfer.segment, transfer.elements);
-        self.ranks[flow.peer as usize].inbox[inbox].push_back(Message {
-            ordinal,
-            segment,
-            elements,
-            symbols,
-        });
-        true
-    }
-
-    fn receive(&mut self, rank: usize, source: usize) -> bool {
-        let receiver = &mut self.ranks[rank];
-        if receiver.inbox[source].is_empty() {
-            return false;
-        }
-        let flow = receiver.sources[source];
-        assert!(receiver.machine.expects(flow), "rank {rank} awaits nothing more on {flow:?}");
-        let Some(expected) = receiver.machine.next_receive(flow) else { return false };
-        let Some(message) = receiver.inbox[source].pop_front() else { return false };
-        let announced = (message.ordinal, message.segment, message.elements);
-        let want = (expected.ordinal, expected.segment, expected.elements);
-        assert_eq!(announced, want, "from {flow:?} to {rank} in {:?}", self.call);
-        receiver.memory.take(expected.action, message.elements, &message.symbols);
-        receiver.machine.received(flow);
-        true
-    }
-
-    /// Checks what every rank has got in its output.
-    pub(super) fn check(&self) {
-        let everybody = u64::MAX >> (64 - self.call.request.size);
-        let mut expressions: Vec<Option<u64>> = Vec::new();
-        for (rank, state) in self.ranks.iter().enumerate() {
-            let rank = rank as u32;
-            if self.call.is_dry {
-                state.memory.check_coverage(&self.call.request, rank);
-                continue;
-            }
-            for index in state.memory.output.clone() {
-                let at = index - state.memory.output.start;
-                let want = wanted(&self.call.request, rank, at);
-                let got = state.memory.cells[index as usize];
-                let Some(symbol) = got else { panic!("{:?}: {rank}, {at}: nothing", self.call) };
-                let (element, inputs, reduces) = match want {
-                    Wanted::Copy { of, element } => (element, 1 << of, false),
-                    Wanted::Result { element } => (element, everybody, self.call.request.size > 1),
-                };
-                assert_eq!(symbol.element, element, "rank {rank} at {at} in {:?}", self.call);
-                assert_eq!(symbol.inputs, inputs, "rank {rank} at {at} in {:?}", self.call);
-                assert_eq!(symbol.is_complete, reduces, "rank {rank} at {at} in {:?}", self.call);
-                if reduces {
-                    let element = element as usize;
-                    expressions.resize(expressions.len().max(element + 1), None);
-                    let expression = *expressions[element].get_or_insert(symbol.expression);
-                    assert_eq!(symbol.expression, expression, "{rank}, {at}: {:?}", self.call);
-                }
-            }
-        }
-    }
-
-    /// The outputs of all ranks.
-    pub(super) fn outputs(&self) -> Vec<Vec<Option<Symbol>>> {
-        let output = |state: &Rank| {
-            let range = state.memory.output.start as usize..state.memory.output.end as usize;
-            state.memory.cells[range].to_vec()
-        };
-        self.ranks.iter().map(output).collect()
-    }
-}
-
 impl Memory {
-    fn new(call: &Call, rank: u32, relay_elements: u64) -> Self {
+    pub(super) fn new(call: &Call, rank: u32, relay_elements: u64) -> Self {
         let (input, output) = spaces(&call.request, rank);
         let (input, output) = match in_place(&call.request, rank).filter(|_| call.in_place) {
             Some(offset) if offset >= 0 => (0..input, offset as u64..offset as u64 + output),
@@ -340,7 +79,7 @@ impl Memory {
         if self.is_dry { 0..0 } else { start as usize..(start + elements) as usize }
     }
 
-    fn read_to_send(&mut self, place: Place, elements: u64) -> Vec<Symbol> {
+    pub(super) fn read_to_send(&mut self, place: Place, elements: u64) -> Vec<Symbol> {
         let cells = self.cells(place, elements);
         if cells.is_empty() {
             return Vec::new();
@@ -355,7 +94,7 @@ impl Memory {
         }
     }
 
-    fn take(&mut self, action: Action, elements: u64, incoming: &[Symbol]) {
+    pub(super) fn take(&mut self, action: Action, elements: u64, incoming: &[Symbol]) {
         let (into, last) = match action {
             Action::Send { .. } => panic!("a receive that sends"),
             Action::Store { into } => (into, true),
@@ -402,8 +141,39 @@ impl Memory {
         }
     }
 
+    /// Elements that were to be relayed, and never were.
+    pub(super) fn unread(&self) -> usize {
+        self.relay.iter().flatten().count()
+    }
+
+    pub(super) fn output(&self) -> Vec<Option<Symbol>> {
+        self.cells[self.output.start as usize..self.output.end as usize].to_vec()
+    }
+
+    /// The output is what it must be; each result is associated as in `expressions`, by element,
+    /// where other ranks have noted it.
+    pub(super) fn check_output(&self, call: &Call, rank: u32, expressions: &mut Vec<Option<u64>>) {
+        let size = call.request.size;
+        for (at, cell) in (0..).zip(self.output()) {
+            let Some(symbol) = cell else { panic!("{call:?}: {rank}, {at}: nothing") };
+            let (element, inputs, reduces) = match wanted(&call.request, rank, at) {
+                Wanted::Copy { of, element } => (element, 1 << of, false),
+                Wanted::Result { element } => (element, u64::MAX >> (64 - size), size > 1),
+            };
+            assert_eq!(symbol.element, element, "rank {rank} at {at} in {call:?}");
+            assert_eq!(symbol.inputs, inputs, "rank {rank} at {at} in {call:?}");
+            assert_eq!(symbol.is_complete, reduces, "rank {rank} at {at} in {call:?}");
+            if reduces {
+                let element = element as usize;
+                expressions.resize(expressions.len().max(element + 1), None);
+                let expression = *expressions[element].get_or_insert(symbol.expression);
+                assert_eq!(symbol.expression, expression, "{rank}, {at}: {call:?}");
+            }
+        }
+    }
+
     /// Every element of the output is final exactly once, or was there before the call.
-    fn check_coverage(&self, request: &Request, rank: u32) {
+    pub(super) fn check_coverage(&self, request: &Request, rank: u32) {
         let mut parts = self.finished.clone();
         let length = self.output.end - self.output.start;
         if let Some(own) = placed_before(request, rank) {
@@ -498,4 +268,46 @@ fn in_place(request: &Request, rank: u32) -> Option<i64> {
         Collective::Scatter { root } if root == rank => Some(own),
         _ => None,
     }
+}
+
+/// A symbolic value: which ranks' inputs are in it, once each, and a hash of the expression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Symbol {
+    /// Which element of the input it was, so that nothing lands in a wrong place.
+    element: u64,
+    /// A bit for each rank.
+    inputs: u64,
+    expression: u64,
+    /// An average has divided it.
+    is_complete: bool,
+}
+
+impl Symbol {
+    fn input(rank: u32, element: u64) -> Self {
+        Self { element, inputs: 1 << rank, expression: u64::from(rank) + 1, is_complete: false }
+    }
+
+    fn is_raw(&self) -> bool {
+        self.inputs.count_ones() == 1
+    }
+
+    /// Commutative, but not associative.
+    fn combine(&self, other: &Self, last: bool) -> Self {
+        assert_eq!(self.element, other.element, "two different elements are combined");
+        assert_eq!(self.inputs & other.inputs, 0, "an input is combined twice");
+        assert!(!self.is_complete && !other.is_complete, "a result is combined with more");
+        let sum = mix(self.expression).wrapping_add(mix(other.expression));
+        Self {
+            element: self.element,
+            inputs: self.inputs | other.inputs,
+            expression: mix(sum),
+            is_complete: last,
+        }
+    }
+}
+
+fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
