@@ -40,7 +40,7 @@ pub(crate) struct Request {
     /// Barrier: 0.
     pub(crate) count: u64,
     pub(crate) element_bytes: u32,
-    /// All-gather-v: where each rank's block ends (prefix sums); else None.
+    /// All-gather-v: where each rank's block ends (prefix sums), `size` of them; else None.
     pub(crate) counts: Option<Arc<[u64]>>,
 }
 

@@ -134,7 +134,7 @@ impl Prediction<'_> {
                 let messages = (2 * rounds - 1).min(n - 1);
                 rounds * latency + messages * self.message() + (n - 1) * self.bytes(count)
             }
-            // One link after the other wakes the root's thread.
+            // The root wakes for one link after the other.
             (Collective::Gather { .. } | Collective::Scatter { .. }, _) => {
                 (n - 1) * (latency + all)
             }
