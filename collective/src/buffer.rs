@@ -1,5 +1,6 @@
-//! Memory: the user's buffer while a lane's thread works in it, and pooled segments.
+//! Memory: the user's buffers while a lane's thread works in them, and pooled segments.
 
+use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -7,68 +8,171 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::plan::{Place, Space};
 use crate::reduce::Element;
 
-/// Lends the bytes of `slice` to another thread. The [`Loan`] keeps the caller from returning
+/// Lends the bytes of two slices to another thread. The [`Loan`] keeps the caller from returning
 /// until the [`Lent`] end is dropped, also when it unwinds.
-pub(crate) fn lend<T: Element>(slice: &mut [T]) -> (Loan<'_>, Lent) {
-    let returned = Arc::new(Returned::default());
-    let lent = Lent {
-        start: slice.as_mut_ptr().cast(),
-        length: size_of_val(slice),
-        returned: returned.clone(),
-    };
-    (Loan { returned, _slice: PhantomData }, lent)
+pub(crate) fn lend<'a, T: Element>(input: &'a [T], output: &'a mut [T]) -> (Loan<'a>, Lent) {
+    let input = Span { start: input.as_ptr().cast_mut().cast(), length: size_of_val(input) };
+    let output = Span { start: output.as_mut_ptr().cast(), length: size_of_val(output) };
+    Loan::of(input, output)
 }
 
-/// The lender's end.
+/// Lends parts of one slice, which may overlap: the input lies within what becomes the output, or
+/// the other way round.
+pub(crate) fn lend_in_place<T: Element>(slice: &mut [T], parts: Parts) -> (Loan<'_>, Lent) {
+    let (input, output) = parts.spans(slice);
+    Loan::of(input, output)
+}
+
+/// Takes a vector in, to lend it for as long as the borrower wants.
+pub(crate) fn hold<T: Element>(vector: Vec<T>, parts: Parts) -> (Held<T>, Lent) {
+    let kept = Arc::new(Kept { returned: Returned::default(), vector: UnsafeCell::new(vector) });
+    // SAFETY: nobody else has the cell yet.
+    let (input, output) = parts.spans(unsafe { &mut *kept.vector.get() });
+    let lent = Lent { input, output, owner: kept.clone() };
+    (Held(kept), lent)
+}
+
+/// Which elements of one buffer are the call's input and output.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    pub(crate) input: Range<usize>,
+    pub(crate) output: Range<usize>,
+}
+
+impl Parts {
+    fn spans<T: Element>(self, slice: &mut [T]) -> (Span, Span) {
+        let (length, start) = (slice.len(), slice.as_mut_ptr());
+        let span = |part: Range<usize>| {
+            assert!(part.start <= part.end && part.end <= length);
+            // SAFETY: within the slice; both spans come from the one mutable borrow.
+            let start = unsafe { start.add(part.start) };
+            Span { start: start.cast(), length: part.len() * size_of::<T>() }
+        };
+        (span(self.input), span(self.output))
+    }
+}
+
+/// The lender's end of borrowed slices.
 pub(crate) struct Loan<'a> {
     returned: Arc<Returned>,
-    _slice: PhantomData<&'a mut [u8]>,
+    _slices: PhantomData<&'a mut [u8]>,
+}
+
+impl Loan<'_> {
+    fn of(input: Span, output: Span) -> (Self, Lent) {
+        let returned = Arc::new(Returned::default());
+        let lent = Lent { input, output, owner: returned.clone() };
+        (Self { returned, _slices: PhantomData }, lent)
+    }
 }
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        let mut back = lock(&self.returned.back);
-        while !*back {
-            back = self.returned.changed.wait(back).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.returned.wait();
+    }
+}
+
+/// The lender's end of a vector; dropped or leaked, it leaves the vector to the borrower.
+pub(crate) struct Held<T>(Arc<Kept<T>>);
+
+impl<T> Held<T> {
+    /// The vector, once the borrower has let go of it.
+    pub(crate) fn take(self) -> Vec<T> {
+        self.0.returned.wait();
+        // SAFETY: the `Lent` end is gone, and this is the only other one.
+        std::mem::take(unsafe { &mut *self.0.vector.get() })
+    }
+}
+
+struct Kept<T> {
+    returned: Returned,
+    vector: UnsafeCell<Vec<T>>,
+}
+
+// SAFETY: the cell is only used by `hold`, before it is shared, and by `take`, after the borrower
+// has let go; the mutex in `returned` orders the two.
+unsafe impl<T: Send> Sync for Kept<T> {}
+
+/// What keeps lent memory alive, and is told when it is let go.
+trait Owner: Send + Sync {
+    fn returned(&self) -> &Returned;
+}
+
+impl Owner for Returned {
+    fn returned(&self) -> &Returned {
+        self
+    }
+}
+
+impl<T: Send> Owner for Kept<T> {
+    fn returned(&self) -> &Returned {
+        &self.returned
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Span {
+    start: *mut u8,
+    length: usize,
+}
+
+impl Span {
+    fn at(self, range: &Range<usize>) -> *mut u8 {
+        assert!(range.start <= range.end && range.end <= self.length);
+        // SAFETY: within the span.
+        unsafe { self.start.add(range.start) }
     }
 }
 
 /// The borrower's end: exclusive access to the bytes until it is dropped.
 pub(crate) struct Lent {
-    start: *mut u8,
-    length: usize,
-    returned: Arc<Returned>,
+    input: Span,
+    output: Span,
+    owner: Arc<dyn Owner>,
 }
 
-// SAFETY: `Lent` is a unique reference to plain bytes of an `Element`, which is Send; the `Loan`
+// SAFETY: `Lent` is the only user of plain bytes of an `Element`, which is Send; the lender's end
 // keeps the memory alive and untouched until `Lent` is dropped, on whichever thread that is.
 unsafe impl Send for Lent {}
 
 impl Lent {
-    /// The bytes of `range`, within the buffer.
-    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
-        assert!(range.start <= range.end && range.end <= self.length);
-        // SAFETY: the range is within the lent slice, which is alive and untouched by its owner
-        // (see `Send`); every bit pattern of an `Element` is initialised bytes.
-        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    fn input(&self, range: Range<usize>) -> &[u8] {
+        let start = self.input.at(&range);
+        // SAFETY: the memory is alive and untouched by its owner (see `Send`), and `&self` keeps
+        // `output_mut` away; every bit pattern of an `Element` is initialised bytes.
+        unsafe { std::slice::from_raw_parts(start, range.len()) }
     }
 
-    /// The bytes of `range`, within the buffer, to write to.
-    pub(crate) fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
-        assert!(range.start <= range.end && range.end <= self.length);
-        // SAFETY: as in `bytes`; `&mut self` makes it the only access, and every byte pattern is a
-        // value of an `Element`.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    fn output(&self, range: Range<usize>) -> &[u8] {
+        let start = self.output.at(&range);
+        // SAFETY: as in `input`.
+        unsafe { std::slice::from_raw_parts(start, range.len()) }
+    }
+
+    fn output_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        let start = self.output.at(&range);
+        // SAFETY: as in `input`; `&mut self` makes it the only access, also where input and output
+        // overlap, and every byte pattern is a value of an `Element`.
+        unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
+    }
+
+    /// Copies input to output; nothing where they are the same bytes.
+    fn copy_over(&mut self, from: Range<usize>, into: Range<usize>) {
+        assert_eq!(from.len(), into.len());
+        let (source, target) = (self.input.at(&from), self.output.at(&into));
+        if source != target {
+            // SAFETY: both are within their spans; `copy` allows them to overlap.
+            unsafe { std::ptr::copy(source, target, from.len()) }
+        }
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        *lock(&self.returned.back) = true;
-        self.returned.changed.notify_all();
+        self.owner.returned().set();
     }
 }
 
@@ -76,6 +180,83 @@ impl Drop for Lent {
 struct Returned {
     back: Mutex<bool>,
     changed: Condvar,
+}
+
+impl Returned {
+    fn set(&self) {
+        *lock(&self.back) = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut back = lock(&self.back);
+        while !*back {
+            back = self.changed.wait(back).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// All memory of one call: what the user lent, and the relay.
+pub(crate) struct CallMemory {
+    lent: Lent,
+    relay: Vec<u8>,
+    element_bytes: usize,
+}
+
+impl CallMemory {
+    /// `relay` is as long as the call's machine says.
+    pub(crate) fn new(lent: Lent, relay: Vec<u8>, element_bytes: usize) -> Self {
+        Self { lent, relay, element_bytes }
+    }
+
+    /// Elements to send.
+    pub(crate) fn bytes(&self, place: Place, elements: u64) -> &[u8] {
+        let range = self.range(place, elements);
+        match place.space {
+            Space::Input => self.lent.input(range),
+            Space::Output => self.lent.output(range),
+            Space::Relay => &self.relay[range],
+        }
+    }
+
+    /// Elements to write to; not of the input, which no plan writes.
+    pub(crate) fn bytes_mut(&mut self, place: Place, elements: u64) -> &mut [u8] {
+        let range = self.range(place, elements);
+        match place.space {
+            Space::Input => &mut [],
+            Space::Output => self.lent.output_mut(range),
+            Space::Relay => &mut self.relay[range],
+        }
+    }
+
+    /// Makes `into` hold what `local` does, so that a reduction goes on there.
+    pub(crate) fn bring(&mut self, local: Place, into: Place, elements: u64) {
+        if local == into {
+            return;
+        }
+        let (from, to) = (self.range(local, elements), self.range(into, elements));
+        match (local.space, into.space) {
+            (Space::Input, Space::Output) => self.lent.copy_over(from, to),
+            (Space::Input, Space::Relay) => self.relay[to].copy_from_slice(self.lent.input(from)),
+            (Space::Output, Space::Relay) => self.relay[to].copy_from_slice(self.lent.output(from)),
+            (Space::Relay, Space::Output) => {
+                self.lent.output_mut(to).copy_from_slice(&self.relay[from]);
+            }
+            (Space::Output, Space::Output) | (Space::Relay, Space::Relay) | (_, Space::Input) => {
+                debug_assert!(false, "no plan moves {local:?} to {into:?}");
+            }
+        }
+    }
+
+    /// Lets go of the user's memory; the relay can be used again.
+    pub(crate) fn into_relay(self) -> Vec<u8> {
+        self.relay
+    }
+
+    fn range(&self, place: Place, elements: u64) -> Range<usize> {
+        let start = place.start as usize * self.element_bytes;
+        start..start + elements as usize * self.element_bytes
+    }
 }
 
 /// Buffers for outgoing segments, used again once quinn has let go of their bytes.
@@ -145,14 +326,44 @@ mod tests {
     #[test]
     fn a_loan_ends_only_when_the_borrower_lets_go() {
         let mut numbers = vec![1.0f32; 1000];
+        let input = [2.0f32; 4];
         {
-            let (loan, mut lent) = lend(&mut numbers);
+            let (loan, lent) = lend(&input, &mut numbers);
             let borrower = std::thread::spawn(move || {
-                lent.bytes_mut(0..4).copy_from_slice(&2.0f32.to_le_bytes());
+                let mut memory = CallMemory::new(lent, Vec::new(), 4);
+                let place = |space, start| Place { space, start };
+                memory.bring(place(Space::Input, 1), place(Space::Output, 0), 2);
             });
             drop(loan);
             borrower.join().unwrap();
         }
-        assert_eq!(numbers[0], 2.0);
+        assert_eq!(numbers[..3], [2.0, 2.0, 1.0]);
+    }
+
+    #[test]
+    fn a_held_vector_outlives_its_holder_and_comes_back_changed() {
+        let all = Parts { input: 0..4, output: 0..4 };
+        let (held, lent) = hold(vec![1u8, 2, 3, 4], all.clone());
+        drop(held);
+        assert_eq!(lent.input(1..3), [2, 3]);
+        drop(lent);
+        let (held, mut lent) = hold(vec![1u8, 2, 3, 4], all);
+        let borrower = std::thread::spawn(move || lent.output_mut(0..2).fill(9));
+        assert_eq!(held.take(), [9, 9, 3, 4]);
+        borrower.join().unwrap();
+    }
+
+    #[test]
+    fn parts_of_one_buffer_may_overlap() {
+        let mut buffer = [1u8, 2, 3, 4];
+        {
+            let (_loan, lent) = lend_in_place(&mut buffer, Parts { input: 2..4, output: 0..4 });
+            let mut memory = CallMemory::new(lent, Vec::new(), 1);
+            let (input, output) = (Space::Input, Space::Output);
+            // The same bytes: nothing to do. Others: a copy.
+            memory.bring(Place { space: input, start: 0 }, Place { space: output, start: 2 }, 2);
+            memory.bring(Place { space: input, start: 1 }, Place { space: output, start: 0 }, 1);
+        }
+        assert_eq!(buffer, [4, 2, 3, 4]);
     }
 }

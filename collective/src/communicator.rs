@@ -3,15 +3,13 @@
 use std::panic::Location;
 use std::sync::Arc;
 
+use crate::collectives::Caller;
 use crate::config::Config;
-use crate::contract::{CallShape, Collective};
-use crate::control::{ControlHandle, MemoryControl};
 use crate::engine::Engine;
 use crate::error::{ErrorKind, Result};
 use crate::identity::Identity;
+use crate::in_memory::InMemory;
 use crate::lane::Lane;
-use crate::link::{Links, memory};
-use crate::reduce::{Element, ElementType, ReduceOp, Reducible};
 use crate::rendezvous;
 use crate::report;
 use crate::world::{Peer, World};
@@ -28,7 +26,7 @@ use crate::world::{Peer, World};
 ///
 /// Dropping it says goodbye to the other ranks, as [`close`](Self::close) does.
 pub struct Communicator {
-    kind: Kind,
+    pub(crate) kind: Kind,
     rank: usize,
     local_rank: usize,
     local_size: usize,
@@ -36,7 +34,7 @@ pub struct Communicator {
     security: String,
 }
 
-enum Kind {
+pub(crate) enum Kind {
     /// A world of one: nothing to send.
     Single,
     Joined(Engine),
@@ -80,44 +78,26 @@ impl Communicator {
     }
 
     /// `size` ranks within this process, in rank order, joined by memory instead of a network:
-    /// for tests of programs that use allfold. Give each to a thread of its own.
+    /// for tests of programs that use allfold. Give each to a thread of its own. [`InMemory`] has
+    /// settings.
     ///
     /// # Errors
     /// [`ErrorKind::System`] if threads cannot be started; [`ErrorKind::Argument`] if `size` is 0.
     pub fn in_memory(size: usize) -> Result<Vec<Self>> {
-        let Some(count) = u32::try_from(size).ok().filter(|count| *count > 0) else {
-            let problem = format!("a world of {size} ranks cannot be made in memory");
-            return Err(ErrorKind::Argument { problem }.into());
-        };
-        if count == 1 {
-            return Ok(vec![Self::single()]);
+        InMemory::new(size)?.start()
+    }
+
+    /// One rank of a world that was made in memory.
+    pub(crate) fn of_memory(world: Arc<World>, lane: Lane) -> Self {
+        let (rank, size) = (world.rank as usize, world.peers.len());
+        Self {
+            kind: Kind::Joined(Engine::new(world, lane)),
+            rank,
+            local_rank: rank,
+            local_size: size,
+            transport: "memory".into(),
+            security: "one process".into(),
         }
-        let peer = |rank| Peer { rank, host: "this process".into(), pid: std::process::id() };
-        let peers: Vec<Peer> = (0..size).map(peer).collect();
-        let limits = crate::config::Limits::from_env()?;
-        let worlds: Vec<Arc<World>> = (0..count)
-            .map(|rank| Arc::new(World::new(rank, MEMORY_EPOCH, peers.clone(), limits)))
-            .collect();
-        let controls = MemoryControl::join(&worlds);
-        let links = memory::Hub::links(count);
-        worlds
-            .into_iter()
-            .zip(controls)
-            .zip(links)
-            .map(|((world, control), links)| {
-                let lane = Lane::start(world.clone(), move || Ok(Links::Memory(links)))?;
-                world.attach(lane.commands(), ControlHandle::Memory(control));
-                let rank = world.rank as usize;
-                Ok(Self {
-                    kind: Kind::Joined(Engine::new(world, lane)),
-                    rank,
-                    local_rank: rank,
-                    local_size: size,
-                    transport: "memory".into(),
-                    security: "one process".into(),
-                })
-            })
-            .collect()
     }
 
     /// Connects with explicit settings.
@@ -150,7 +130,7 @@ impl Communicator {
     pub fn size(&self) -> usize {
         match &self.kind {
             Kind::Single => 1,
-            Kind::Joined(engine) => engine.world().size as usize,
+            Kind::Joined(engine) => engine.members().len(),
         }
     }
 
@@ -171,7 +151,13 @@ impl Communicator {
                 let host = crate::identity::host_name();
                 vec![Peer { rank: 0, host, pid: std::process::id() }]
             }
-            Kind::Joined(engine) => engine.world().peers.clone(),
+            Kind::Joined(engine) => {
+                let peer = |(rank, member): (usize, &u32)| {
+                    let peer = engine.world().peers.get(*member as usize)?;
+                    Some(Peer { rank, ..peer.clone() })
+                };
+                engine.members().iter().enumerate().filter_map(peer).collect()
+            }
         }
     }
 
@@ -185,38 +171,56 @@ impl Communicator {
         self.security.clone()
     }
 
-    /// Every rank's buffer becomes the combination of all ranks' buffers, bit-identical on all.
+    /// The communicator of those ranks that give the same `color`, ordered by `key`, then by rank;
+    /// None for a rank that gives no color. Every rank of this communicator makes the call.
     ///
-    /// All ranks give the same number of elements, of the same type; it may be 0, and it need not
-    /// divide by the number of ranks. The algorithm is a segmented ring, so the order of addition
-    /// is fixed for a world size and an element's position; see `docs/algorithms.md`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Mismatch`] if the ranks' calls differ, [`ErrorKind::RankLost`] if a rank is
-    /// gone; see [`ErrorKind`].
-    #[track_caller]
-    pub fn all_reduce<T: Reducible>(&self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
-        self.call(None, Collective::AllReduce, Some(op), buffer, Location::caller())
-    }
-
-    /// Every rank's buffer becomes the buffer of rank `root`.
+    /// The new communicator has its own sequence of calls: they may overlap with calls on this one,
+    /// from another thread or started and waited for later. Two that share ranks must be used in an
+    /// order in which their calls can meet, else it is a [deadlock](ErrorKind::Deadlock). A failure
+    /// ends all communicators of the world.
     ///
     /// # Errors
-    /// [`ErrorKind::Argument`] if there is no rank `root`; else as
-    /// [`all_reduce`](Self::all_reduce). The root, and ranks near it, may return before the
-    /// others have made the call.
+    /// As [`all_gather`](Self::all_gather).
     #[track_caller]
-    pub fn broadcast<T: Element>(&self, buffer: &mut [T], root: usize) -> Result<()> {
-        self.broadcast_labelled(None, buffer, root, Location::caller())
-    }
-
-    /// Returns once every rank has called it.
-    ///
-    /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
-    #[track_caller]
-    pub fn barrier(&self) -> Result<()> {
-        self.call::<u8>(None, Collective::Barrier, None, &mut [], Location::caller())
+    pub fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Self>> {
+        let (rank, size) = (self.rank(), self.size());
+        // One word a rank: whether it takes part, color, key.
+        let mut words = vec![[0u64; 2]; size];
+        if let (Some(word), Some(color)) = (words.get_mut(rank), color) {
+            *word = [1, u64::from(color) << 32 | u64::from(key)];
+        }
+        let mut words: Vec<u64> = words.into_flattened();
+        self.caller(Location::caller()).gather_for_split(&mut words)?;
+        let Some(color) = color else { return Ok(None) };
+        let Kind::Joined(engine) = &self.kind else { return Ok(Some(Self::single())) };
+        let mut chosen: Vec<(u32, usize)> = words
+            .chunks_exact(2)
+            .enumerate()
+            .filter(|(_, word)| word[0] == 1 && word[1] >> 32 == u64::from(color))
+            .map(|(rank, word)| (word[1] as u32, rank))
+            .collect();
+        chosen.sort_unstable();
+        let members: Vec<u32> =
+            chosen.iter().filter_map(|(_, rank)| engine.members().get(*rank).copied()).collect();
+        let suffix = match engine.suffix() {
+            parent if parent.is_empty() => format!(" on split {color}"),
+            parent => format!("{parent}/{color}"),
+        };
+        let engine = engine.split_off(engine.child_id(color), &suffix, members);
+        let this = engine.world().rank;
+        let place = |rank: u32| engine.world().peers.get(rank as usize);
+        let host = place(this).map(|peer| peer.host.clone());
+        let here = |rank: &&u32| place(**rank).map(|peer| &peer.host) == host.as_ref();
+        let on_host: Vec<u32> = engine.members().iter().filter(here).copied().collect();
+        let position = |ranks: &[u32]| ranks.iter().position(|rank| *rank == this).unwrap_or(0);
+        Ok(Some(Self {
+            rank: position(engine.members()),
+            local_rank: position(&on_host),
+            local_size: on_host.len(),
+            transport: self.transport.clone(),
+            security: self.security.clone(),
+            kind: Kind::Joined(engine),
+        }))
     }
 
     /// The same calls with a label that must be equal on all ranks, so that a rank that skipped
@@ -225,8 +229,9 @@ impl Communicator {
         Labelled { communicator: self, label }
     }
 
-    /// Says goodbye to all ranks and waits, at most a second, until they have read everything
-    /// this one sent. `Drop` does the same and reports an error as a warning.
+    /// Waits for outstanding calls and says goodbye. The last communicator of a world that is closed
+    /// also waits, at most a second, until the other ranks have read everything this one sent.
+    /// `Drop` does the same and reports an error as a warning.
     ///
     /// # Errors
     /// [`ErrorKind::CallCount`] or [`ErrorKind::Mismatch`] where the ranks made different calls
@@ -238,41 +243,8 @@ impl Communicator {
         }
     }
 
-    fn broadcast_labelled<T: Element>(
-        &self,
-        label: Option<u64>,
-        buffer: &mut [T],
-        root: usize,
-        location: &'static Location<'static>,
-    ) -> Result<()> {
-        let size = self.size();
-        match u32::try_from(root) {
-            Ok(wire_root) if root < size => {
-                let collective = Collective::Broadcast { root: wire_root };
-                self.call(label, collective, None, buffer, location)
-            }
-            _ => {
-                let problem = format!("broadcast from rank {root}, but there are {size} ranks");
-                Err(ErrorKind::Argument { problem }.into())
-            }
-        }
-    }
-
-    fn call<T: Element>(
-        &self,
-        label: Option<u64>,
-        collective: Collective,
-        op: Option<ReduceOp>,
-        buffer: &mut [T],
-        location: &'static Location<'static>,
-    ) -> Result<()> {
-        let element: ElementType = T::TYPE;
-        let count = buffer.len() as u64;
-        let shape = CallShape { collective, op, element, count, label, location };
-        match &self.kind {
-            Kind::Single => Ok(()),
-            Kind::Joined(engine) => engine.call(&shape, buffer),
-        }
+    pub(crate) fn caller(&self, location: &'static Location<'static>) -> Caller<'_> {
+        Caller { communicator: self, label: None, location }
     }
 }
 
@@ -296,35 +268,7 @@ pub struct Labelled<'a> {
 }
 
 impl Labelled<'_> {
-    /// As [`Communicator::all_reduce`].
-    ///
-    /// # Errors
-    /// As there.
-    #[track_caller]
-    pub fn all_reduce<T: Reducible>(&self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
-        let (label, location) = (Some(self.label), Location::caller());
-        self.communicator.call(label, Collective::AllReduce, Some(op), buffer, location)
-    }
-
-    /// As [`Communicator::broadcast`].
-    ///
-    /// # Errors
-    /// As there.
-    #[track_caller]
-    pub fn broadcast<T: Element>(&self, buffer: &mut [T], root: usize) -> Result<()> {
-        self.communicator.broadcast_labelled(Some(self.label), buffer, root, Location::caller())
-    }
-
-    /// As [`Communicator::barrier`].
-    ///
-    /// # Errors
-    /// As there.
-    #[track_caller]
-    pub fn barrier(&self) -> Result<()> {
-        let location = Location::caller();
-        self.communicator.call::<u8>(Some(self.label), Collective::Barrier, None, &mut [], location)
+    pub(crate) fn caller(&self, location: &'static Location<'static>) -> Caller<'_> {
+        Caller { communicator: self.communicator, label: Some(self.label), location }
     }
 }
-
-/// Within one process there is one world a hub, and nothing stale can reach it.
-const MEMORY_EPOCH: u64 = 0;

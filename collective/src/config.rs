@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
 use crate::identity::{Environment, Identity, invalid};
+use crate::plan::Algorithm;
+use crate::plan::costs::{Choice, CostTable};
 use crate::report;
 use crate::trust::secret::Secrets;
 
@@ -24,6 +26,8 @@ pub struct Config {
     /// None: silence is never death.
     pub(crate) dead_after: Option<Duration>,
     pub(crate) limits: Limits,
+    /// Taken wherever a collective has it; None: the one that is predicted to be fastest.
+    pub(crate) algorithm: Option<Algorithm>,
     /// The socket of `allfold run`.
     pub(crate) launcher: Option<PathBuf>,
 }
@@ -90,6 +94,23 @@ impl Config {
         self
     }
 
+    /// How long a call waits before a warning names the ranks that are late; where all ranks wait
+    /// as long for each other in vain, it is a [deadlock](ErrorKind::Deadlock). Default: 10 s.
+    pub fn late_after(mut self, wait: Duration) -> Self {
+        self.limits.late_after = wait;
+        self
+    }
+
+    /// The algorithm of every collective that has it: `ring`, `tree`, `recursive-doubling` or
+    /// `halving-doubling`; `auto` is the one that is predicted to be fastest. Equal on all ranks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] for another name.
+    pub fn algorithm(mut self, name: &str) -> Result<Self> {
+        self.algorithm = parse_algorithm(name)?;
+        Ok(self)
+    }
+
     /// This rank's number.
     pub fn rank(&self) -> usize {
         self.identity.rank
@@ -111,10 +132,12 @@ impl Config {
     /// The settings that must be equal on all ranks, as they are shown when they are not.
     pub(crate) fn job_wide(&self) -> Vec<(String, String)> {
         let dead_after = self.dead_after.map_or("off".into(), report::duration);
+        let algorithm = self.algorithm.map_or("auto".into(), |algorithm| algorithm.to_string());
         vec![
             ("ALLFOLD_WORLD_SIZE".into(), self.size().to_string()),
             ("ALLFOLD_HEARTBEAT".into(), report::duration(self.heartbeat)),
             ("ALLFOLD_DEAD_AFTER".into(), dead_after),
+            ("ALLFOLD_ALGORITHM".into(), algorithm),
         ]
     }
 
@@ -172,10 +195,34 @@ impl Config {
             heartbeat,
             dead_after,
             limits: Limits::read(environment)?,
+            algorithm: algorithm(environment)?,
             launcher: environment.get("ALLFOLD_LAUNCHER").map(PathBuf::from),
             identity,
         })
     }
+}
+
+/// The choice of plans in a world without a rendezvous.
+pub(crate) fn choice_from_env() -> Result<Choice> {
+    let forced = algorithm(&Environment::of_process())?;
+    Ok(Choice { costs: CostTable::default(), forced })
+}
+
+fn algorithm(environment: &Environment) -> Result<Option<Algorithm>> {
+    match environment.get("ALLFOLD_ALGORITHM") {
+        None => Ok(None),
+        Some(name) => parse_algorithm(name),
+    }
+}
+
+pub(crate) fn parse_algorithm(name: &str) -> Result<Option<Algorithm>> {
+    if name == "auto" {
+        return Ok(None);
+    }
+    name.parse().map(Some).map_err(|_| {
+        let names = "must be auto, ring, tree, recursive-doubling or halving-doubling";
+        invalid("ALLFOLD_ALGORITHM", name, names)
+    })
 }
 
 impl Limits {
@@ -290,7 +337,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -305,6 +352,7 @@ const NAMES: [&str; 16] = [
     "HEARTBEAT",
     "DEAD_AFTER",
     "LATE_AFTER",
+    "ALGORITHM",
     "LOG",
     "LAUNCHER",
 ];

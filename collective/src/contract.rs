@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::panic::Location;
+use std::sync::Arc;
 
-use crate::plan::{Algorithm, Plan, Request, costs};
-use crate::reduce::{ElementType, Kernel, ReduceOp};
+use crate::plan::Request;
+use crate::reduce::{ElementType, ReduceOp};
 
 /// The kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,49 +38,25 @@ pub(crate) enum Collective {
 /// One call, as all ranks must make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Contract {
+    /// The communicator.
+    pub(crate) group: u64,
     /// The call's number on the communicator, from 0.
     pub(crate) sequence: u64,
     pub(crate) collective: Collective,
+    /// The all-gather that a `split` makes.
+    pub(crate) splits: bool,
     pub(crate) op: Option<ReduceOp>,
     pub(crate) element: ElementType,
-    /// Elements of one rank's buffer.
+    /// As [`Request::count`] says.
     pub(crate) count: u64,
+    /// A hash of all ranks' counts, where they differ from rank to rank; else 0.
+    pub(crate) spread: u64,
     pub(crate) label: Option<u64>,
     /// The plan's fingerprint: algorithm, rounds, segment length.
     pub(crate) plan: u64,
 }
 
 impl Contract {
-    /// The contract and the plan of `rank` for a call.
-    pub(crate) fn of_call(call: &CallShape, rank: u32, size: u32, sequence: u64) -> (Self, Plan) {
-        let request = Request {
-            collective: call.collective,
-            size,
-            count: call.count,
-            element_bytes: call.element.size() as u32,
-            counts: None,
-        };
-        // The lane has one flow to each peer: no double tree.
-        let plan =
-            costs::choose(&request, rank, &costs::CostTable::default(), Some(Algorithm::Ring));
-        let contract = Self {
-            sequence,
-            collective: call.collective,
-            op: call.op,
-            element: call.element,
-            count: call.count,
-            label: call.label,
-            plan: plan.fingerprint(costs::segment_elements(call.element.size() as u32)),
-        };
-        (contract, plan)
-    }
-
-    /// The kernel for this contract's reductions; `last` is the step that completes the sum.
-    pub(crate) fn kernel(&self, incoming_raw: bool, last: bool, size: u32) -> Kernel {
-        let op = self.op.unwrap_or(ReduceOp::Sum);
-        Kernel { element: self.element, op, ranks: size, incoming_raw, local_raw: true, last }
-    }
-
     /// The rolling hash after this call, from the one before it.
     pub(crate) fn roll(&self, before: u64) -> u64 {
         self.to_wire().chunks_exact(8).fold(before, |hash, word| {
@@ -91,105 +68,173 @@ impl Contract {
 
     /// The bytes on the wire, little-endian.
     pub(crate) fn to_wire(self) -> [u8; CONTRACT_BYTES] {
-        let (kind, root) = match self.collective {
-            Collective::AllReduce => (1, 0),
-            Collective::Broadcast { root } => (2, root),
-            Collective::Barrier => (3, 0),
-            Collective::ReduceScatter => (4, 0),
-            Collective::AllGather => (5, 0),
-            Collective::AllGatherV => (6, 0),
-            Collective::Reduce { root } => (7, root),
-            Collective::Gather { root } => (8, root),
-            Collective::Scatter { root } => (9, root),
-            Collective::AllToAll => (10, 0),
-            Collective::Send => (11, 0),
-        };
+        let (kind, root) = self.collective.to_wire();
         let mut bytes = [0; CONTRACT_BYTES];
         bytes[0] = kind;
         bytes[1] = self.op.map_or(0, ReduceOp::to_wire);
         bytes[2] = self.element as u8;
-        bytes[3] = u8::from(self.label.is_some());
+        bytes[3] = u8::from(self.label.is_some()) | u8::from(self.splits) << 1;
         bytes[4..8].copy_from_slice(&root.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.count.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.label.unwrap_or(0).to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.plan.to_le_bytes());
+        let words = [
+            self.group,
+            self.sequence,
+            self.count,
+            self.spread,
+            self.label.unwrap_or(0),
+            self.plan,
+        ];
+        for (field, word) in bytes[8..].chunks_exact_mut(8).zip(words) {
+            field.copy_from_slice(&word.to_le_bytes());
+        }
         bytes
     }
 
     /// Reads what a peer sent; None if it is not a contract.
     pub(crate) fn from_wire(bytes: &[u8; CONTRACT_BYTES]) -> Option<Self> {
-        let word = |at: usize| {
+        let word = |index: usize| {
             let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
+            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
             u64::from_le_bytes(word)
         };
         let root = (word(0) >> 32) as u32;
         Some(Self {
-            sequence: word(8),
-            collective: match bytes[0] {
-                1 => Collective::AllReduce,
-                2 => Collective::Broadcast { root },
-                3 => Collective::Barrier,
-                4 => Collective::ReduceScatter,
-                5 => Collective::AllGather,
-                6 => Collective::AllGatherV,
-                7 => Collective::Reduce { root },
-                8 => Collective::Gather { root },
-                9 => Collective::Scatter { root },
-                10 => Collective::AllToAll,
-                11 => Collective::Send,
-                _ => return None,
-            },
+            group: word(1),
+            sequence: word(2),
+            collective: Collective::from_wire(bytes[0], root)?,
             op: match bytes[1] {
                 0 => None,
                 op => Some(ReduceOp::from_wire(op)?),
             },
             element: ElementType::from_wire(bytes[2])?,
-            count: word(16),
-            label: (bytes[3] == 1).then(|| word(24)),
-            plan: word(32),
+            count: word(3),
+            spread: word(4),
+            splits: bytes[3] & 2 != 0,
+            label: (bytes[3] & 1 != 0).then(|| word(5)),
+            plan: word(6),
+        })
+    }
+}
+
+impl Collective {
+    /// The rank that a rooted collective comes from or goes to.
+    pub(crate) fn root(self) -> Option<u32> {
+        use Collective::*;
+        match self {
+            Broadcast { root } | Reduce { root } | Gather { root } | Scatter { root } => Some(root),
+            _ => None,
+        }
+    }
+
+    fn to_wire(self) -> (u8, u32) {
+        let kind = match self {
+            Collective::AllReduce => 1,
+            Collective::Broadcast { .. } => 2,
+            Collective::Barrier => 3,
+            Collective::ReduceScatter => 4,
+            Collective::AllGather => 5,
+            Collective::AllGatherV => 6,
+            Collective::Reduce { .. } => 7,
+            Collective::Gather { .. } => 8,
+            Collective::Scatter { .. } => 9,
+            Collective::AllToAll => 10,
+            Collective::Send => 11,
+        };
+        (kind, self.root().unwrap_or(0))
+    }
+
+    fn from_wire(kind: u8, root: u32) -> Option<Self> {
+        Some(match kind {
+            1 => Collective::AllReduce,
+            2 => Collective::Broadcast { root },
+            3 => Collective::Barrier,
+            4 => Collective::ReduceScatter,
+            5 => Collective::AllGather,
+            6 => Collective::AllGatherV,
+            7 => Collective::Reduce { root },
+            8 => Collective::Gather { root },
+            9 => Collective::Scatter { root },
+            10 => Collective::AllToAll,
+            11 => Collective::Send,
+            _ => return None,
         })
     }
 }
 
 impl fmt::Display for Contract {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.splits {
+            return f.write_str("split");
+        }
+        f.write_str(match self.collective {
+            Collective::AllReduce => "all_reduce",
+            Collective::ReduceScatter => "reduce_scatter",
+            Collective::AllGather => "all_gather",
+            Collective::AllGatherV => "all_gather_v",
+            Collective::Broadcast { .. } => "broadcast",
+            Collective::Reduce { .. } => "reduce",
+            Collective::Gather { .. } => "gather",
+            Collective::Scatter { .. } => "scatter",
+            Collective::AllToAll => "all_to_all",
+            Collective::Barrier => "barrier",
+            Collective::Send => "send",
+        })?;
         match self.collective {
-            Collective::AllReduce => f.write_str("all_reduce")?,
-            Collective::Broadcast { root } => write!(f, "broadcast from rank {root}")?,
-            Collective::Barrier => return f.write_str("barrier").and_then(|()| self.label_to(f)),
-            other => write!(f, "{other:?}")?,
+            Collective::Broadcast { root } | Collective::Scatter { root } => {
+                write!(f, " from rank {root}")?;
+            }
+            Collective::Reduce { root } | Collective::Gather { root } => {
+                write!(f, " to rank {root}")?;
+            }
+            _ => {}
         }
         if let Some(op) = self.op {
             write!(f, " {op}")?;
         }
-        write!(f, " of {} x {}", self.element, self.count)?;
-        self.label_to(f)
-    }
-}
-
-impl Contract {
-    fn label_to(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.collective != Collective::Barrier {
+            write!(f, " of {} x {}", self.element, self.count)?;
+        }
+        if self.spread != 0 {
+            // Two calls of one total must read differently.
+            write!(f, " in parts {:08x}", self.spread >> 32)?;
+        }
         self.label.map_or(Ok(()), |label| write!(f, " label {label}"))
     }
 }
 
 /// A call as the user made it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CallShape {
     pub(crate) collective: Collective,
+    /// It belongs to a `split`.
+    pub(crate) splits: bool,
     pub(crate) op: Option<ReduceOp>,
     pub(crate) element: ElementType,
+    /// As [`Request::count`] says.
     pub(crate) count: u64,
+    /// As [`Request::counts`] says.
+    pub(crate) counts: Option<Arc<[u64]>>,
     pub(crate) label: Option<u64>,
     /// Shown in errors, never compared.
     pub(crate) location: &'static Location<'static>,
 }
 
-/// A contract with its place in the program, as errors show it.
-pub(crate) fn describe(contract: &Contract, location: &str) -> String {
-    format!("{contract} ({location})")
+impl CallShape {
+    /// What the choice of the plan depends on, among `size` ranks.
+    pub(crate) fn request(&self, size: u32) -> Request {
+        Request {
+            collective: self.collective,
+            size,
+            count: self.count,
+            element_bytes: self.element.size() as u32,
+            counts: self.counts.clone(),
+        }
+    }
+
+    /// The hash of all ranks' counts; 0 where they do not differ.
+    pub(crate) fn spread(&self) -> u64 {
+        let Some(counts) = &self.counts else { return 0 };
+        counts.iter().fold(counts.len() as u64, |hash, end| mix(hash ^ end)).max(1)
+    }
 }
 
 /// `src/train.rs:88`; long paths lose their beginning.
@@ -202,14 +247,14 @@ pub(crate) fn show_location(location: &Location<'_>) -> String {
     format!("{}:{}", &file[start..], location.line())
 }
 
-/// The rolling hash before the first call.
-pub(crate) fn first_hash(epoch: u64) -> u64 {
-    mix(epoch)
+/// The rolling hash before the first call on a communicator.
+pub(crate) fn first_hash(epoch: u64, group: u64) -> u64 {
+    mix(mix(epoch) ^ group)
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
 /// Peers are authenticated, so accidents are what it must tell apart, not attacks.
-fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -217,6 +262,6 @@ fn mix(value: u64) -> u64 {
 }
 
 /// A multiple of eight, for the hash.
-pub(crate) const CONTRACT_BYTES: usize = 40;
+pub(crate) const CONTRACT_BYTES: usize = 56;
 /// The longest source location sent along with a contract.
 pub(crate) const MAX_LOCATION_BYTES: usize = 120;

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::deadlock::Stuck;
+use crate::group::Standing;
 use crate::verdict::Verdict;
-use crate::world::World;
+use crate::world::{Goodbye, World};
 
 /// What a rank's other threads ask of its control endpoint.
 pub(crate) enum Command {
@@ -20,8 +22,12 @@ pub(crate) enum Command {
     Serve(Arc<World>),
     /// Tell all ranks of a verdict.
     Flood(Verdict),
-    /// Tell all ranks that this one makes no more calls.
-    Goodbye { calls: u64, hash: u64 },
+    /// Tell the members of a communicator that this rank makes no more calls on it.
+    Goodbye(Goodbye),
+    /// Tell all ranks that this one has said all its goodbyes.
+    Leave,
+    /// Tell rank 0 that every thread here waits.
+    Stuck(Stuck),
     /// End, once goodbyes are answered and verdicts are out.
     Close,
 }
@@ -59,13 +65,45 @@ impl ControlHandle {
         }
     }
 
-    /// Tells all ranks that this one makes no more calls.
-    pub(crate) fn say_goodbye(&self, calls: u64, hash: u64) {
+    /// Tells the members of a communicator that this rank makes no more calls on it.
+    pub(crate) fn say_goodbye(&self, goodbye: Goodbye) {
+        match self {
+            ControlHandle::Memory(control) => control.each_other(|world| {
+                let Goodbye { group, members, calls, hash } = &goodbye;
+                if members.contains(&world.rank) {
+                    world.note_goodbye(control.rank, *group, *calls, *hash);
+                }
+            }),
+            ControlHandle::Network(control) => control.send(Command::Goodbye(goodbye)),
+        }
+    }
+
+    /// Tells all ranks that this one has said all its goodbyes.
+    pub(crate) fn leave(&self) {
         match self {
             ControlHandle::Memory(control) => {
-                control.each_other(|world| world.note_goodbye(control.rank, calls, hash));
+                control.each_other(|world| world.note_left(control.rank));
             }
-            ControlHandle::Network(control) => control.send(Command::Goodbye { calls, hash }),
+            ControlHandle::Network(control) => control.send(Command::Leave),
+        }
+    }
+
+    /// Tells rank 0 that every thread here waits.
+    pub(crate) fn report_stuck(&self, stuck: Stuck) {
+        match self {
+            ControlHandle::Memory(control) => {
+                if let Some(world) = control.worlds.first().and_then(Weak::upgrade) {
+                    world.note_stuck(control.rank, stuck);
+                }
+            }
+            ControlHandle::Network(control) => control.send(Command::Stuck(stuck)),
+        }
+    }
+
+    /// Where no heartbeats go round: tells the others how far this rank is.
+    pub(crate) fn compare_notes(&self, standings: impl Fn() -> Vec<Standing>) {
+        if let ControlHandle::Memory(control) = self {
+            control.each_other(|world| world.note_standings(control.rank, standings()));
         }
     }
 

@@ -1,119 +1,305 @@
-//! Runs the calls of one rank, strictly in the order of their sequence numbers.
+//! Runs the calls of one communicator, strictly in the order of their sequence numbers.
 //!
-//! A blocking call is made on the caller's own thread: it agrees on contract and plan, lends its
-//! buffer to the lane, and sleeps until the lane is done with it.
+//! A call agrees on contract and plan and goes to the lane with its memory. A blocking one lends
+//! the caller's slices and sleeps until the lane has let go of them; one that was started owns its
+//! buffer and comes back as a [`Pending`].
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::buffer;
-use crate::contract::{self, CallShape, Contract};
+use crate::buffer::{self, Held, Lent, Loan, Parts};
+use crate::contract::{self, CallShape, Collective};
 use crate::error::{ErrorKind, Result};
-use crate::lane::{self, Call, Completion, Lane};
+use crate::group::Group;
+use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
-use crate::plan::{Algorithm, costs};
-use crate::reduce::Element;
-use crate::report;
+use crate::pending::Pending;
+use crate::plan::costs;
+use crate::reduce::{Element, ElementType};
 use crate::verdict::Fault;
-use crate::world::World;
+use crate::world::{WHOLE_WORLD, World};
 
+/// One communicator of a world with several ranks.
 pub(crate) struct Engine {
-    world: Arc<World>,
-    lane: Mutex<Option<Lane>>,
+    runtime: Arc<Runtime>,
+    group: u64,
+    members: Arc<[u32]>,
     /// The source line of the call under way.
     busy: Mutex<Option<&'static Location<'static>>>,
-    /// A call has returned the error that ended the world.
-    told: AtomicBool,
+    closed: AtomicBool,
+}
+
+/// What all communicators of one world share.
+struct Runtime {
+    world: Arc<World>,
+    lane: Mutex<Option<Lane>>,
+    /// Communicators that are not closed.
+    open: AtomicUsize,
     /// The process that connected: a fork has none of its threads.
     process: u32,
 }
 
+/// A call that is on its way.
+struct Issued {
+    group: u64,
+    sequence: u64,
+    completion: Completion,
+}
+
 impl Engine {
+    /// The communicator of all ranks.
     pub(crate) fn new(world: Arc<World>, lane: Lane) -> Self {
-        Self {
+        let members = (0..world.peers.len() as u32).collect();
+        let runtime = Runtime {
             world,
             lane: Mutex::new(Some(lane)),
-            busy: Mutex::new(None),
-            told: AtomicBool::new(false),
+            open: AtomicUsize::new(1),
             process: std::process::id(),
+        };
+        Self {
+            runtime: Arc::new(runtime),
+            group: WHOLE_WORLD,
+            members,
+            busy: Mutex::new(None),
+            closed: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn world(&self) -> &Arc<World> {
-        &self.world
+        &self.runtime.world
     }
 
-    /// Makes one call and waits for its end.
-    pub(crate) fn call<T: Element>(&self, shape: &CallShape, data: &mut [T]) -> Result<()> {
-        let process = std::process::id();
-        if process != self.process {
-            return Err(ErrorKind::Forked { process, connected: self.process }.into());
-        }
+    /// The ranks of the world that belong to it.
+    pub(crate) fn members(&self) -> &[u32] {
+        &self.members
+    }
+
+    /// Makes one call on borrowed memory and waits for its end.
+    pub(crate) fn call(&self, shape: &CallShape, (loan, lent): (Loan<'_>, Lent)) -> Result<()> {
         let _turn = self.enter(shape.location)?;
-        let (contract, plan, hash) = self.world.begin(shape).inspect_err(|_| self.tell())?;
-        debug_assert!(plan.algorithm() != Algorithm::Tree, "the lane has one flow to each peer");
-        let machine = Machine::new(plan, costs::segment_elements(contract.element.size() as u32));
-        debug_assert_eq!(machine.relay_elements(), 0, "the lane has no relay yet");
-        let (loan, lent) = buffer::lend(data);
-        let (done, completion) = lane::completion();
-        let location = contract::show_location(shape.location);
-        let call = Call { contract, location, hash, machine, buffer: lent, done };
-        match &*self.lane.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(lane) => lane.run(call),
-            None => return Err(ErrorKind::Closed.into()),
-        }
-        let result = self.wait(&completion, &contract);
+        let issued = self.issue(self.group, shape, lent)?;
+        let result = self.wait(&issued);
         drop(loan);
-        self.world.end_call();
-        let Err(error) = result else { return Ok(()) };
-        // Without a verdict the lane itself has failed: the others must not wait for this rank.
-        if self.world.error().is_none() {
-            let how = format!("failed: {error}");
-            self.world.raise(self.world.rank, Fault::Lost { how });
-        }
-        self.tell();
-        self.let_verdict_out();
-        Err(self.world.error().unwrap_or(error))
+        result
     }
 
-    /// Says goodbye, waits for the peers' readers, and ends the threads. An error that no call
-    /// has returned, such as a different number of calls, is returned here.
-    pub(crate) fn close(&self) -> Result<()> {
-        let Some(mut lane) = self.lane.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Ok(());
+    /// Sends and receives at once; either may be absent.
+    pub(crate) fn exchange<T: Element>(
+        &self,
+        send: Option<(u32, &[T])>,
+        receive: Option<(u32, &mut [T])>,
+        label: Option<u64>,
+        location: &'static Location<'static>,
+    ) -> Result<()> {
+        let _turn = self.enter(location)?;
+        let mut nothing: [T; 0] = [];
+        let (sent, _loan) = match send {
+            Some((to, input)) => {
+                let (group, shape) = self.message::<T>(input.len(), true, to, label, location);
+                let (loan, lent) = buffer::lend(input, &mut nothing);
+                (Some(self.issue(group, &shape, lent)?), Some(loan))
+            }
+            None => (None, None),
         };
-        if std::process::id() != self.process {
+        let mut received = Ok(());
+        if let Some((from, output)) = receive {
+            let (group, shape) = self.message::<T>(output.len(), false, from, label, location);
+            let (loan, lent) = buffer::lend(&[], output);
+            received = self.issue(group, &shape, lent).and_then(|issued| self.wait(&issued));
+            drop(loan);
+        }
+        let sent = sent.map_or(Ok(()), |issued| self.wait(&issued));
+        received.and(sent)
+    }
+
+    /// Starts a call on a vector of its own.
+    pub(crate) fn start<T: Element>(
+        &self,
+        shape: &CallShape,
+        vector: Vec<T>,
+        parts: Parts,
+    ) -> Result<Pending<T>> {
+        let _turn = self.enter(shape.location)?;
+        self.start_on(self.group, shape, buffer::hold(vector, parts))
+    }
+
+    /// Starts sending a vector to a rank of the communicator, or receiving into it.
+    pub(crate) fn start_message<T: Element>(
+        &self,
+        (peer, sends): (u32, bool),
+        vector: Vec<T>,
+        label: Option<u64>,
+        location: &'static Location<'static>,
+    ) -> Result<Pending<T>> {
+        let _turn = self.enter(location)?;
+        let length = vector.len();
+        let (group, shape) = self.message::<T>(length, sends, peer, label, location);
+        let parts = match sends {
+            true => Parts { input: 0..length, output: 0..0 },
+            false => Parts { input: 0..0, output: 0..length },
+        };
+        self.start_on(group, &shape, buffer::hold(vector, parts))
+    }
+
+    /// Adds the communicator of `members`, ranks of the world, this one among them. `id` is equal
+    /// on all of them, and no other's.
+    pub(crate) fn split_off(&self, id: u64, suffix: &str, members: Vec<u32>) -> Self {
+        let world = self.world();
+        let place = members.iter().position(|member| *member == world.rank).unwrap_or(0);
+        world.add_group(Group::new(world.epoch, id, suffix, members.clone(), place as u32));
+        self.runtime.open.fetch_add(1, Ordering::Relaxed);
+        Self {
+            runtime: self.runtime.clone(),
+            group: id,
+            members: members.into(),
+            busy: Mutex::new(None),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// A number for a communicator that comes of this one's last call, for the ranks of `color`.
+    pub(crate) fn child_id(&self, color: u32) -> u64 {
+        let calls = self.world().calls(self.group).map_or(0, |(calls, _)| calls);
+        contract::mix(contract::mix(self.group ^ calls << 32) ^ u64::from(color) << 1 | 1)
+    }
+
+    /// What the names of its calls end with.
+    pub(crate) fn suffix(&self) -> String {
+        self.world().suffix(self.group)
+    }
+
+    /// Waits for outstanding calls and says goodbye; the last communicator of the world also waits
+    /// for the peers' readers and ends the threads. An error that no call has returned, such as a
+    /// different number of calls, is returned here.
+    pub(crate) fn close(&self) -> Result<()> {
+        let (world, runtime) = (self.world(), &self.runtime);
+        if std::process::id() != runtime.process {
             // The threads live in the process that forked; there is nothing to close here.
-            std::mem::forget(lane);
+            std::mem::forget(runtime.lane().take());
             return Ok(());
         }
-        let had_error = self.world.error().is_some();
-        let (calls, hash) = self.world.calls();
-        if !had_error {
-            self.world.judge_close();
-            if let Some(control) = self.world.control() {
-                control.say_goodbye(calls, hash);
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.flush();
+        if world.error().is_none() {
+            let goodbyes = world.close_group(self.group);
+            if let Some(control) = world.control() {
+                goodbyes.iter().for_each(|goodbye| control.say_goodbye(goodbye.clone()));
+            }
+            if self.group != WHOLE_WORLD
+                && let Some(lane) = &*runtime.lane()
+            {
+                lane.send(Command::Goodbye(goodbyes));
             }
         }
-        lane.close();
-        if let Some(control) = self.world.control() {
-            control.close();
+        let is_last = runtime.open.fetch_sub(1, Ordering::AcqRel) == 1;
+        if is_last {
+            runtime.end();
         }
-        match self.world.error() {
-            Some(error) if !self.told.load(Ordering::Relaxed) => Err(error),
+        match world.error() {
+            Some(error) if world.tell() => Err(error),
             _ => Ok(()),
         }
     }
 
     /// The user's code is unwinding: the others must not wait for this rank.
     pub(crate) fn close_in_panic(&self) {
-        self.world.raise(self.world.rank, Fault::Lost { how: "panicked".into() });
+        let world = self.world();
+        world.raise(world.rank, Fault::Lost { how: "panicked".into() });
         let _ = self.close();
     }
 
+    /// Waits until no call is under way.
+    fn flush(&self) {
+        let world = self.world();
+        if world.is_idle(self.group) {
+            return;
+        }
+        let (done, completion) = lane::completion();
+        match &*self.runtime.lane() {
+            Some(lane) => lane.send(Command::Flush(self.group, done)),
+            None => return,
+        }
+        let last = world.calls(self.group).map_or(0, |(calls, _)| calls.saturating_sub(1));
+        let _waiting = world.waiting(self.group, last);
+        let _ = completion.wait();
+    }
+
+    /// A message to or from a rank of the communicator: the pair it goes over, and its shape.
+    fn message<T: Element>(
+        &self,
+        length: usize,
+        sends: bool,
+        peer: u32,
+        label: Option<u64>,
+        location: &'static Location<'static>,
+    ) -> (u64, CallShape) {
+        let world = self.world();
+        let peer = self.members.get(peer as usize).copied().unwrap_or(world.rank);
+        let (from, to) = if sends { (world.rank, peer) } else { (peer, world.rank) };
+        let element: ElementType = T::TYPE;
+        let shape = CallShape {
+            collective: Collective::Send,
+            splits: false,
+            op: None,
+            element,
+            count: length as u64,
+            counts: None,
+            label,
+            location,
+        };
+        (world.pair(self.group, from, to), shape)
+    }
+
+    fn start_on<T: Element>(
+        &self,
+        group: u64,
+        shape: &CallShape,
+        (held, lent): (Held<T>, Lent),
+    ) -> Result<Pending<T>> {
+        let Issued { group, sequence, completion } = self.issue(group, shape, lent)?;
+        Ok(Pending::new(self.world().clone(), (group, sequence), completion, held))
+    }
+
+    /// Agrees on the next call of a communicator and hands it to the lane.
+    fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
+        let world = self.world();
+        let begun = world.begin(group, shape).inspect_err(|error| {
+            if !error.is_communicator_usable() {
+                world.tell();
+            }
+        })?;
+        let sequence = begun.contract.sequence;
+        let segment = costs::segment_elements(shape.element.size() as u32);
+        let (done, completion) = lane::completion();
+        let call = Call {
+            contract: begun.contract,
+            location: contract::show_location(shape.location),
+            hash: begun.hash,
+            members: begun.members,
+            machine: Machine::new(begun.plan, segment),
+            lent,
+            done,
+        };
+        match &*self.runtime.lane() {
+            Some(lane) => lane.send(Command::Run(Box::new(call))),
+            None => return Err(ErrorKind::Closed.into()),
+        }
+        Ok(Issued { group, sequence, completion })
+    }
+
+    fn wait(&self, issued: &Issued) -> Result<()> {
+        let _waiting = self.world().waiting(issued.group, issued.sequence);
+        self.world().conclude(issued.completion.wait())
+    }
+
     fn enter(&self, location: &'static Location<'static>) -> Result<Turn<'_>> {
+        let process = std::process::id();
+        if process != self.runtime.process {
+            return Err(ErrorKind::Forked { process, connected: self.runtime.process }.into());
+        }
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = *busy {
             let (first, second) =
@@ -123,43 +309,26 @@ impl Engine {
         *busy = Some(location);
         Ok(Turn(self))
     }
+}
 
-    fn wait(&self, completion: &Completion, contract: &Contract) -> Result<()> {
-        let limits = self.world.limits;
-        let mut patience = Patience::new(limits.late_after);
-        loop {
-            if let Some(result) = completion.wait(patience.wait(limits.timeout)) {
-                return result;
-            }
-            if patience.is_warning_due() {
-                self.world.warn_late(contract, patience.began.elapsed());
-            }
-            if let Some(timeout) = limits.timeout
-                && patience.began.elapsed() >= timeout
-            {
-                self.world.raise(
-                    self.world.rank,
-                    Fault::TimedOut {
-                        call: format!(
-                            "call #{}, {contract}, on rank {}",
-                            contract.sequence, self.world.rank
-                        ),
-                        limit: report::duration(timeout),
-                        late: self.world.late(contract.sequence),
-                    },
-                );
-            }
+impl Runtime {
+    fn lane(&self) -> MutexGuard<'_, Option<Lane>> {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the world: waits for the peers' readers, at most a second, and ends the threads.
+    fn end(&self) {
+        if let Some(control) = self.world.control()
+            && self.world.error().is_none()
+        {
+            control.leave();
         }
-    }
-
-    fn tell(&self) {
-        self.told.store(true, Ordering::Relaxed);
-    }
-
-    /// A program may end right after an error: the others must have been told by then.
-    fn let_verdict_out(&self) {
+        let lane = self.lane().take();
+        if let Some(mut lane) = lane {
+            lane.close();
+        }
         if let Some(control) = self.world.control() {
-            control.wait_flooded(FLOOD_LIMIT);
+            control.close();
         }
     }
 }
@@ -172,34 +341,3 @@ impl Drop for Turn<'_> {
         *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
-
-/// When a call began and which warning comes next: one after `late_after`, then with back-off.
-struct Patience {
-    began: Instant,
-    next_warning: Duration,
-}
-
-impl Patience {
-    fn new(late_after: Duration) -> Self {
-        Self { began: Instant::now(), next_warning: late_after }
-    }
-
-    /// How long to wait before looking again.
-    fn wait(&self, timeout: Option<Duration>) -> Duration {
-        let next = timeout.map_or(self.next_warning, |timeout| timeout.min(self.next_warning));
-        next.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1))
-    }
-
-    /// Whether a warning is due now.
-    fn is_warning_due(&mut self) -> bool {
-        let due = self.began.elapsed() >= self.next_warning;
-        if due {
-            self.next_warning *= 2;
-        }
-        due
-    }
-}
-
-/// Writing a verdict to open connections takes microseconds; a peer that does not take it is not
-/// waited for.
-const FLOOD_LIMIT: Duration = Duration::from_millis(50);

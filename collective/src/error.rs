@@ -57,6 +57,11 @@ impl Error {
                  steps"
                     .into(),
             ),
+            Deadlock { .. } => Some(
+                "make calls on several communicators, and sends and receives, in an order in \
+                 which each meets its counterpart"
+                    .into(),
+            ),
             ConcurrentCalls { .. } => {
                 Some("make one call at a time on a communicator, or put it behind a mutex".into())
             }
@@ -96,7 +101,7 @@ impl Error {
                 }
             }
             ConcurrentCalls { .. } | Forked { .. } | Argument { .. } | Closed => EXIT_USAGE,
-            Mismatch { .. } | CallCount { .. } => EXIT_DISAGREE,
+            Mismatch { .. } | CallCount { .. } | Deadlock { .. } => EXIT_DISAGREE,
             ConnectTimeout { .. } | RankLost { .. } | TimedOut { .. } | System { .. } => {
                 EXIT_TRY_AGAIN
             }
@@ -217,6 +222,13 @@ pub enum ErrorKind {
         calls: u64,
         /// The call that still needs it, and on which rank.
         call: String,
+    },
+
+    /// Every rank waits for a call that another one has not made.
+    #[error("deadlock: {}", .calls.join("; "))]
+    Deadlock {
+        /// What each rank waits in, and where in the program.
+        calls: Vec<String>,
     },
 
     /// A call did not end within ALLFOLD_TIMEOUT.

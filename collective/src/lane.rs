@@ -1,34 +1,44 @@
 //! A lane: the thread that moves the bytes of calls over its links, driven by the machine.
 //!
 //! One current-thread runtime. For every flow from a peer there is a reading task, for every flow
-//! to a peer a writing task; they meet in the active call and never wait for each other except
-//! through the machine. So a send never blocks a receive.
+//! to a peer a writing task; they meet in the call under way on their communicator and never wait
+//! for each other except through the machine. So a send never blocks a receive.
 
+mod completion;
+mod patience;
 mod reading;
 mod writing;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::buffer::{Lent, SegmentPool};
+use crate::admission::Underway;
+use crate::buffer::{CallMemory, Lent, SegmentPool};
 use crate::contract::Contract;
 use crate::error::{Error, Result};
-use crate::link::Links;
-use crate::machine::{FlowKey, Machine, Transfer};
-use crate::reduce::Reducer;
+use crate::link::{Flow, Links};
+use crate::machine::{FlowKey, Machine};
+use crate::plan::{Place, Space};
+use crate::reduce::{Kernel, Reducer};
 use crate::verdict::Fault;
-use crate::world::World;
+use crate::world::{Goodbye, World};
+
+pub(crate) use completion::{Completer, Completion, completion};
 
 /// What the caller's thread asks of a lane.
 pub(crate) enum Command {
     Run(Box<Call>),
-    /// There is a verdict: let go of the call and its buffer.
+    /// Complete this once no call of the communicator is under way.
+    Flush(u64, Completer),
+    /// Say goodbye on the flows of these communicators.
+    Goodbye(Vec<Goodbye>),
+    /// There is a verdict: let go of all calls and their memory.
     Abort,
     /// Say goodbye on every flow, wait for the answers, close the links.
     Close,
@@ -41,8 +51,10 @@ pub(crate) struct Call {
     pub(crate) location: String,
     /// The rolling hash after this call.
     pub(crate) hash: u64,
+    /// The communicator's ranks in the world.
+    pub(crate) members: Arc<[u32]>,
     pub(crate) machine: Machine,
-    pub(crate) buffer: Lent,
+    pub(crate) lent: Lent,
     pub(crate) done: Completer,
 }
 
@@ -94,9 +106,9 @@ impl Lane {
         self.commands.clone()
     }
 
-    pub(crate) fn run(&self, call: Call) {
-        // A lane that has ended drops the call, which completes it with an error.
-        let _ = self.commands.send(Command::Run(Box::new(call)));
+    /// A lane that has ended drops the command, which completes a call with an error.
+    pub(crate) fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
     }
 
     /// Says goodbye, drains and ends the thread; takes at most about a second.
@@ -108,78 +120,63 @@ impl Lane {
     }
 }
 
-/// Makes the two ends of a call's result.
-pub(crate) fn completion() -> (Completer, Completion) {
-    let slot = Arc::new(Slot::default());
-    (Completer(slot.clone()), Completion(slot))
-}
-
-/// The lane's end: completes the call, with an error if it is dropped without a result.
-pub(crate) struct Completer(Arc<Slot>);
-
-/// The end of the caller's thread.
-pub(crate) struct Completion(Arc<Slot>);
-
-#[derive(Default)]
-struct Slot {
-    result: Mutex<Option<Result<()>>>,
-    changed: Condvar,
-}
-
-impl Completer {
-    fn set(&self, result: Result<()>) {
-        let mut slot = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert(result);
-        self.0.changed.notify_all();
-    }
-}
-
-impl Drop for Completer {
-    fn drop(&mut self) {
-        self.set(Err(Error::system("run a call", "its lane has ended")));
-    }
-}
-
-impl Completion {
-    /// Waits up to `limit`; None if the call goes on.
-    pub(crate) fn wait(&self, limit: Duration) -> Option<Result<()>> {
-        let slot = self.0.result.lock().unwrap_or_else(PoisonError::into_inner);
-        let (slot, _) = self
-            .0
-            .changed
-            .wait_timeout_while(slot, limit, |result| result.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        slot.clone()
-    }
-}
-
 /// Everything the tasks of a lane share.
 struct Driver {
     world: Arc<World>,
     links: Links,
-    active: RefCell<Option<Active>>,
+    /// By communicator.
+    calls: RefCell<HashMap<u64, Calls>>,
+    /// A call has begun.
+    begun: Notify,
     /// Something happened that a waiting task may have waited for.
     changed: Notify,
     pool: RefCell<SegmentPool>,
-    /// The peers that have a writing task.
-    writers: RefCell<HashSet<u32>>,
+    /// Relay memory of calls that have ended, to be used again.
+    relays: RefCell<Vec<Vec<u8>>>,
+    /// The flows that have a writing task.
+    writers: RefCell<HashSet<Flow>>,
+    /// Closed communicators whose flows still have to say goodbye: calls and hash.
+    goodbyes: RefCell<HashMap<u64, (u64, u64)>>,
     /// Writing tasks that still have to say goodbye and be answered.
     unanswered: Cell<usize>,
     closing: Cell<bool>,
+    /// Segments sent and received.
+    moved: Cell<u64>,
+}
+
+/// The calls of one communicator.
+#[derive(Default)]
+struct Calls {
+    active: Option<Active>,
+    /// The next ones, in order.
+    queue: VecDeque<Call>,
+    /// To be completed when nothing is under way.
+    flushes: Vec<Completer>,
 }
 
 /// The call under way.
 struct Active {
-    call: Call,
-    /// Segments that are arriving, by peer.
+    contract: Contract,
+    location: String,
+    hash: u64,
+    members: Arc<[u32]>,
+    machine: Machine,
+    memory: CallMemory,
+    done: Completer,
+    /// Segments that are arriving.
     arriving: Vec<Arriving>,
-    /// Peers that have had the contract.
-    told: HashSet<u32>,
+    /// Flows that have had the contract.
+    told: HashSet<FlowKey>,
+    /// Waited so long, it is time for a warning.
+    next_warning: Duration,
 }
 
 struct Arriving {
-    peer: u32,
-    transfer: Transfer,
+    flow: FlowKey,
+    into: Place,
+    elements: u64,
+    /// None: store.
+    kernel: Option<Kernel>,
     reducer: Reducer,
 }
 
@@ -188,12 +185,16 @@ impl Driver {
         Rc::new(Self {
             world,
             links,
-            active: RefCell::new(None),
+            calls: RefCell::new(HashMap::new()),
+            begun: Notify::new(),
             changed: Notify::new(),
             pool: RefCell::new(SegmentPool::default()),
+            relays: RefCell::new(Vec::new()),
             writers: RefCell::new(HashSet::new()),
+            goodbyes: RefCell::new(HashMap::new()),
             unanswered: Cell::new(0),
             closing: Cell::new(false),
+            moved: Cell::new(0),
         })
     }
 
@@ -204,9 +205,12 @@ impl Driver {
                 driver.spawn(driver.clone().read_flow(incoming));
             }
         });
+        self.spawn(self.clone().watch());
         loop {
             match inbox.recv().await {
-                Some(Command::Run(call)) => self.begin(*call),
+                Some(Command::Run(call)) => self.queue(*call),
+                Some(Command::Flush(group, done)) => self.flush(group, done),
+                Some(Command::Goodbye(goodbyes)) => self.say_goodbye(goodbyes),
                 Some(Command::Abort) => self.abort(),
                 Some(Command::Close) | None => break,
             }
@@ -224,41 +228,149 @@ impl Driver {
         });
     }
 
-    fn begin(self: &Rc<Self>, call: Call) {
+    /// Takes a call in; it begins when all before it on its communicator have ended.
+    fn queue(self: &Rc<Self>, call: Call) {
+        let group = call.contract.group;
         if let Some(error) = self.world.error() {
+            self.world.end_call(group);
             return call.end(Err(error));
         }
-        for FlowKey { peer, .. } in call.machine.sources() {
-            self.links.want(peer);
+        self.calls.borrow_mut().entry(group).or_default().queue.push_back(call);
+        self.advance(group);
+    }
+
+    fn flush(&self, group: u64, done: Completer) {
+        let mut all = self.calls.borrow_mut();
+        match all.get_mut(&group) {
+            Some(calls) if calls.active.is_some() => {
+                let queued = calls.queue.iter().map(|call| &call.done);
+                queued
+                    .chain(calls.active.iter().map(|a| &a.done))
+                    .for_each(Completer::note_awaited);
+                calls.flushes.push(done);
+            }
+            _ => done.set(Ok(())),
         }
-        for FlowKey { peer, .. } in call.machine.destinations() {
-            if self.writers.borrow_mut().insert(peer) {
-                self.unanswered.set(self.unanswered.get() + 1);
-                self.spawn(self.clone().write_flow(peer));
+    }
+
+    fn say_goodbye(&self, goodbyes: Vec<Goodbye>) {
+        let writers = self.writers.borrow();
+        let has_flow = |group: u64| writers.iter().any(|flow| flow.group == group);
+        let goodbyes = goodbyes.into_iter().filter(|goodbye| has_flow(goodbye.group));
+        let words = goodbyes.map(|goodbye| (goodbye.group, (goodbye.calls, goodbye.hash)));
+        self.goodbyes.borrow_mut().extend(words);
+        drop(writers);
+        self.changed.notify_waiters();
+    }
+
+    /// Ends the communicator's call if it is done, and begins the next.
+    fn advance(self: &Rc<Self>, group: u64) {
+        loop {
+            let mut all = self.calls.borrow_mut();
+            let Some(calls) = all.get_mut(&group) else { return };
+            match &calls.active {
+                Some(active) if !active.machine.is_done() => return,
+                Some(_) => {
+                    let ended = calls.active.take();
+                    drop(all);
+                    if let Some(active) = ended {
+                        self.world.end_call(group);
+                        self.end(active, Ok(()));
+                    }
+                }
+                None => match calls.queue.pop_front() {
+                    Some(call) => {
+                        let active = self.activate(call);
+                        calls.active = Some(active);
+                        self.begun.notify_one();
+                        self.changed.notify_waiters();
+                    }
+                    None => {
+                        for done in all.remove(&group).into_iter().flat_map(|calls| calls.flushes) {
+                            done.set(Ok(()));
+                        }
+                        return;
+                    }
+                },
             }
         }
-        *self.active.borrow_mut() =
-            Some(Active { call, arriving: Vec::new(), told: HashSet::new() });
-        self.changed.notify_waiters();
+    }
+
+    /// Makes a call the one under way: its flows are opened, its relay is ready.
+    fn activate(self: &Rc<Self>, call: Call) -> Active {
+        let Call { contract, location, hash, members, machine, lent, done } = call;
+        let flow = |key: FlowKey| Flow {
+            peer: members.get(key.peer as usize).copied().unwrap_or(self.world.rank),
+            group: contract.group,
+            stripe: key.stripe,
+        };
+        for key in machine.sources() {
+            self.links.want(flow(key).peer);
+        }
+        for key in machine.destinations() {
+            if self.writers.borrow_mut().insert(flow(key)) {
+                self.unanswered.set(self.unanswered.get() + 1);
+                self.spawn(self.clone().write_flow(flow(key), key));
+            }
+        }
+        let element_bytes = contract.element.size();
+        let mut relay = Vec::new();
+        let relay_bytes = machine.relay_elements() as usize * element_bytes;
+        if relay_bytes > 0 {
+            relay = self.relays.borrow_mut().pop().unwrap_or_default();
+            relay.resize(relay_bytes, 0);
+        }
+        Active {
+            memory: CallMemory::new(lent, relay, element_bytes),
+            contract,
+            location,
+            hash,
+            members,
+            machine,
+            done,
+            arriving: Vec::new(),
+            told: HashSet::new(),
+            next_warning: self.world.limits.late_after,
+        }
+    }
+
+    /// Lets go of the user's memory, then wakes the caller.
+    fn end(&self, active: Active, result: Result<()>) {
+        let Active { memory, done, .. } = active;
+        let relay = memory.into_relay();
+        if relay.capacity() > 0 && self.relays.borrow().len() < MAX_RELAYS {
+            self.relays.borrow_mut().push(relay);
+        }
+        done.set(result);
     }
 
     fn abort(&self) {
-        let active = self.active.borrow_mut().take();
-        if let (Some(active), Some(error)) = (active, self.world.error()) {
-            active.call.end(Err(error));
+        if let Some(error) = self.world.error() {
+            for (group, calls) in self.calls.take() {
+                if let Some(active) = calls.active {
+                    self.world.end_call(group);
+                    self.end(active, Err(error.clone()));
+                }
+                for call in calls.queue {
+                    self.world.end_call(group);
+                    call.end(Err(error.clone()));
+                }
+                calls.flushes.into_iter().for_each(|done| done.set(Err(error.clone())));
+            }
         }
         self.changed.notify_waiters();
     }
 
-    /// Wakes whoever waits for progress, and ends the call if that was its last.
-    fn progressed(&self) {
-        let mut slot = self.active.borrow_mut();
-        if slot.as_ref().is_some_and(|active| active.call.machine.is_done())
-            && let Some(active) = slot.take()
-        {
-            active.call.end(Ok(()));
-        }
-        drop(slot);
+    /// Whether any call is under way.
+    fn is_busy(&self) -> bool {
+        self.calls.borrow().values().any(|calls| calls.active.is_some())
+    }
+
+    /// Wakes whoever waits for progress, and goes on to the next call if that was the last of this
+    /// one.
+    fn progressed(self: &Rc<Self>, group: u64) {
+        self.moved.set(self.moved.get() + 1);
+        self.advance(group);
         self.changed.notify_waiters();
     }
 
@@ -285,29 +397,34 @@ impl Driver {
         }
     }
 
-    /// A flow from `from` broke. If that rank has left, its last bytes may be lost with the flow:
+    /// A flow from a peer broke. If that rank has left, its last bytes may be lost with the flow:
     /// nobody else notices, so it is an error as soon as a call waits for them.
-    async fn flow_broke(&self, from: u32, problem: String) {
-        self.link_failed(from, problem).await;
+    async fn flow_broke(&self, flow: Flow, problem: String) {
+        self.link_failed(flow.peer, problem).await;
         loop {
             let changed = self.changed.notified();
             if self.closing.get() || self.world.error().is_some() {
                 return;
             }
-            let awaited = self
-                .active
-                .borrow()
-                .as_ref()
-                .is_some_and(|a| a.call.machine.expects(reading::flow(from)));
-            if awaited {
+            if self.is_awaited(flow) {
                 let how = format!(
                     "closed its communicator, and what rank {} had not read by then is lost",
                     self.world.rank
                 );
-                return self.world.raise(from, Fault::Lost { how });
+                return self.world.raise(flow.peer, Fault::Lost { how });
             }
             changed.await;
         }
+    }
+
+    fn is_awaited(&self, flow: Flow) -> bool {
+        let all = self.calls.borrow();
+        let active = all.get(&flow.group).and_then(|calls| calls.active.as_ref());
+        active.is_some_and(|active| {
+            let place = active.members.iter().position(|member| *member == flow.peer);
+            let key = place.map(|place| FlowKey { peer: place as u32, stripe: flow.stripe });
+            key.is_some_and(|key| active.machine.expects(key))
+        })
     }
 
     async fn close(&self, mut inbox: mpsc::UnboundedReceiver<Command>) {
@@ -333,6 +450,33 @@ impl Driver {
     }
 }
 
+impl Active {
+    fn underway(&self) -> Underway<'_> {
+        Underway { contract: &self.contract, hash: self.hash, machine: &self.machine }
+    }
+
+    /// How to combine what arrives for a reducing step.
+    fn kernel(&self, local: Place, incoming_raw: bool, last: bool) -> Option<Kernel> {
+        Some(Kernel {
+            element: self.contract.element,
+            op: self.contract.op?,
+            ranks: self.members.len() as u32,
+            incoming_raw,
+            local_raw: local.space == Space::Input,
+            last,
+        })
+    }
+}
+
+impl Call {
+    /// Lets go of the user's memory, then wakes the caller.
+    fn end(self, result: Result<()>) {
+        let Call { lent, done, .. } = self;
+        drop(lent);
+        done.set(result);
+    }
+}
+
 /// Dropped by a panic, it raises one.
 struct Alarm(Arc<World>);
 
@@ -344,17 +488,10 @@ impl Drop for Alarm {
     }
 }
 
-impl Call {
-    /// Lets go of the buffer, then wakes the caller.
-    fn end(self, result: Result<()>) {
-        let Call { buffer, done, .. } = self;
-        drop(buffer);
-        done.set(result);
-    }
-}
-
 /// How long a broken link may stand without a verdict from the control endpoint, which finds a
 /// silent death within 2.2 s; together below the promised 3 s.
 const LINK_GRACE: Duration = Duration::from_millis(2600);
 /// How long closing waits for the peers' readers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// Relay memory kept for later calls: with the plans' limit below 4 MiB.
+const MAX_RELAYS: usize = 8;

@@ -17,19 +17,31 @@ pub(crate) enum Links {
     Memory(memory::MemoryLinks),
 }
 
-/// A flow from a peer, with the rank that was checked when its link was made.
+/// Which flow it is between two ranks, in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Flow {
+    /// The rank of the world at the other end; on an incoming flow it was checked when the link
+    /// was made.
+    pub(crate) peer: u32,
+    /// The communicator, or the pair.
+    pub(crate) group: u64,
+    /// Which of the parallel flows that one plan uses.
+    pub(crate) stripe: u16,
+}
+
+/// A flow from a peer.
 pub(crate) struct Incoming {
-    pub(crate) from: u32,
+    pub(crate) flow: Flow,
     pub(crate) receiver: FlowReceiver,
 }
 
 impl Links {
-    /// Opens the flow to `peer`, and the link under it if there is none yet. Waits as long as the
+    /// Opens a flow to a peer, and the link under it if there is none yet. Waits as long as the
     /// peer takes: whether it is late or dead is not judged here.
-    pub(crate) async fn open_flow(&self, peer: u32) -> Result<FlowSender, String> {
+    pub(crate) async fn open_flow(&self, flow: Flow) -> Result<FlowSender, String> {
         match self {
-            Links::Quic(links) => links.open_flow(peer).await,
-            Links::Memory(links) => links.open_flow(peer),
+            Links::Quic(links) => links.open_flow(flow).await,
+            Links::Memory(links) => links.open_flow(flow),
         }
     }
 
@@ -72,6 +84,13 @@ impl FlowSender {
                 stream.write_chunk(message).await.map_err(|error| error.to_string())
             }
             FlowSender::Memory(sender) => sender.write(message).await,
+        }
+    }
+
+    /// Nothing more comes on this flow after what was written.
+    pub(crate) fn finish(&mut self) {
+        if let FlowSender::Quic(stream) = self {
+            let _ = stream.finish();
         }
     }
 

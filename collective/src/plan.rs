@@ -171,6 +171,7 @@ impl Plan {
         self.shape.steps().relay_elements(segment_elements)
     }
 
+    #[cfg(test)]
     pub(crate) fn algorithm(&self) -> Algorithm {
         self.shape.algorithm()
     }

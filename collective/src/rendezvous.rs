@@ -35,6 +35,7 @@ use crate::identity::host_name;
 use crate::lane::Lane;
 use crate::link::Links;
 use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
+use crate::plan::costs::{Choice, CostTable};
 use crate::report;
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{Again, Greeted, Hello, Purpose};
@@ -74,6 +75,8 @@ pub(crate) struct Meeting {
     pub(crate) table: Vec<Entry>,
     /// Where this rank reached rank 0.
     pub(crate) rank_0: IpAddr,
+    /// By which all ranks choose their plans.
+    pub(crate) costs: CostTable,
 }
 
 /// What is known of a peer that has knocked and waits to be answered.
@@ -108,7 +111,7 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
         config.job,
         config.rendezvous,
     ));
-    let limits = config.limits;
+    let (limits, forced) = (config.limits, config.algorithm);
     let mut launched = connect_launcher(&config);
     let address = resolve_patiently(&config)?;
     let listen = listen_address(address);
@@ -151,7 +154,8 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
         None => format!("quic on {}", meeting.rank_0),
         Some(_) => "quic between hosts".into(),
     };
-    let world = Arc::new(World::new(rank, meeting.epoch, peers, limits));
+    let choice = Choice { costs: meeting.costs, forced };
+    let world = Arc::new(World::new(rank, meeting.epoch, peers, limits, choice));
     let epoch = meeting.epoch;
     let lane = Lane::start(world.clone(), move || {
         QuicLinks::new(lane_socket, membership, hello, epoch, lanes).map(Links::Quic)

@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     Mismatch { sequence: u64, first: String, second: String },
     /// It closed after `calls` calls, and `call` still needed it.
     CallCount { calls: u64, call: String },
+    /// Every rank waits for a call that another has not made: each rank's call.
+    Deadlock { calls: Vec<String> },
     /// A call took longer than ALLFOLD_TIMEOUT.
     TimedOut { call: String, limit: String, late: Option<String> },
     /// It sent what allfold never sends.
@@ -41,6 +43,9 @@ impl Verdict {
             Fault::CallCount { calls, call } => {
                 Fault::CallCount { calls, call: report::printable(&call) }
             }
+            Fault::Deadlock { calls } => Fault::Deadlock {
+                calls: calls.iter().map(|call| report::printable(call)).collect(),
+            },
             Fault::TimedOut { call, limit, late } => Fault::TimedOut {
                 call: report::printable(&call),
                 limit: report::printable(&limit),

@@ -11,7 +11,9 @@ use crate::report;
 pub(crate) struct Preamble {
     pub(crate) epoch: u64,
     pub(crate) from: u32,
-    pub(crate) communicator: u32,
+    /// The communicator, or the pair.
+    pub(crate) group: u64,
+    pub(crate) stripe: u16,
     pub(crate) lane: u16,
 }
 
@@ -43,8 +45,9 @@ impl Preamble {
         bytes[..4].copy_from_slice(b"AFst");
         bytes[4..12].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.from.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.communicator.to_le_bytes());
-        bytes[20..22].copy_from_slice(&self.lane.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.group.to_le_bytes());
+        bytes[24..26].copy_from_slice(&self.stripe.to_le_bytes());
+        bytes[26..28].copy_from_slice(&self.lane.to_le_bytes());
         bytes
     }
 
@@ -53,7 +56,8 @@ impl Preamble {
         bytes.starts_with(b"AFst").then(|| Self {
             epoch: fields.u64(),
             from: fields.u32(),
-            communicator: fields.u32(),
+            group: fields.u64(),
+            stripe: fields.u16(),
             lane: fields.u16(),
         })
     }
@@ -156,7 +160,7 @@ impl Fields<'_> {
     }
 }
 
-pub(crate) const PREAMBLE_BYTES: usize = 24;
+pub(crate) const PREAMBLE_BYTES: usize = 28;
 pub(crate) const HEADER_BYTES: usize = 44;
 /// Segments are 64 KiB; four times that leaves room to tune without a new protocol version.
 pub(crate) const MAX_PAYLOAD_BYTES: u32 = 256 * 1024;
@@ -175,7 +179,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_header_survives_the_wire(
-            contract in prop_oneof![Just(0u16), 40u16..160], payload_bytes in 0..MAX_PAYLOAD_BYTES,
+            contract in prop_oneof![Just(0u16), 56u16..176], payload_bytes in 0..MAX_PAYLOAD_BYTES,
             epoch: u64, sequence: u64, hash: u64, segment: u64, step: u32,
         ) {
             let header = Header {
@@ -198,14 +202,18 @@ mod tests {
 
         #[test]
         fn a_contract_survives_the_wire_and_every_field_changes_the_hash(
-            sequence: u64, root: u32, count: u64, label: Option<u64>, plan: u64, before: u64,
+            group: u64, sequence: u64, root: u32, count: u64, spread: u64, label: Option<u64>,
+            plan: u64, splits: bool, before: u64,
         ) {
             let contract = Contract {
-                sequence, collective: Collective::Broadcast { root }, op: None,
-                element: ElementType::F64, count, label, plan,
+                group, sequence, collective: Collective::Broadcast { root }, splits, op: None,
+                element: ElementType::F64, count, spread, label, plan,
             };
             prop_assert_eq!(Contract::from_wire(&contract.to_wire()), Some(contract));
             let others = [
+                Contract { group: group ^ 1, ..contract },
+                Contract { splits: !splits, ..contract },
+                Contract { spread: spread ^ 1, ..contract },
                 Contract { sequence: sequence ^ 1, ..contract },
                 Contract { collective: Collective::Barrier, ..contract },
                 Contract { collective: Collective::Broadcast { root: root ^ 1 }, ..contract },
@@ -224,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_preamble_survives_the_wire() {
-        let preamble = Preamble { epoch: 7, from: 3, communicator: 0, lane: 2 };
+        let preamble = Preamble { epoch: 7, from: 3, group: 1 << 60, stripe: 1, lane: 2 };
         assert_eq!(Preamble::from_wire(&preamble.to_wire()), Some(preamble));
     }
 

@@ -14,13 +14,16 @@ use tokio::sync::{Notify, mpsc};
 
 use super::launched::Obituary;
 use crate::config::Config;
+use crate::deadlock::Stuck;
+use crate::group::Standing;
 use crate::liveness::Judge;
+use crate::plan::costs::CostTable;
 use crate::rendezvous::Entry;
 use crate::trust::certificates::Membership;
 use crate::trust::hello::{self, Again, Greeted};
 use crate::verdict::Verdict;
 use crate::wire;
-use crate::world::{Standing, World};
+use crate::world::World;
 
 /// What goes reliably between control endpoints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +42,8 @@ pub(crate) enum Message {
     /// Rank 0: all are ready; the world begins.
     Commit {
         epoch: u64,
+        /// By which all ranks choose their plans.
+        costs: CostTable,
     },
     /// Rank 0: somebody was lost; wait for the next `Prepare`.
     Restart,
@@ -47,12 +52,17 @@ pub(crate) enum Message {
         reason: String,
         again: Again,
     },
-    /// The sender makes no more calls.
+    /// The sender makes no more calls on a communicator.
     Goodbye {
+        group: u64,
         calls: u64,
         hash: u64,
     },
-    GoodbyeRead,
+    /// The sender has said all its goodbyes.
+    Leave,
+    LeaveRead,
+    /// To rank 0: every thread here waits, and no byte moves.
+    Stuck(Stuck),
     Verdict(Verdict),
 }
 
@@ -84,7 +94,7 @@ pub(crate) enum LinkEnd {
 struct Beat {
     /// 0 before the world begins.
     epoch: u64,
-    standing: Standing,
+    standings: Vec<Standing>,
 }
 
 pub(crate) struct Control {
@@ -105,7 +115,7 @@ pub(crate) struct ControlLink {
     /// Messages posted and not yet written.
     unwritten: Cell<usize>,
     pub(crate) heard: Cell<Instant>,
-    pub(crate) goodbye_read: Cell<bool>,
+    pub(crate) leave_read: Cell<bool>,
     /// The peer has told this rank a verdict, so it knows there is one.
     pub(crate) knows_verdict: Cell<bool>,
 }
@@ -129,7 +139,7 @@ impl Control {
             outbox,
             unwritten: Cell::new(0),
             heard: Cell::new(Instant::now()),
-            goodbye_read: Cell::new(false),
+            leave_read: Cell::new(false),
             knows_verdict: Cell::new(false),
         });
         if let Some(old) = self.links.borrow_mut().insert(rank, link.clone()) {
@@ -201,7 +211,7 @@ impl Control {
         let world = self.world.get();
         let beat = Beat {
             epoch: world.map_or(0, |world| world.epoch),
-            standing: world.map_or_else(Standing::default, |world| world.standing()),
+            standings: world.map_or_else(Vec::new, |world| world.standings()),
         };
         let Ok(frame) = wire::encode_control(&beat) else { return };
         let frame = Bytes::from(frame);
@@ -251,7 +261,7 @@ impl Control {
             if let Some(world) = self.world.get()
                 && world.epoch == beat.epoch
             {
-                world.note_standing(rank, beat.standing);
+                world.note_standings(rank, beat.standings);
             }
         }
     }

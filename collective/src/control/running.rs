@@ -14,7 +14,7 @@ use super::{Command, Flooded};
 use crate::report;
 use crate::trust::hello::{Again, Greeted, Purpose};
 use crate::verdict::Fault;
-use crate::world::World;
+use crate::world::{Goodbye, World};
 
 /// Serves the world until `Close`.
 pub(crate) async fn serve(
@@ -66,7 +66,7 @@ struct Running {
     control: Rc<Control>,
     world: Arc<World>,
     flooded: Flooded,
-    /// When this rank said goodbye.
+    /// When this rank left.
     left: Cell<Option<Instant>>,
 }
 
@@ -85,9 +85,23 @@ impl Running {
                 });
                 false
             }
-            Some(Command::Goodbye { calls, hash }) => {
+            Some(Command::Goodbye(Goodbye { group, members, calls, hash })) => {
+                let goodbye = Message::Goodbye { group, calls, hash };
+                for rank in members.iter().filter(|rank| **rank != self.world.rank) {
+                    self.control.post(*rank, goodbye.clone());
+                }
+                false
+            }
+            Some(Command::Leave) => {
                 self.left.set(Some(Instant::now()));
-                self.control.post_all(&Message::Goodbye { calls, hash });
+                self.control.post_all(&Message::Leave);
+                false
+            }
+            Some(Command::Stuck(stuck)) => {
+                match self.world.rank {
+                    0 => self.world.note_stuck(0, stuck),
+                    _ => self.control.post(0, Message::Stuck(stuck)),
+                }
                 false
             }
             Some(Command::Serve(_)) => false,
@@ -104,14 +118,20 @@ impl Running {
                 self.control.changed.notify_waiters();
                 self.world.settle(verdict.printable());
             }
-            Event::Message(rank, Message::Goodbye { calls, hash }) => {
-                self.world.note_goodbye(rank, calls, hash);
-                self.control.post(rank, Message::GoodbyeRead);
+            Event::Message(rank, Message::Goodbye { group, calls, hash }) => {
+                self.world.note_goodbye(rank, group, calls, hash);
+            }
+            Event::Message(rank, Message::Stuck(stuck)) if self.world.rank == 0 => {
+                self.world.note_stuck(rank, stuck);
+            }
+            Event::Message(rank, Message::Leave) => {
+                self.world.note_left(rank);
+                self.control.post(rank, Message::LeaveRead);
                 self.control.changed.notify_waiters();
             }
-            Event::Message(rank, Message::GoodbyeRead) => {
+            Event::Message(rank, Message::LeaveRead) => {
                 if let Some(link) = self.control.links.borrow().get(&rank) {
-                    link.goodbye_read.set(true);
+                    link.leave_read.set(true);
                 }
                 self.control.changed.notify_waiters();
             }
@@ -178,7 +198,7 @@ impl Running {
         let done = || {
             self.control.is_written()
                 && self.control.links.borrow().values().all(|link| {
-                    link.is_closed() || link.goodbye_read.get() || link.knows_verdict.get()
+                    link.is_closed() || link.leave_read.get() || link.knows_verdict.get()
                 })
         };
         let _ = tokio::time::timeout(limit, wait_until(&self.control, done)).await;

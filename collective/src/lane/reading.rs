@@ -3,13 +3,15 @@
 use std::rc::Rc;
 
 use super::{Arriving, Driver};
-use crate::contract::{self, Contract};
-use crate::link::{FlowEnd, FlowReceiver, Incoming};
-use crate::machine::{FlowKey, Transfer};
+use crate::admission::Admission;
+use crate::contract::Contract;
+use crate::link::{Flow, FlowEnd, FlowReceiver, Incoming};
+use crate::machine::FlowKey;
 use crate::plan::Action;
 use crate::reduce::Reducer;
 use crate::verdict::Fault;
 use crate::wire::{self, HEADER_BYTES, Header, MessageKind};
+use crate::world::WHOLE_WORLD;
 
 /// Why a reading task ends.
 enum Stop {
@@ -24,37 +26,69 @@ enum Stop {
 impl Driver {
     /// Reads one flow to its end.
     pub(super) async fn read_flow(self: Rc<Self>, incoming: Incoming) {
-        let Incoming { from, receiver } = incoming;
-        match self.read_messages(from, receiver).await {
+        let Incoming { flow, receiver } = incoming;
+        match self.read_messages(flow, receiver).await {
             Ok(()) | Err(Stop::Done) => {}
-            Err(Stop::Broken(problem)) => self.flow_broke(from, problem).await,
-            Err(Stop::Protocol(problem)) => self.world.raise(from, Fault::Protocol { problem }),
+            Err(Stop::Broken(problem)) => self.flow_broke(flow, problem).await,
+            Err(Stop::Protocol(problem)) => {
+                self.world.raise(flow.peer, Fault::Protocol { problem });
+            }
         }
     }
 
-    async fn read_messages(&self, from: u32, mut flow: FlowReceiver) -> Result<(), Stop> {
+    async fn read_messages(
+        self: &Rc<Self>,
+        flow: Flow,
+        mut receiver: FlowReceiver,
+    ) -> Result<(), Stop> {
+        let mut place = None;
         loop {
             let mut header = [0; HEADER_BYTES];
-            flow.exact(&mut header).await?;
+            receiver.exact(&mut header).await?;
             let header = Header::from_wire(&header).map_err(Stop::Protocol)?;
             if header.epoch != self.world.epoch {
                 return Err(Stop::Protocol("a message of another epoch".into()));
             }
             if header.kind == MessageKind::Goodbye {
-                self.world.note_goodbye(from, header.sequence, header.hash);
-                flow.answer();
+                let Header { sequence, hash, .. } = header;
+                self.world.note_flow_goodbye(flow.peer, flow.group, sequence, hash);
+                if flow.group == WHOLE_WORLD {
+                    self.world.note_left(flow.peer);
+                }
+                receiver.answer();
                 self.changed.notify_waiters();
                 return Ok(());
             }
-            let contract = self.read_contract(&header, &mut flow).await?;
-            self.admit(from, &header, contract).await?;
+            let contract = self.read_contract(&header, &mut receiver).await?;
+            let peer = match place {
+                Some(place) => place,
+                None => *place.insert(self.sender_place(flow).await?),
+            };
+            let key = FlowKey { peer, stripe: flow.stripe };
+            self.admit(flow, key, &header, contract).await?;
             let mut left = header.payload_bytes as usize;
             while left > 0 {
-                let piece = flow.piece(left).await?;
+                let piece = receiver.piece(left).await?;
                 left -= piece.len();
-                self.absorb(from, &piece)?;
+                self.absorb(flow.group, key, &piece)?;
             }
-            self.arrived(from)?;
+            self.arrived(flow.group, key)?;
+        }
+    }
+
+    /// The sender's rank in the communicator, once this rank has that communicator.
+    async fn sender_place(&self, flow: Flow) -> Result<u32, Stop> {
+        loop {
+            let changed = self.changed.notified();
+            if self.world.error().is_some() {
+                return Err(Stop::Done);
+            }
+            if let Some(members) = self.world.members(flow.group) {
+                let place = members.iter().position(|member| *member == flow.peer);
+                let outside = || Stop::Protocol("a message on a communicator of others".into());
+                return place.map(|place| place as u32).ok_or_else(outside);
+            }
+            changed.await;
         }
     }
 
@@ -78,7 +112,8 @@ impl Driver {
     /// The contract is compared before that, so nothing of another call is ever reduced.
     async fn admit(
         &self,
-        from: u32,
+        flow: Flow,
+        key: FlowKey,
         header: &Header,
         contract: Option<(Contract, String)>,
     ) -> Result<(), Stop> {
@@ -87,86 +122,72 @@ impl Driver {
             if self.world.error().is_some() {
                 return Err(Stop::Done);
             }
-            if header.sequence < self.world.calls().0 {
-                if let Some((hash, ours)) = self.world.describe_call(header.sequence)
-                    && hash != header.hash
-                {
-                    let theirs = match &contract {
-                        Some((theirs, location)) => contract::describe(theirs, location),
-                        None => "other calls before it".into(),
-                    };
-                    self.world.raise_mismatch(from, header.sequence, &ours, &theirs);
-                    return Err(Stop::Done);
-                }
-                if self.place(from, header)? {
-                    return Ok(());
-                }
+            if self.take(flow.group, key, header)? {
+                return Ok(());
+            }
+            self.world.compare(flow.peer, flow.group, header, contract.as_ref());
+            if self.world.error().is_some() {
+                return Err(Stop::Done);
             }
             changed.await;
         }
     }
 
-    /// Takes the next segment from `from` if the active call's machine is ready for it; false if
-    /// it must wait.
-    fn place(&self, from: u32, header: &Header) -> Result<bool, Stop> {
-        let mut slot = self.active.borrow_mut();
-        let Some(active) = slot.as_mut() else {
+    /// Takes the next segment of a flow if the call under way is ready for it; false if it must
+    /// wait, or is of another call.
+    fn take(&self, group: u64, key: FlowKey, header: &Header) -> Result<bool, Stop> {
+        let mut all = self.calls.borrow_mut();
+        let Some(active) = all.get_mut(&group).and_then(|calls| calls.active.as_mut()) else {
             return Ok(false);
         };
-        let contract = &active.call.contract;
-        if header.sequence > contract.sequence {
+        let underway = active.underway();
+        if header.sequence == active.contract.sequence && !underway.is_of(header) {
             return Ok(false);
         }
-        let unexpected = || {
-            let Header { sequence, step, segment, .. } = header;
-            Stop::Protocol(format!(
-                "segment {segment} of step {step} of call #{sequence}, which nobody awaits"
-            ))
+        let transfer = match underway.admit(key, header) {
+            Admission::Wait => return Ok(false),
+            Admission::Unexpected(problem) => return Err(Stop::Protocol(problem)),
+            Admission::Take(transfer) => transfer,
         };
-        if header.sequence < contract.sequence || !active.call.machine.expects(flow(from)) {
-            return Err(unexpected());
-        }
-        let Some(transfer) = active.call.machine.next_receive(flow(from)) else {
-            return Ok(false);
+        let elements = transfer.elements;
+        let (into, kernel) = match transfer.action {
+            Action::Store { into } => (into, None),
+            Action::Reduce { local, into, incoming_raw, last } => {
+                active.memory.bring(local, into, elements);
+                // A partial sum that was brought over is still what it was there.
+                (into, active.kernel(local, incoming_raw, last))
+            }
+            Action::Send { .. } => return Err(Stop::Done),
         };
-        let bytes = byte_range(&transfer, contract).len();
-        if (header.step, header.segment) != (transfer.ordinal, transfer.segment)
-            || header.payload_bytes as usize != bytes
-        {
-            return Err(unexpected());
-        }
-        active.arriving.push(Arriving { peer: from, transfer, reducer: Reducer::default() });
+        let reducer = Reducer::default();
+        active.arriving.push(Arriving { flow: key, into, elements, kernel, reducer });
         Ok(true)
     }
 
-    /// Reduces or stores a piece of the segment that is arriving from `from`.
-    fn absorb(&self, from: u32, piece: &[u8]) -> Result<(), Stop> {
-        let mut slot = self.active.borrow_mut();
-        let active = slot.as_mut().ok_or(Stop::Done)?;
-        let contract = active.call.contract;
-        let arriving = active.arriving.iter_mut().find(|a| a.peer == from).ok_or(Stop::Done)?;
-        let range = byte_range(&arriving.transfer, &contract);
-        let local = active.call.buffer.bytes_mut(range);
-        match arriving.transfer.action {
-            Action::Reduce { incoming_raw, last, .. } => {
-                let kernel = contract.kernel(incoming_raw, last, self.world.size);
-                arriving.reducer.reduce(kernel, local, piece);
-            }
-            Action::Store { .. } => arriving.reducer.store(local, piece),
-            Action::Send { .. } => {}
+    /// Reduces or stores a piece of the segment that is arriving on a flow.
+    fn absorb(&self, group: u64, key: FlowKey, piece: &[u8]) -> Result<(), Stop> {
+        let mut all = self.calls.borrow_mut();
+        let active = all.get_mut(&group).and_then(|calls| calls.active.as_mut());
+        let active = active.ok_or(Stop::Done)?;
+        let arriving = active.arriving.iter_mut().find(|a| a.flow == key).ok_or(Stop::Done)?;
+        let local = active.memory.bytes_mut(arriving.into, arriving.elements);
+        match arriving.kernel {
+            Some(kernel) => arriving.reducer.reduce(kernel, local, piece),
+            None => arriving.reducer.store(local, piece),
         }
         Ok(())
     }
 
-    /// The segment from `from` is complete.
-    fn arrived(&self, from: u32) -> Result<(), Stop> {
+    /// The segment on a flow is complete.
+    fn arrived(self: &Rc<Self>, group: u64, key: FlowKey) -> Result<(), Stop> {
         {
-            let mut slot = self.active.borrow_mut();
-            let active = slot.as_mut().ok_or(Stop::Done)?;
-            active.arriving.retain(|arriving| arriving.peer != from);
-            active.call.machine.received(flow(from));
+            let mut all = self.calls.borrow_mut();
+            let active = all.get_mut(&group).and_then(|calls| calls.active.as_mut());
+            let active = active.ok_or(Stop::Done)?;
+            active.arriving.retain(|arriving| arriving.flow != key);
+            active.machine.received(key);
         }
-        self.progressed();
+        self.progressed(group);
         Ok(())
     }
 }
@@ -178,18 +199,4 @@ impl From<FlowEnd> for Stop {
             FlowEnd::Failed(problem) => Stop::Broken(problem),
         }
     }
-}
-
-/// The bytes of the user's buffer that a segment covers.
-pub(super) fn byte_range(transfer: &Transfer, contract: &Contract) -> std::ops::Range<usize> {
-    let size = contract.element.size() as u64;
-    let (Action::Send { from: place }
-    | Action::Store { into: place }
-    | Action::Reduce { into: place, .. }) = transfer.action;
-    (place.start * size) as usize..((place.start + transfer.elements) * size) as usize
-}
-
-/// The only flow to or from a peer.
-pub(super) fn flow(peer: u32) -> FlowKey {
-    FlowKey { peer, stripe: 0 }
 }

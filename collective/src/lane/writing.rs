@@ -5,56 +5,71 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Driver;
-use super::reading::{byte_range, flow};
+use crate::link::Flow;
+use crate::machine::FlowKey;
+use crate::plan::Action;
 use crate::wire::{Header, MessageKind};
 
 impl Driver {
-    /// Opens the flow to `to` and writes what the machine has for it, until closing or a verdict.
-    pub(super) async fn write_flow(self: Rc<Self>, to: u32) {
-        let written = self.write_messages(to).await;
+    /// Opens a flow and writes what the machines have for it, until closing or a verdict.
+    pub(super) async fn write_flow(self: Rc<Self>, flow: Flow, key: FlowKey) {
+        let written = self.write_messages(flow, key).await;
         self.unanswered.set(self.unanswered.get() - 1);
+        self.forget_writer(flow);
         self.changed.notify_waiters();
         if let Err(problem) = written {
-            self.link_failed(to, problem).await;
+            self.link_failed(flow.peer, problem).await;
         }
     }
 
-    async fn write_messages(&self, to: u32) -> Result<(), String> {
-        let mut flow = self.links.open_flow(to).await?;
+    fn forget_writer(&self, flow: Flow) {
+        let mut writers = self.writers.borrow_mut();
+        writers.remove(&flow);
+        if !writers.iter().any(|other| other.group == flow.group) {
+            self.goodbyes.borrow_mut().remove(&flow.group);
+        }
+    }
+
+    async fn write_messages(self: &Rc<Self>, flow: Flow, key: FlowKey) -> Result<(), String> {
+        let mut sender = self.links.open_flow(flow).await?;
         loop {
             let changed = self.changed.notified();
             if self.world.error().is_some() {
                 return Ok(());
             }
-            if let Some(message) = self.next_message(to) {
-                flow.write(message).await?;
+            if let Some(message) = self.next_message(flow, key) {
+                sender.write(message).await?;
                 // A write into an open window completes at once: let the connection send, and the
                 // readers read, before the next segment is copied.
                 tokio::task::yield_now().await;
                 continue;
             }
-            if self.closing.get() {
-                flow.write(self.goodbye()).await?;
-                flow.answered().await;
+            let goodbye = self.goodbyes.borrow().get(&flow.group).copied();
+            let goodbye =
+                goodbye.or(self.closing.get().then(|| self.world.calls(flow.group)).flatten());
+            if let Some((calls, hash)) = goodbye {
+                sender.write(self.goodbye(calls, hash)).await?;
+                sender.finish();
+                sender.answered().await;
                 return Ok(());
             }
             changed.await;
         }
     }
 
-    /// The next segment for `to`, copied into one message with its header; None if there is none
+    /// The next segment of a flow, copied into one message with its header; None if there is none
     /// yet.
-    fn next_message(&self, to: u32) -> Option<Bytes> {
+    fn next_message(self: &Rc<Self>, flow: Flow, key: FlowKey) -> Option<Bytes> {
         let message = {
-            let mut slot = self.active.borrow_mut();
-            let active = slot.as_mut()?;
-            let call = &mut active.call;
-            let transfer = call.machine.next_send(flow(to))?;
-            let payload = call.buffer.bytes(byte_range(&transfer, &call.contract));
-            let contract = call.contract.to_wire();
-            // A stream's first message of a call carries the contract.
-            let (contract, location): (&[u8], &[u8]) = if active.told.insert(to) {
-                (&contract, call.location.as_bytes())
+            let mut all = self.calls.borrow_mut();
+            let active = all.get_mut(&flow.group)?.active.as_mut()?;
+            let transfer = active.machine.next_send(key)?;
+            let Action::Send { from } = transfer.action else { return None };
+            let payload = active.memory.bytes(from, transfer.elements);
+            let contract = active.contract.to_wire();
+            // A flow's first message of a call carries the contract.
+            let (contract, location): (&[u8], &[u8]) = if active.told.insert(key) {
+                (&contract, active.location.as_bytes())
             } else {
                 (&[], &[])
             };
@@ -63,19 +78,18 @@ impl Driver {
                 contract_bytes: (contract.len() + location.len()) as u16,
                 payload_bytes: payload.len() as u32,
                 epoch: self.world.epoch,
-                sequence: call.contract.sequence,
-                hash: call.hash,
+                sequence: active.contract.sequence,
+                hash: active.hash,
                 segment: transfer.segment,
                 step: transfer.ordinal,
             };
             self.pool.borrow_mut().message(&[&header.to_wire(), contract, location, payload])
         };
-        self.progressed();
+        self.progressed(flow.group);
         Some(message)
     }
 
-    fn goodbye(&self) -> Bytes {
-        let (calls, hash) = self.world.calls();
+    fn goodbye(&self, calls: u64, hash: u64) -> Bytes {
         let header = Header {
             kind: MessageKind::Goodbye,
             contract_bytes: 0,

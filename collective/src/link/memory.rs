@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{FlowReceiver, FlowSender, Incoming};
+use super::{Flow, FlowReceiver, FlowSender, Incoming};
 
 /// The inboxes of all ranks of one process.
 pub(crate) struct Hub {
@@ -39,10 +39,11 @@ impl Hub {
 }
 
 impl MemoryLinks {
-    pub(crate) fn open_flow(&self, peer: u32) -> Result<FlowSender, String> {
+    pub(crate) fn open_flow(&self, flow: Flow) -> Result<FlowSender, String> {
         let (sender, receiver) = mpsc::channel(WINDOW_MESSAGES);
-        let incoming = Incoming { from: self.rank, receiver: FlowReceiver::memory(receiver) };
-        let inbox = self.hub.inboxes.get(peer as usize).ok_or("no such rank")?;
+        let flow_there = Flow { peer: self.rank, ..flow };
+        let incoming = Incoming { flow: flow_there, receiver: FlowReceiver::memory(receiver) };
+        let inbox = self.hub.inboxes.get(flow.peer as usize).ok_or("no such rank")?;
         inbox.send(incoming).map_err(|_| "its lane has ended".to_string())?;
         Ok(FlowSender::Memory(Sender(sender)))
     }

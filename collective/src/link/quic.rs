@@ -1,7 +1,7 @@
 //! Links over QUIC: one connection to each peer of this lane, opened at first use.
 //!
 //! The lower rank dials. Every connection is checked against the leaf that rank 0's world table
-//! names for the rank. On it each direction of a ring is one long-lived unidirectional stream.
+//! names for the rank. On it each flow is one long-lived unidirectional stream.
 
 pub(crate) mod endpoint;
 pub(crate) mod tuning;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint};
 use tokio::sync::{mpsc, watch};
 
-use super::{FlowReceiver, FlowSender, Incoming};
+use super::{Flow, FlowReceiver, FlowSender, Incoming};
 use crate::error::Result;
 use crate::report;
 use crate::trust::certificates::{LeafHash, Membership};
@@ -82,16 +82,16 @@ impl QuicLinks {
         self.0.clone().connection(peer);
     }
 
-    pub(crate) async fn open_flow(&self, peer: u32) -> std::result::Result<FlowSender, String> {
-        let mut connection = self.0.clone().connection(peer);
+    pub(crate) async fn open_flow(&self, flow: Flow) -> std::result::Result<FlowSender, String> {
+        let mut connection = self.0.clone().connection(flow.peer);
         let connection = match connection.wait_for(Option::is_some).await {
             Ok(connection) => connection.clone(),
             Err(_) => None,
         };
         let connection = connection.ok_or("the lane is closing")?;
         let mut stream = connection.open_uni().await.map_err(|error| error.to_string())?;
-        let preamble =
-            Preamble { epoch: self.0.epoch, from: self.0.rank, communicator: 0, lane: 0 };
+        let Flow { group, stripe, .. } = flow;
+        let preamble = Preamble { epoch: self.0.epoch, from: self.0.rank, group, stripe, lane: 0 };
         stream.write_all(&preamble.to_wire()).await.map_err(|error| error.to_string())?;
         Ok(FlowSender::Quic(stream))
     }
@@ -196,12 +196,14 @@ impl Shared {
                 if stream.read_exact(&mut preamble).await.is_err() {
                     continue;
                 }
-                let ours = Preamble { epoch: self.epoch, from: peer, communicator: 0, lane: 0 };
-                if Preamble::from_wire(&preamble) != Some(ours) {
+                let Some(Preamble { group, stripe, .. }) = Preamble::from_wire(&preamble)
+                    .filter(|p| (p.epoch, p.from, p.lane) == (self.epoch, peer, 0))
+                else {
                     return connection.close(REFUSED.into(), b"a stream without its preamble");
-                }
+                };
                 let receiver = FlowReceiver::quic(stream);
-                let _ = self.flows.send(Incoming { from: peer, receiver });
+                let flow = Flow { peer, group, stripe };
+                let _ = self.flows.send(Incoming { flow, receiver });
             }
         });
     }

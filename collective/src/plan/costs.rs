@@ -24,6 +24,21 @@ pub(crate) struct CostTable {
     pub(crate) reduce_ps: u64,
 }
 
+/// How the ranks of a world choose their plans, alike on all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) costs: CostTable,
+    /// Taken wherever the collective has it.
+    pub(crate) forced: Option<Algorithm>,
+}
+
+impl Choice {
+    /// The plan of `rank` for a call.
+    pub(crate) fn plan(&self, request: &Request, rank: u32) -> Plan {
+        choose(request, rank, &self.costs, self.forced)
+    }
+}
+
 /// The plan of `rank` for a call: the fastest by prediction, or `forced` where the collective has
 /// that algorithm.
 pub(crate) fn choose(

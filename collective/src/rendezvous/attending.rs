@@ -166,8 +166,10 @@ impl Attending {
             }
             Event::Message(0, message) => return self.obey(message),
             Event::Message(rank, message) => {
-                let for_the_world =
-                    matches!(message, Message::Goodbye { .. } | Message::Verdict(_));
+                let for_the_world = matches!(
+                    message,
+                    Message::Goodbye { .. } | Message::Leave | Message::Verdict(_)
+                );
                 if for_the_world && self.acknowledged && self.ahead.len() < MAX_AHEAD {
                     self.ahead.push((rank, message));
                 }
@@ -242,10 +244,10 @@ impl Attending {
                 self.acknowledge();
             }
             Message::Restart => self.forget_proposal(),
-            Message::Commit { epoch } if self.epoch() == Some(epoch) => {
+            Message::Commit { epoch, costs } if self.epoch() == Some(epoch) => {
                 if let Some((_, table)) = self.proposal.take() {
                     let ahead = std::mem::take(&mut self.ahead);
-                    let meeting = Meeting { epoch, table, rank_0 };
+                    let meeting = Meeting { epoch, table, rank_0, costs };
                     self.out.push(Action::Finish(Ok(meeting), ahead));
                 }
             }
@@ -253,7 +255,9 @@ impl Attending {
             Message::Commit { .. }
             | Message::Prepared { .. }
             | Message::Goodbye { .. }
-            | Message::GoodbyeRead
+            | Message::Leave
+            | Message::LeaveRead
+            | Message::Stuck(_)
             | Message::Verdict(_) => {}
         }
         Ok(())

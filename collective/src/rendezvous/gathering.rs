@@ -11,6 +11,7 @@ use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::Judge;
+use crate::plan::costs::CostTable;
 use crate::report;
 use crate::trust::hello::{Again, Purpose};
 
@@ -338,9 +339,10 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         if self.roster.ready(rank, epoch)
             && let Some((epoch, table)) = self.prepared.take()
         {
-            self.out.push(Action::PostAll(Message::Commit { epoch }));
+            let costs = CostTable::default();
+            self.out.push(Action::PostAll(Message::Commit { epoch, costs: costs.clone() }));
             let rank_0 = self.terms.rank_0;
-            self.out.push(Action::Finish(Ok(Meeting { epoch, table, rank_0 })));
+            self.out.push(Action::Finish(Ok(Meeting { epoch, table, rank_0, costs })));
         }
     }
 

@@ -5,13 +5,28 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use allfold::{Communicator, Config, Result, Secret};
+use allfold::{Communicator, Config, InMemory, Result, Secret};
 
 /// Runs `body` as every rank of worlds of these sizes, over memory and over QUIC.
 pub fn on_every_link(sizes: &[usize], body: impl Fn(&Communicator) -> Result<()> + Sync) {
     for &size in sizes {
         each_rank(Communicator::in_memory(size).unwrap(), &body);
         each_rank(over_quic(size), &body);
+    }
+}
+
+/// Runs `body` over memory and over QUIC with each algorithm in turn, and with the chosen one.
+pub fn by_every_algorithm(sizes: &[usize], body: impl Fn(&Communicator) -> Result<()> + Sync) {
+    for name in ["auto", "ring", "tree", "recursive-doubling", "halving-doubling"] {
+        for &size in sizes {
+            each_rank(
+                InMemory::new(size).unwrap().algorithm(name).unwrap().start().unwrap(),
+                &body,
+            );
+        }
+        let size = sizes.last().copied().unwrap();
+        let world = connect_all(size, |config| config.algorithm(name).unwrap());
+        each_rank(world.into_iter().map(|rank| rank.unwrap()).collect(), &body);
     }
 }
 

@@ -38,7 +38,8 @@ pub(crate) fn transport(traffic: Traffic, peer: IpAddr) -> Arc<TransportConfig> 
             config.max_concurrent_uni_streams(VarInt::from_u32(MAX_FLOWS));
             config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
             // At least the sum of its streams' windows: one unread stream must not starve another.
-            config.receive_window(VarInt::from_u32(STREAM_WINDOW * MAX_FLOWS));
+            let all = u64::from(STREAM_WINDOW) * u64::from(MAX_FLOWS);
+            config.receive_window(VarInt::from_u64(all).unwrap_or(VarInt::MAX));
             config.send_window(u64::from(STREAM_WINDOW));
             config.datagram_receive_buffer_size(None);
             if peer.is_loopback() {
@@ -80,8 +81,9 @@ pub(crate) const KNOCKING_BYTES: u64 = 16 * 1024;
 /// And beyond this they are refused: a handshake holds some 20 KiB.
 pub(crate) const HALF_OPEN_MAX: usize = 256;
 
-/// Both directions of two rings per link leave room for the trees to come.
-const MAX_FLOWS: u32 = 4;
+/// Flows from one peer at a time: two trees on each of some hundred communicators. More wait
+/// until others end. A flow costs memory only while it carries data that nobody reads.
+const MAX_FLOWS: u32 = 256;
 /// 10 Gbit/s at 6 ms, or 1 Gbit/s at 60 ms. Larger windows keep more of the data out of the cache.
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 /// Measured: an acknowledgement for every 20 packets instead of 2 is worth a quarter of the

@@ -1,0 +1,180 @@
+//! Finds worlds in which every rank waits for a call that another one has not made. Pure.
+//!
+//! A rank whose threads all wait, and where no byte has moved for long, says so to rank 0, with
+//! what it waits for and how far it is on every communicator. Rank 0 compares.
+
+use std::collections::HashMap;
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::report;
+
+/// What a rank says that cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stuck {
+    /// Calls begun on each of its communicators.
+    pub(crate) calls: Vec<(u64, u64)>,
+    pub(crate) waits: Vec<Wait>,
+}
+
+/// A call that a thread waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wait {
+    pub(crate) group: u64,
+    pub(crate) sequence: u64,
+    /// The ranks of the world that must make the call.
+    pub(crate) members: Vec<u32>,
+    pub(crate) call: String,
+}
+
+/// Which threads of this process make calls, and which of them wait.
+#[derive(Debug, Default)]
+pub(crate) struct Threads {
+    /// The thread that made the last call on each communicator.
+    callers: HashMap<u64, ThreadId>,
+    waiting: HashMap<ThreadId, (u64, u64)>,
+}
+
+impl Threads {
+    /// This thread makes a call on communicator `group`.
+    pub(crate) fn calls(&mut self, group: u64) {
+        self.callers.insert(group, std::thread::current().id());
+    }
+
+    /// This thread waits for call `sequence` of communicator `group`.
+    pub(crate) fn waits(&mut self, group: u64, sequence: u64) {
+        self.waiting.insert(std::thread::current().id(), (group, sequence));
+    }
+
+    /// This thread goes on.
+    pub(crate) fn goes_on(&mut self) {
+        self.waiting.remove(&std::thread::current().id());
+    }
+
+    /// Nobody makes calls on that communicator any more.
+    pub(crate) fn forget(&mut self, group: u64) {
+        self.callers.remove(&group);
+    }
+
+    /// What the threads wait for, if none is left that could make another call.
+    pub(crate) fn blocked(&self) -> Option<Vec<(u64, u64)>> {
+        let all = self.callers.values().all(|thread| self.waiting.contains_key(thread));
+        (all && !self.waiting.is_empty()).then(|| self.waiting.values().copied().collect())
+    }
+}
+
+/// Rank 0's collection of what the ranks say.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    latest: HashMap<u32, (Instant, Stuck)>,
+}
+
+impl Reports {
+    /// What rank `rank` says at `now`. If with that every one of `ranks` waits in vain: each
+    /// rank's call, in words.
+    pub(crate) fn note(
+        &mut self,
+        rank: u32,
+        report: Stuck,
+        now: Instant,
+        ranks: impl Iterator<Item = u32>,
+    ) -> Option<Vec<String>> {
+        self.latest.insert(rank, (now, report));
+        self.latest.retain(|_, (said, _)| now.saturating_duration_since(*said) <= FRESH);
+        let reports: Option<Vec<(u32, &Stuck)>> =
+            ranks.map(|rank| self.latest.get(&rank).map(|(_, stuck)| (rank, stuck))).collect();
+        let reports = reports?;
+        let hopeless = |(rank, stuck): &(u32, &Stuck)| {
+            !stuck.waits.is_empty() && stuck.waits.iter().all(|wait| self.is_in_vain(*rank, wait))
+        };
+        if !reports.iter().all(hopeless) {
+            return None;
+        }
+        let named = reports.iter().take(MAX_NAMED).map(|(rank, stuck)| {
+            let calls: Vec<_> = stuck.waits.iter().map(|w| report::printable(&w.call)).collect();
+            format!("rank {rank} waits in {}", calls.join(" and "))
+        });
+        let more = reports.len().saturating_sub(MAX_NAMED);
+        let rest = (more > 0).then(|| format!("{more} more ranks wait likewise"));
+        Some(named.chain(rest).collect())
+    }
+
+    /// Whether some rank that must make the call has not begun it.
+    fn is_in_vain(&self, rank: u32, wait: &Wait) -> bool {
+        wait.members.iter().filter(|member| **member != rank).any(|member| {
+            self.latest.get(member).is_some_and(|(_, theirs)| {
+                let begun = theirs.calls.iter().find(|(group, _)| *group == wait.group);
+                begun.map_or(0, |(_, calls)| *calls) <= wait.sequence
+            })
+        })
+    }
+}
+
+/// How often a stuck rank says so.
+pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Reports that lie closer together than this speak of one moment: each of them covers the ten
+/// seconds before it.
+const FRESH: Duration = Duration::from_millis(2500);
+/// More than this nobody reads.
+const MAX_NAMED: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stuck(calls: &[(u64, u64)], group: u64, sequence: u64, members: &[u32]) -> Stuck {
+        let call = format!("call #{sequence} on {group}");
+        let wait = Wait { group, sequence, members: members.to_vec(), call };
+        Stuck { calls: calls.to_vec(), waits: vec![wait] }
+    }
+
+    #[test]
+    fn two_communicators_in_opposite_order_are_a_deadlock() {
+        let now = Instant::now();
+        let mut reports = Reports::default();
+        let first = stuck(&[(1, 5), (2, 4)], 1, 4, &[0, 1]);
+        let second = stuck(&[(1, 4), (2, 5)], 2, 4, &[0, 1]);
+        assert_eq!(reports.note(0, first, now, 0..2), None);
+        let calls = reports.note(1, second, now + Duration::from_secs(1), 0..2).unwrap();
+        assert_eq!(calls, ["rank 0 waits in call #4 on 1", "rank 1 waits in call #4 on 2"]);
+    }
+
+    #[test]
+    fn a_call_that_all_have_begun_is_slow_not_dead() {
+        let now = Instant::now();
+        let mut reports = Reports::default();
+        let report = stuck(&[(1, 5)], 1, 4, &[0, 1]);
+        assert_eq!(reports.note(0, report.clone(), now, 0..2), None);
+        assert_eq!(reports.note(1, report, now, 0..2), None);
+    }
+
+    #[test]
+    fn an_old_word_does_not_count() {
+        let now = Instant::now();
+        let mut reports = Reports::default();
+        let first = stuck(&[(1, 5), (2, 4)], 1, 4, &[0, 1]);
+        let second = stuck(&[(1, 4), (2, 5)], 2, 4, &[0, 1]);
+        assert_eq!(reports.note(0, first.clone(), now, 0..2), None);
+        let later = now + Duration::from_secs(3);
+        assert_eq!(reports.note(1, second, later, 0..2), None);
+        assert!(reports.note(0, first, later, 0..2).is_some());
+    }
+
+    #[test]
+    fn a_thread_that_computes_may_still_call() {
+        let mut threads = Threads::default();
+        assert_eq!(threads.blocked(), None);
+        std::thread::scope(|scope| {
+            scope.spawn(|| threads.calls(2)).join().unwrap();
+        });
+        threads.calls(1);
+        threads.waits(1, 0);
+        assert_eq!(threads.blocked(), None, "the other thread may call on 2");
+        threads.forget(2);
+        assert_eq!(threads.blocked(), Some(vec![(1, 0)]));
+        threads.goes_on();
+        assert_eq!(threads.blocked(), None);
+    }
+}

@@ -1,0 +1,343 @@
+//! One communicator's calls, as one of its ranks sees them: how far it is itself, how far it knows
+//! the others to be, and whether their calls are the same. Pure: judges, and tells nobody.
+
+use std::collections::VecDeque;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{self, CallShape, Collective, Contract};
+use crate::plan::Plan;
+use crate::plan::costs::{self, Choice};
+use crate::report;
+use crate::verdict::Fault;
+
+/// The calls of one communicator on one rank.
+#[derive(Debug)]
+pub(crate) struct Group {
+    id: u64,
+    /// Behind each call in words: ` on split 3`; nothing for the whole world.
+    suffix: Arc<str>,
+    /// The ranks of the world that belong to it, in the order of their ranks in it.
+    members: Arc<[u32]>,
+    /// This rank's place among them.
+    place: u32,
+    begun: u64,
+    ended: u64,
+    /// After the calls that were begun.
+    hash: u64,
+    /// This rank makes no more calls.
+    closed: bool,
+    history: VecDeque<Past>,
+    progress: Vec<Progress>,
+}
+
+/// A call that was just begun.
+pub(crate) struct Begun {
+    pub(crate) contract: Contract,
+    pub(crate) plan: Plan,
+    /// The rolling hash after it.
+    pub(crate) hash: u64,
+    pub(crate) members: Arc<[u32]>,
+}
+
+/// A rank of the world at fault, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Accusation {
+    pub(crate) culprit: u32,
+    pub(crate) fault: Fault,
+}
+
+/// What a heartbeat says of its sender's calls on one communicator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    pub(crate) group: u64,
+    /// Calls begun.
+    pub(crate) calls: u64,
+    /// The rolling hash after them.
+    pub(crate) hash: u64,
+    /// Calls ended; fewer than begun if one is under way.
+    pub(crate) ended: u64,
+    /// The first that has not ended, else the last, in words; empty before the first.
+    pub(crate) call: String,
+}
+
+/// What is known of another rank's calls.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) standing: Standing,
+    /// When `standing` came.
+    pub(crate) heard: Option<Instant>,
+    /// Calls made and rolling hash, once it has said goodbye.
+    goodbye: Option<(u64, u64)>,
+}
+
+/// A call that was begun here, kept for comparison with ranks that are behind.
+#[derive(Debug)]
+struct Past {
+    contract: Contract,
+    location: &'static Location<'static>,
+    hash: u64,
+}
+
+impl Group {
+    /// `place` is this rank's index in `members`.
+    pub(crate) fn new(epoch: u64, id: u64, suffix: &str, members: Vec<u32>, place: u32) -> Self {
+        Self {
+            id,
+            suffix: suffix.into(),
+            progress: vec![Progress::default(); members.len()],
+            members: members.into(),
+            place,
+            begun: 0,
+            ended: 0,
+            hash: contract::first_hash(epoch, id),
+            closed: false,
+            history: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn suffix(&self) -> &str {
+        &self.suffix
+    }
+
+    pub(crate) fn members(&self) -> &Arc<[u32]> {
+        &self.members
+    }
+
+    /// The place of a rank of the world in this communicator.
+    pub(crate) fn place_of(&self, rank: u32) -> Option<u32> {
+        // The whole world first: there a rank is its own place.
+        match self.members.get(rank as usize) {
+            Some(member) if *member == rank => Some(rank),
+            _ => (0..).zip(self.members.iter()).find(|(_, m)| **m == rank).map(|(place, _)| place),
+        }
+    }
+
+    /// Calls begun here, and the rolling hash after them.
+    pub(crate) fn calls(&self) -> (u64, u64) {
+        (self.begun, self.hash)
+    }
+
+    /// Calls begun and not ended.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.begun - self.ended
+    }
+
+    /// Begins the next call. An accusation if a rank has left that it needs.
+    pub(crate) fn begin(
+        &mut self,
+        shape: &CallShape,
+        choice: &Choice,
+    ) -> (Begun, Option<Accusation>) {
+        let request = shape.request(self.members.len() as u32);
+        let plan = choice.plan(&request, self.place);
+        let contract = Contract {
+            group: self.id,
+            sequence: self.begun,
+            collective: shape.collective,
+            splits: shape.splits,
+            op: shape.op,
+            element: shape.element,
+            count: shape.count,
+            spread: shape.spread(),
+            label: shape.label,
+            plan: plan.fingerprint(costs::segment_elements(request.element_bytes)),
+        };
+        self.begun += 1;
+        self.hash = contract.roll(self.hash);
+        if self.history.len() == MAX_HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(Past { contract, location: shape.location, hash: self.hash });
+        let gone = (0..self.progress.len()).find_map(|place| self.judge_goodbye(place as u32));
+        (Begun { contract, plan, hash: self.hash, members: self.members.clone() }, gone)
+    }
+
+    /// The call that was begun first has ended, well or not.
+    pub(crate) fn end(&mut self) {
+        self.ended = (self.ended + 1).min(self.begun);
+    }
+
+    /// What a heartbeat says of this rank.
+    pub(crate) fn standing(&self) -> Standing {
+        let under_way = self.past(self.ended).or(self.history.back());
+        Standing {
+            group: self.id,
+            calls: self.begun,
+            hash: self.hash,
+            ended: self.ended,
+            call: under_way.map_or_else(String::new, |past| self.describe(past)),
+        }
+    }
+
+    /// A heartbeat of the rank at `place`: keeps how far it is, and compares the calls both made.
+    pub(crate) fn note_standing(
+        &mut self,
+        place: u32,
+        mut standing: Standing,
+        now: Instant,
+    ) -> Option<Accusation> {
+        standing.call = report::printable(&standing.call);
+        let sequence = standing.calls.wrapping_sub(1);
+        let differs = self.past(sequence).filter(|past| past.hash != standing.hash);
+        let accusation = differs.map(|past| {
+            // The heartbeat's words are of that call only where it is the one under way.
+            let is_it = standing.ended >= sequence;
+            let theirs = if is_it { &standing.call } else { "other calls up to it" };
+            self.mismatch(place, sequence, &self.describe(past), theirs)
+        });
+        if let Some(progress) = self.progress.get_mut(place as usize) {
+            progress.standing = standing;
+            progress.heard = Some(now);
+        }
+        accusation
+    }
+
+    /// Compares a message of call `sequence` from the rank at `place` with the call made here, as
+    /// far back as it is kept.
+    pub(crate) fn compare(
+        &self,
+        place: u32,
+        sequence: u64,
+        hash: u64,
+        contract: Option<&(Contract, String)>,
+    ) -> Option<Accusation> {
+        let past = self.past(sequence).filter(|past| past.hash != hash)?;
+        let theirs = match contract {
+            Some((theirs, location)) => self.words(theirs, place, location),
+            None => "other calls before it".into(),
+        };
+        Some(self.mismatch(place, sequence, &self.describe(past), &theirs))
+    }
+
+    /// A goodbye: the rank at `place` makes no more calls.
+    pub(crate) fn note_goodbye(&mut self, place: u32, calls: u64, hash: u64) -> Option<Accusation> {
+        self.progress.get_mut(place as usize)?.goodbye = Some((calls, hash));
+        self.judge_goodbye(place)
+    }
+
+    /// Whether the rank at `place` has said goodbye.
+    pub(crate) fn has_left(&self, place: u32) -> bool {
+        self.progress.get(place as usize).is_some_and(|progress| progress.goodbye.is_some())
+    }
+
+    /// Whether this rank has closed it and every other rank has said goodbye.
+    pub(crate) fn is_over(&self) -> bool {
+        let others = (0..).zip(&self.progress).filter(|(place, _)| *place != self.place);
+        self.closed && others.into_iter().all(|(_, progress)| progress.goodbye.is_some())
+    }
+
+    /// This rank makes no more calls: one that has left with more, or does so from now on, is an
+    /// error.
+    pub(crate) fn close(&mut self) -> Option<Accusation> {
+        self.closed = true;
+        (0..self.progress.len()).find_map(|place| self.judge_goodbye(place as u32))
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// The ranks that have not begun call `sequence`, with what is known of them.
+    pub(crate) fn late(&self, sequence: u64) -> impl Iterator<Item = (u32, &Progress)> {
+        let others = self.members.iter().zip(&self.progress).zip(0..);
+        others
+            .filter(move |((_, progress), place)| {
+                *place != self.place && progress.standing.calls <= sequence
+            })
+            .map(|((member, progress), _)| (*member, progress))
+    }
+
+    /// What is known of the rank at `place`.
+    pub(crate) fn progress(&self, place: u32) -> Option<&Progress> {
+        self.progress.get(place as usize)
+    }
+
+    /// `all_reduce sum of f32 x 10 (src/train.rs:88)`: this rank's call `sequence`, as far back as
+    /// it is kept.
+    pub(crate) fn describe_call(&self, sequence: u64) -> Option<String> {
+        self.past(sequence).map(|past| self.describe(past))
+    }
+
+    /// The first call that has not ended, with its number.
+    pub(crate) fn under_way(&self) -> Option<(u64, String)> {
+        let past = self.past(self.ended)?;
+        Some((past.contract.sequence, self.describe(past)))
+    }
+
+    /// A rank that has left after fewer calls than were begun here is an error; so is, once this
+    /// rank has closed, any other number.
+    fn judge_goodbye(&self, place: u32) -> Option<Accusation> {
+        let progress = self.progress.get(place as usize)?;
+        let (calls, hash) = progress.goodbye?;
+        let rank = *self.members.get(place as usize)?;
+        let this_rank = *self.members.get(self.place as usize)?;
+        if calls < self.begun {
+            let call = match self.past(calls) {
+                Some(past) => {
+                    format!("rank {this_rank} made call #{calls}, {}", self.describe(past))
+                }
+                None => "more were made here".into(),
+            };
+            return Some(Accusation { culprit: rank, fault: Fault::CallCount { calls, call } });
+        }
+        if calls > self.begun && self.closed {
+            let call = format!("rank {rank} made {calls}{} and closed", self.suffix);
+            let fault = Fault::CallCount { calls: self.begun, call };
+            return Some(Accusation { culprit: this_rank, fault });
+        }
+        if calls == self.begun && hash != self.hash {
+            let ours = self.history.back().map_or_else(String::new, |past| self.describe(past));
+            let theirs = match &progress.standing {
+                standing if standing.calls == calls && standing.ended + 1 >= calls => {
+                    &standing.call
+                }
+                _ => "something else",
+            };
+            return Some(self.mismatch(place, calls.saturating_sub(1), &ours, theirs));
+        }
+        None
+    }
+
+    /// The rank at `place` made another call than this one under number `sequence`.
+    fn mismatch(&self, place: u32, sequence: u64, ours: &str, theirs: &str) -> Accusation {
+        let rank = |place: u32| self.members.get(place as usize).copied().unwrap_or(u32::MAX);
+        let (this_rank, peer) = (rank(self.place), rank(place));
+        // The lower rank first, so that all ranks read the same line.
+        let mut sides = [(this_rank, ours), (peer, theirs)];
+        sides.sort_by_key(|side| side.0);
+        let [first, second] = sides.map(|(rank, call)| format!("rank {rank} called {call}"));
+        Accusation { culprit: peer, fault: Fault::Mismatch { sequence, first, second } }
+    }
+
+    fn describe(&self, past: &Past) -> String {
+        self.words(&past.contract, self.place, &contract::show_location(past.location))
+    }
+
+    /// A call as the rank at `place` made it.
+    fn words(&self, contract: &Contract, place: u32, location: &str) -> String {
+        let mut call = contract.to_string();
+        // Both ends of a message have one contract, but the program says it differently.
+        if contract.collective == Collective::Send && place == 1 {
+            call = call.replacen("send", "recv", 1);
+        }
+        format!("{call}{} ({location})", self.suffix)
+    }
+
+    fn past(&self, sequence: u64) -> Option<&Past> {
+        let oldest = self.history.front()?.contract.sequence;
+        let index = sequence.checked_sub(oldest)?;
+        self.history.get(usize::try_from(index).ok()?)
+    }
+}
+
+/// Calls kept to compare with ranks that are behind; a one-way call may run this far ahead and
+/// still have its difference shown in words. All outstanding calls are among them.
+const MAX_HISTORY: usize = 1024;
