@@ -78,8 +78,14 @@ fn quality(random: &mut Random) -> Quality {
 
 const ALL: [Kind; 5] = [Kind::Restart, Kind::Freeze, Kind::Cut, Kind::Stall, Kind::Break];
 /// Seeds of `small_worlds_meet_whatever_goes_wrong` that once failed.
-const KEPT: [u64; 0] = [];
+const KEPT: [u64; 1] = [
+    // A connection between two ranks that watch each other broke, and nobody dialled it again.
+    10,
+];
 /// Seeds of `a_second_process_never_takes_a_rank_that_lives` that once failed.
-const KEPT_WITH_IMPOSTORS: [u64; 0] = [];
+const KEPT_WITH_IMPOSTORS: [u64; 1] = [
+    // Rank 0 slept while a holder's answer came, and gave the rank away when it woke.
+    1457,
+];
 /// Seeds of `a_rank_that_is_gone_for_good_gives_every_other_its_error` that once failed.
 const KEPT_WITH_DEATHS: [u64; 0] = [];
