@@ -14,7 +14,7 @@ use crate::verdict::Fault;
 struct Stillness {
     moved: u64,
     since: Instant,
-    reported: Instant,
+    reported: Option<Instant>,
 }
 
 impl Driver {
@@ -24,7 +24,7 @@ impl Driver {
         let shortest = limits.timeout.map_or(limits.late_after, |t| t.min(limits.late_after));
         let pause = (shortest / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK);
         let now = Instant::now();
-        let mut still = Stillness { moved: 0, since: now, reported: now };
+        let mut still = Stillness { moved: 0, since: now, reported: None };
         loop {
             let begun = self.begun.notified();
             if !self.is_busy() {
@@ -79,12 +79,12 @@ impl Driver {
             (still.moved, still.since) = (self.moved.get(), now);
         }
         if now.duration_since(still.since) < self.world.limits.late_after
-            || now.duration_since(still.reported) < REPORT_EVERY
+            || still.reported.is_some_and(|said| now.duration_since(said) < REPORT_EVERY)
         {
             return;
         }
         if let (Some(stuck), Some(control)) = (self.world.stuck(), self.world.control()) {
-            still.reported = now;
+            still.reported = Some(now);
             control.report_stuck(stuck);
         }
     }
