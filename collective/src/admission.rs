@@ -9,6 +9,9 @@ use crate::wire::Header;
 pub(crate) enum Admission {
     /// Its call is not under way yet, or has no place for it yet.
     Wait,
+    /// It is of a call with this number or an earlier one, but not of the call under way: another
+    /// contract, or nobody awaits it.
+    Stray,
     /// Take it: it is this segment.
     Take(Transfer),
     /// Nobody awaits it: the peer does not keep to the protocol.
@@ -24,20 +27,17 @@ pub(crate) struct Underway<'a> {
 }
 
 impl Underway<'_> {
-    /// Whether a message is of this call, made alike by its sender. Only then may a byte of it be
-    /// reduced.
-    pub(crate) fn is_of(&self, header: &Header) -> bool {
-        header.sequence == self.contract.sequence && header.hash == self.hash
-    }
-
-    /// What to do with the next message of `flow`, which [`is_of`](Self::is_of) this call or an
-    /// earlier one.
+    /// What to do with the next message of `flow`. Only one whose sender made this call, and all
+    /// calls before it, alike is ever taken.
     pub(crate) fn admit(&self, flow: FlowKey, header: &Header) -> Admission {
         if header.sequence > self.contract.sequence {
             return Admission::Wait;
         }
-        if !self.is_of(header) || !self.machine.expects(flow) {
-            return unexpected(header);
+        if header.sequence < self.contract.sequence || header.hash != self.hash {
+            return Admission::Stray;
+        }
+        if !self.machine.expects(flow) {
+            return Admission::Unexpected(unexpected(header));
         }
         let Some(transfer) = self.machine.next_receive(flow) else {
             return Admission::Wait;
@@ -45,15 +45,14 @@ impl Underway<'_> {
         let bytes = transfer.elements * self.contract.element.size() as u64;
         let awaited = (transfer.ordinal, transfer.segment, bytes);
         if (header.step, header.segment, u64::from(header.payload_bytes)) != awaited {
-            return unexpected(header);
+            return Admission::Unexpected(unexpected(header));
         }
         Admission::Take(transfer)
     }
 }
 
-fn unexpected(header: &Header) -> Admission {
+/// A message that nobody awaits, in words.
+pub(crate) fn unexpected(header: &Header) -> String {
     let Header { sequence, step, segment, .. } = header;
-    Admission::Unexpected(format!(
-        "segment {segment} of step {step} of call #{sequence}, which nobody awaits"
-    ))
+    format!("segment {segment} of step {step} of call #{sequence}, which nobody awaits")
 }

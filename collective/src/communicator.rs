@@ -180,9 +180,13 @@ impl Communicator {
     /// ends all communicators of the world.
     ///
     /// # Errors
-    /// As [`all_gather`](Self::all_gather).
+    /// [`ErrorKind::Argument`] if 256 communicators of the world are open; else as
+    /// [`all_gather`](Self::all_gather).
     #[track_caller]
     pub fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Self>> {
+        if let Kind::Joined(engine) = &self.kind {
+            engine.check_room()?;
+        }
         let (rank, size) = (self.rank(), self.size());
         // One word a rank: whether it takes part, color, key.
         let mut words = vec![[0u64; 2]; size];

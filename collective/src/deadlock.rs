@@ -4,6 +4,7 @@
 //! what it waits for and how far it is on every communicator. Rank 0 compares.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -32,15 +33,17 @@ pub(crate) struct Wait {
 /// Which threads of this process make calls, and which of them wait.
 #[derive(Debug, Default)]
 pub(crate) struct Threads {
-    /// The thread that made the last call on each communicator.
-    callers: HashMap<u64, ThreadId>,
+    /// The thread that made the last call on each communicator, and whether it still lives.
+    callers: HashMap<u64, (ThreadId, Weak<()>)>,
     waiting: HashMap<ThreadId, (u64, u64)>,
 }
 
 impl Threads {
     /// This thread makes a call on communicator `group`.
     pub(crate) fn calls(&mut self, group: u64) {
-        self.callers.insert(group, std::thread::current().id());
+        // Of a thread whose end destroys its variables there is none: it counts as ended.
+        let life = LIFE.try_with(Arc::downgrade).unwrap_or_default();
+        self.callers.insert(group, (std::thread::current().id(), life));
     }
 
     /// This thread waits for call `sequence` of communicator `group`.
@@ -60,7 +63,8 @@ impl Threads {
 
     /// What the threads wait for, if none is left that could make another call.
     pub(crate) fn blocked(&self) -> Option<Vec<(u64, u64)>> {
-        let all = self.callers.values().all(|thread| self.waiting.contains_key(thread));
+        let mut callers = self.callers.values().filter(|(_, life)| life.strong_count() > 0);
+        let all = callers.all(|(thread, _)| self.waiting.contains_key(thread));
         (all && !self.waiting.is_empty()).then(|| self.waiting.values().copied().collect())
     }
 }
@@ -110,6 +114,11 @@ impl Reports {
             })
         })
     }
+}
+
+thread_local! {
+    /// Lives as long as the thread.
+    static LIFE: Arc<()> = Arc::new(());
 }
 
 /// How often a stuck rank says so.
@@ -163,16 +172,23 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_computes_may_still_call() {
+    fn a_thread_that_computes_may_still_call_one_that_has_ended_may_not() {
         let mut threads = Threads::default();
         assert_eq!(threads.blocked(), None);
-        std::thread::scope(|scope| {
-            scope.spawn(|| threads.calls(2)).join().unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (called, calls) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            let mut threads = Threads::default();
+            threads.calls(2);
+            called.send(threads).unwrap();
+            let _ = ended.recv();
         });
+        threads.callers.extend(calls.recv().unwrap().callers);
         threads.calls(1);
         threads.waits(1, 0);
         assert_eq!(threads.blocked(), None, "the other thread may call on 2");
-        threads.forget(2);
+        drop(end);
+        other.join().unwrap();
         assert_eq!(threads.blocked(), Some(vec![(1, 0)]));
         threads.goes_on();
         assert_eq!(threads.blocked(), None);

@@ -142,6 +142,18 @@ impl Engine {
         self.start_on(group, &shape, buffer::hold(vector, parts))
     }
 
+    /// An error if the world has as many communicators as it may.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.runtime.open.load(Ordering::Relaxed) >= MAX_COMMUNICATORS {
+            let problem = format!(
+                "{MAX_COMMUNICATORS} communicators of this world are open; close some before \
+                 splitting again"
+            );
+            return Err(ErrorKind::Argument { problem }.into());
+        }
+        Ok(())
+    }
+
     /// Adds the communicator of `members`, ranks of the world, this one among them. `id` is equal
     /// on all of them, and no other's.
     pub(crate) fn split_off(&self, id: u64, suffix: &str, members: Vec<u32>) -> Self {
@@ -341,3 +353,6 @@ impl Drop for Turn<'_> {
         *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
+
+/// Each has flows of its own on every link (see `link/quic/tuning.rs`).
+const MAX_COMMUNICATORS: usize = 256;

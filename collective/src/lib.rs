@@ -2,8 +2,9 @@
 //!
 //! # What it is
 //!
-//! An all-reduce runtime for CPUs and ordinary networks: segmented ring over QUIC, mutual TLS from
-//! one secret without set-up, and a control plane that names the rank at fault within seconds.
+//! An all-reduce runtime for CPUs and ordinary networks: all collectives by ring, tree and halving
+//! over QUIC, mutual TLS from one secret without set-up, and a control plane that names the rank at
+//! fault within seconds.
 //!
 //! # What it is not
 //!
@@ -34,14 +35,18 @@
 //! }
 //! ```
 //!
+//! All collectives are methods of [`Communicator`]; those that `start_` return a [`Pending`] and
+//! overlap with what the program does meanwhile. [`Communicator::split`] makes communicators of some
+//! of the ranks.
+//!
 //! Code that uses allfold is tested with [`Communicator::in_memory`]: ranks as threads.
 //!
 //! # Reading order
 //!
-//! `communicator.rs` (what a user calls) -> `engine.rs` (one call) -> `lane.rs` (moves its bytes)
-//! -> `machine.rs` and `plan.rs` (which bytes) -> `world.rs` (what all threads share) ->
-//! `rendezvous.rs` (how the ranks meet) -> `control.rs` (who is alive). The page
-//! `docs/ARCHITECTURE.md` has the whole map.
+//! `communicator.rs` and `collectives.rs` (what a user calls) -> `engine.rs` (one call) -> `lane.rs`
+//! (moves its bytes) -> `machine.rs` and `plan.rs` (which bytes) -> `group.rs` (whether all make the
+//! same calls) -> `world.rs` (what all threads share) -> `rendezvous.rs` (how the ranks meet) ->
+//! `control.rs` (who is alive). The page `docs/ARCHITECTURE.md` has the whole map.
 
 #[cfg(windows)]
 compile_error!("allfold runs on Linux; on Windows build it inside WSL 2");

@@ -1,7 +1,7 @@
 //! What the threads of one rank share: who is in the world, how far each has come on every
 //! communicator, and the verdict that ends it all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,6 +60,8 @@ struct State {
     groups: HashMap<u64, Group>,
     /// Goodbyes on communicators that this rank has not made yet.
     early: Vec<EarlyGoodbye>,
+    /// Communicators that all members have closed: words about them may still come.
+    over: VecDeque<u64>,
     /// Which ranks have left the world.
     left: Vec<bool>,
     threads: Threads,
@@ -67,6 +69,20 @@ struct State {
     stuck: Reports,
     /// The next communicator of which a heartbeat speaks.
     turn: usize,
+}
+
+impl State {
+    fn forget_what_is_over(&mut self) {
+        let Self { groups, over, .. } = self;
+        groups.retain(|id, group| {
+            let keep = *id == WHOLE_WORLD || !group.is_over();
+            if !keep {
+                over.push_back(*id);
+            }
+            keep
+        });
+        over.drain(..over.len().saturating_sub(MAX_OVER));
+    }
 }
 
 /// What a rank says when it makes no more calls on a communicator.
@@ -105,6 +121,7 @@ impl World {
         let state = State {
             groups: HashMap::from([(WHOLE_WORLD, whole)]),
             early: Vec::new(),
+            over: VecDeque::new(),
             left: vec![false; peers.len()],
             threads: Threads::default(),
             stuck: Reports::default(),
@@ -322,16 +339,16 @@ impl World {
     pub(crate) fn note_flow_goodbye(&self, rank: u32, group: u64, calls: u64, hash: u64) {
         let accusation = {
             let mut state = self.state();
-            let State { groups, early, .. } = &mut *state;
+            let State { groups, early, over, .. } = &mut *state;
             let Some(known) = groups.get_mut(&group) else {
-                if early.len() < MAX_EARLY {
+                if early.len() < MAX_EARLY && !over.contains(&group) {
                     early.push(EarlyGoodbye { rank, group, calls, hash });
                 }
                 return;
             };
             let Some(place) = known.place_of(rank) else { return };
             let accusation = known.note_goodbye(place, calls, hash);
-            groups.retain(|id, group| *id == WHOLE_WORLD || !group.is_over());
+            state.forget_what_is_over();
             accusation
         };
         self.accuse(accusation);
@@ -366,13 +383,17 @@ impl World {
                     accusation = accusation.or(Some(Accusation { culprit: self.rank, fault }));
                 }
             }
+            early.retain(|early| {
+                let pair = |(from, to)| pair_id(id, from, to) == early.group;
+                !pair((self.rank, early.rank)) && !pair((early.rank, self.rank))
+            });
             if let Some(group) = groups.get_mut(&id)
                 && !group.is_closed()
             {
                 accusation = accusation.or(group.close());
                 goodbyes.push(Goodbye::on(group));
             }
-            groups.retain(|id, group| *id == WHOLE_WORLD || !group.is_over());
+            state.forget_what_is_over();
         }
         self.accuse(accusation);
         goodbyes
@@ -611,6 +632,9 @@ const MAX_OUTSTANDING: u64 = 1024;
 const MAX_STANDINGS: usize = 3;
 /// Goodbyes for communicators that this rank has still to make.
 const MAX_EARLY: usize = 65_536;
+/// A goodbye comes twice, over control and behind the data; these are closed long before the
+/// second one can still be on its way.
+const MAX_OVER: usize = 4096;
 /// Heartbeats come twice a second; an older one says what was, not what is.
 const FRESH: Duration = Duration::from_millis(1500);
 /// More names than this do not help.

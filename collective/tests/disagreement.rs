@@ -6,8 +6,10 @@
 
 mod worlds;
 
+use std::time::Duration;
+
 use allfold::{Communicator, Error, ErrorKind, ReduceOp, Result};
-use worlds::{over_quic, results};
+use worlds::{connect_all, over_quic, results};
 
 /// Runs `body` on two and three ranks, over memory and QUIC; every rank must end with a mismatch.
 fn all_ranks_disagree(body: impl Fn(&Communicator) -> Result<()> + Sync, shown: [&str; 2]) {
@@ -95,6 +97,20 @@ fn another_collective() {
         },
         ["barrier", "all_reduce sum of f32 x 10"],
     );
+}
+
+#[test]
+fn another_forced_algorithm_is_refused_with_both() {
+    let ends = connect_all(2, |config| match config.rank() {
+        1 => config.algorithm("tree").unwrap().connect_timeout(Duration::from_secs(5)),
+        _ => config.connect_timeout(Duration::from_secs(2)),
+    });
+    let error = ends.into_iter().nth(1).unwrap().err().unwrap();
+    assert!(matches!(error.kind(), ErrorKind::Refused { .. }), "{error}");
+    let text = error.to_string();
+    for words in ["ALLFOLD_ALGORITHM", "tree", "auto"] {
+        assert!(text.contains(words), "`{words}` is missing in: {text}");
+    }
 }
 
 #[test]

@@ -112,6 +112,29 @@ fn splitting_again_and_again_uses_nothing_up() {
 }
 
 #[test]
+fn too_many_parts_at_once_are_refused_and_harm_nothing() {
+    on_every_link(&[2], |world| {
+        let mut parts = Vec::new();
+        let error = loop {
+            match world.split(Some(0), 0) {
+                Ok(part) => parts.push(part.unwrap()),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(parts.len(), 255);
+        assert!(matches!(error.kind(), ErrorKind::Argument { .. }), "{error}");
+        // Every one of them works.
+        for part in &parts {
+            assert_eq!(sum(part, 1)?, 2);
+            let other = 1 - part.rank();
+            part.send_recv(&[1u8], other, &mut [0u8], other)?;
+        }
+        parts.clear();
+        world.split(Some(0), 0).map(|_| ())
+    });
+}
+
+#[test]
 fn a_part_may_outlive_the_whole() {
     for world in [Communicator::in_memory(3).unwrap(), over_quic(3)] {
         std::thread::scope(|scope| {

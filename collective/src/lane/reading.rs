@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{Arriving, Driver};
-use crate::admission::Admission;
+use crate::admission::{self, Admission};
 use crate::contract::Contract;
 use crate::link::{Flow, FlowEnd, FlowReceiver, Incoming};
 use crate::machine::FlowKey;
@@ -21,6 +21,15 @@ enum Stop {
     Broken(String),
     /// The peer sent what allfold never sends.
     Protocol(String),
+}
+
+/// What became of a message that was looked at.
+enum Took {
+    It,
+    /// It must wait; or, if it is `stray`, it can never be taken.
+    Nothing {
+        stray: bool,
+    },
 }
 
 impl Driver {
@@ -122,30 +131,31 @@ impl Driver {
             if self.world.error().is_some() {
                 return Err(Stop::Done);
             }
-            if self.take(flow.group, key, header)? {
-                return Ok(());
-            }
-            self.world.compare(flow.peer, flow.group, header, contract.as_ref());
-            if self.world.error().is_some() {
-                return Err(Stop::Done);
+            match self.take(flow.group, key, header)? {
+                Took::It => return Ok(()),
+                Took::Nothing { stray } => {
+                    self.world.compare(flow.peer, flow.group, header, contract.as_ref());
+                    if self.world.error().is_some() {
+                        return Err(Stop::Done);
+                    }
+                    if stray {
+                        return Err(Stop::Protocol(admission::unexpected(header)));
+                    }
+                }
             }
             changed.await;
         }
     }
 
-    /// Takes the next segment of a flow if the call under way is ready for it; false if it must
-    /// wait, or is of another call.
-    fn take(&self, group: u64, key: FlowKey, header: &Header) -> Result<bool, Stop> {
+    /// Takes the next segment of a flow if the call under way is ready for it.
+    fn take(&self, group: u64, key: FlowKey, header: &Header) -> Result<Took, Stop> {
         let mut all = self.calls.borrow_mut();
         let Some(active) = all.get_mut(&group).and_then(|calls| calls.active.as_mut()) else {
-            return Ok(false);
+            return Ok(Took::Nothing { stray: false });
         };
-        let underway = active.underway();
-        if header.sequence == active.contract.sequence && !underway.is_of(header) {
-            return Ok(false);
-        }
-        let transfer = match underway.admit(key, header) {
-            Admission::Wait => return Ok(false),
+        let transfer = match active.underway().admit(key, header) {
+            Admission::Wait => return Ok(Took::Nothing { stray: false }),
+            Admission::Stray => return Ok(Took::Nothing { stray: true }),
             Admission::Unexpected(problem) => return Err(Stop::Protocol(problem)),
             Admission::Take(transfer) => transfer,
         };
@@ -161,7 +171,7 @@ impl Driver {
         };
         let reducer = Reducer::default();
         active.arriving.push(Arriving { flow: key, into, elements, kernel, reducer });
-        Ok(true)
+        Ok(Took::It)
     }
 
     /// Reduces or stores a piece of the segment that is arriving on a flow.

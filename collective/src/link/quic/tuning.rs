@@ -81,9 +81,9 @@ pub(crate) const KNOCKING_BYTES: u64 = 16 * 1024;
 /// And beyond this they are refused: a handshake holds some 20 KiB.
 pub(crate) const HALF_OPEN_MAX: usize = 256;
 
-/// Flows from one peer at a time: two trees on each of some hundred communicators. More wait
-/// until others end. A flow costs memory only while it carries data that nobody reads.
-const MAX_FLOWS: u32 = 256;
+/// Flows from one peer at a time: two trees and a pair on each of the communicators that a world
+/// may have open (256). A flow costs memory only while it carries data that nobody reads.
+const MAX_FLOWS: u32 = 1024;
 /// 10 Gbit/s at 6 ms, or 1 Gbit/s at 60 ms. Larger windows keep more of the data out of the cache.
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 /// Measured: an acknowledgement for every 20 packets instead of 2 is worth a quarter of the
