@@ -15,7 +15,6 @@ use crate::group::Group;
 use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
 use crate::pending::Pending;
-use crate::plan::costs;
 use crate::reduce::{Element, ElementType};
 use crate::verdict::Fault;
 use crate::world::{WHOLE_WORLD, World};
@@ -284,7 +283,7 @@ impl Engine {
             }
         })?;
         let sequence = begun.contract.sequence;
-        let segment = costs::segment_elements(shape.element.size() as u32);
+        let segment = world.choice.costs.segment_elements(shape.element.size() as u32);
         let (done, completion) = lane::completion();
         let call = Call {
             contract: begun.contract,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::{self, CallShape, Collective, Contract};
 use crate::plan::Plan;
-use crate::plan::costs::{self, Choice};
+use crate::plan::costs::Choice;
 use crate::report;
 use crate::verdict::Fault;
 
@@ -148,7 +148,7 @@ impl Group {
             count: shape.count,
             spread: shape.spread(),
             label: shape.label,
-            plan: plan.fingerprint(costs::segment_elements(request.element_bytes)),
+            plan: plan.fingerprint(choice.costs.segment_elements(request.element_bytes)),
         };
         self.begun += 1;
         self.hash = contract.roll(self.hash);

@@ -22,6 +22,9 @@ pub(crate) struct CostTable {
     pub(crate) byte_ps: u64,
     /// What it takes to combine a byte that arrived with a local one, in ps.
     pub(crate) reduce_ps: u64,
+    /// Bytes of a segment. Not handed out: everywhere the same, except in simulations.
+    #[serde(skip, default = "default_segment_bytes")]
+    pub(crate) segment_bytes: u64,
 }
 
 /// How the ranks of a world choose their plans, alike on all of them.
@@ -48,14 +51,15 @@ pub(crate) fn choose(
     forced: Option<Algorithm>,
 ) -> Plan {
     let known = algorithms(request.collective);
-    let forced = forced.filter(|forced| known.contains(forced) && is_possible(request, *forced));
+    let forced =
+        forced.filter(|forced| known.contains(forced) && is_possible(request, *forced, costs));
     // Of equals, the first one listed.
     let fastest = || {
-        let possible = known.iter().filter(|algorithm| is_possible(request, **algorithm));
+        let possible = known.iter().filter(|algorithm| is_possible(request, **algorithm, costs));
         possible.min_by_key(|algorithm| predicted_ns(request, **algorithm, costs)).copied()
     };
     let algorithm = forced.or_else(fastest).unwrap_or(Algorithm::Direct);
-    Plan::new(request, rank, algorithm, segment_elements(request.element_bytes))
+    Plan::new(request, rank, algorithm, costs.segment_elements(request.element_bytes))
 }
 
 /// How long a call takes if all ranks make it at once; `u64::MAX` if the collective has no such
@@ -93,16 +97,11 @@ pub(super) fn algorithms(collective: Collective) -> &'static [Algorithm] {
     }
 }
 
-/// Elements of one segment.
-pub(crate) fn segment_elements(element_bytes: u32) -> u64 {
-    SEGMENT_BYTES / u64::from(element_bytes.max(1))
-}
-
 /// Binomial gather and scatter keep all blocks in the relay.
-fn is_possible(request: &Request, algorithm: Algorithm) -> bool {
+fn is_possible(request: &Request, algorithm: Algorithm, costs: &CostTable) -> bool {
     let gathers =
         matches!(request.collective, Collective::Gather { .. } | Collective::Scatter { .. });
-    let relay = RELAY_SEGMENTS * segment_elements(request.element_bytes);
+    let relay = RELAY_SEGMENTS * costs.segment_elements(request.element_bytes);
     let all = u64::from(request.size).saturating_mul(request.count);
     !gathers || algorithm != Algorithm::Binomial || all <= relay
 }
@@ -203,7 +202,7 @@ impl Prediction<'_> {
 
     /// What so many elements take on a link once the first byte is there.
     fn transfer(&self, elements: u64) -> u128 {
-        let messages = segments(elements, segment_elements(self.request.element_bytes));
+        let messages = segments(elements, self.costs.segment_elements(self.request.element_bytes));
         u128::from(messages) * self.message() + self.bytes(elements)
     }
 
@@ -212,7 +211,7 @@ impl Prediction<'_> {
     }
 
     fn first_segment(&self, elements: u64) -> u128 {
-        self.transfer(elements.min(segment_elements(self.request.element_bytes)))
+        self.transfer(elements.min(self.costs.segment_elements(self.request.element_bytes)))
     }
 
     fn bytes(&self, elements: u64) -> u128 {
@@ -228,6 +227,17 @@ impl Prediction<'_> {
     }
 }
 
+impl CostTable {
+    /// Elements of one segment.
+    pub(crate) fn segment_elements(&self, element_bytes: u32) -> u64 {
+        (self.segment_bytes / u64::from(element_bytes.max(1))).max(1)
+    }
+}
+
+fn default_segment_bytes() -> u64 {
+    SEGMENT_BYTES
+}
+
 impl Default for CostTable {
     /// QUIC over loopback, measured between processes on two shared cores.
     fn default() -> Self {
@@ -236,6 +246,7 @@ impl Default for CostTable {
             message_ns: MESSAGE_NS,
             byte_ps: BYTE_PS,
             reduce_ps: REDUCE_PS,
+            segment_bytes: SEGMENT_BYTES,
         }
     }
 }
@@ -289,7 +300,7 @@ mod tests {
     #[test]
     fn blocks_go_through_the_relay_if_all_of_them_fit() {
         for collective in [Collective::Gather { root: 1 }, Collective::Scatter { root: 1 }] {
-            let relay = RELAY_SEGMENTS * segment_elements(4);
+            let relay = RELAY_SEGMENTS * CostTable::default().segment_elements(4);
             assert_eq!(chosen(collective, 8, relay / 8), Algorithm::Binomial);
             assert_eq!(chosen(collective, 8, relay / 8 + 1), Algorithm::Direct);
             let request = request(collective, 8, relay);
@@ -318,7 +329,8 @@ mod tests {
             latency_ns in 0u64..1 << 40, message_ns in 0u64..1 << 40,
             byte_ps in 0u64..1 << 40, reduce_ps in 0u64..1 << 40,
         ) {
-            let costs = CostTable { latency_ns, message_ns, byte_ps, reduce_ps };
+            let costs =
+                CostTable { latency_ns, message_ns, byte_ps, reduce_ps, ..CostTable::default() };
             let root = root % size;
             let collective = [
                 Collective::AllReduce,
@@ -330,7 +342,7 @@ mod tests {
             let print = |rank| choose(&request, rank, &costs, None).fingerprint(1);
             prop_assert!((1..size).all(|rank| print(rank) == print(0)));
             let chosen = choose(&request, 0, &costs, None).algorithm();
-            for algorithm in algorithms(collective).iter().filter(|a| is_possible(&request, **a)) {
+            for algorithm in algorithms(collective).iter().filter(|a| is_possible(&request, **a, &costs)) {
                 let (this, that) = (chosen, *algorithm);
                 prop_assert!(
                     predicted_ns(&request, this, &costs) <= predicted_ns(&request, that, &costs)
