@@ -18,14 +18,12 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::admission::Underway;
+use crate::active::ActiveCall;
 use crate::buffer::{CallMemory, Lent, SegmentPool};
 use crate::contract::Contract;
 use crate::error::{Error, Result};
 use crate::link::{Flow, Links};
 use crate::machine::{FlowKey, Machine};
-use crate::plan::{Place, Space};
-use crate::reduce::{Kernel, Reducer};
 use crate::verdict::Fault;
 use crate::world::{Goodbye, World};
 
@@ -156,28 +154,10 @@ struct Calls {
 
 /// The call under way.
 struct Active {
-    contract: Contract,
-    location: String,
-    hash: u64,
-    members: Arc<[u32]>,
-    machine: Machine,
-    memory: CallMemory,
+    call: ActiveCall,
     done: Completer,
-    /// Segments that are arriving.
-    arriving: Vec<Arriving>,
-    /// Flows that have had the contract.
-    told: HashSet<FlowKey>,
     /// Waited so long, it is time for a warning.
     next_warning: Duration,
-}
-
-struct Arriving {
-    flow: FlowKey,
-    into: Place,
-    elements: u64,
-    /// None: store.
-    kernel: Option<Kernel>,
-    reducer: Reducer,
 }
 
 impl Driver {
@@ -269,7 +249,7 @@ impl Driver {
             let mut all = self.calls.borrow_mut();
             let Some(calls) = all.get_mut(&group) else { return };
             match &calls.active {
-                Some(active) if !active.machine.is_done() => return,
+                Some(active) if !active.call.is_done() => return,
                 Some(_) => {
                     let ended = calls.active.take();
                     drop(all);
@@ -320,24 +300,15 @@ impl Driver {
             relay = self.relays.borrow_mut().pop().unwrap_or_default();
             relay.resize(relay_bytes, 0);
         }
-        Active {
-            memory: CallMemory::new(lent, relay, element_bytes),
-            contract,
-            location,
-            hash,
-            members,
-            machine,
-            done,
-            arriving: Vec::new(),
-            told: HashSet::new(),
-            next_warning: self.world.limits.late_after,
-        }
+        let memory = CallMemory::new(lent, relay, element_bytes);
+        let call = ActiveCall::new(contract, location, hash, members, machine, memory);
+        Active { call, done, next_warning: self.world.limits.late_after }
     }
 
     /// Lets go of the user's memory, then wakes the caller.
     fn end(&self, active: Active, result: Result<()>) {
-        let Active { memory, done, .. } = active;
-        let relay = memory.into_relay();
+        let Active { call, done, .. } = active;
+        let relay = call.into_relay();
         if relay.capacity() > 0 && self.relays.borrow().len() < MAX_RELAYS {
             self.relays.borrow_mut().push(relay);
         }
@@ -421,9 +392,9 @@ impl Driver {
         let all = self.calls.borrow();
         let active = all.get(&flow.group).and_then(|calls| calls.active.as_ref());
         active.is_some_and(|active| {
-            let place = active.members.iter().position(|member| *member == flow.peer);
+            let place = active.call.members.iter().position(|member| *member == flow.peer);
             let key = place.map(|place| FlowKey { peer: place as u32, stripe: flow.stripe });
-            key.is_some_and(|key| active.machine.expects(key))
+            key.is_some_and(|key| active.call.expects(key))
         })
     }
 
@@ -447,24 +418,6 @@ impl Driver {
         // and they will say so.
         let _ = tokio::time::timeout(DRAIN_LIMIT, drained).await;
         self.links.close().await;
-    }
-}
-
-impl Active {
-    fn underway(&self) -> Underway<'_> {
-        Underway { contract: &self.contract, hash: self.hash, machine: &self.machine }
-    }
-
-    /// How to combine what arrives for a reducing step.
-    fn kernel(&self, local: Place, incoming_raw: bool, last: bool) -> Option<Kernel> {
-        Some(Kernel {
-            element: self.contract.element,
-            op: self.contract.op?,
-            ranks: self.members.len() as u32,
-            incoming_raw,
-            local_raw: local.space == Space::Input,
-            last,
-        })
     }
 }
 

@@ -53,6 +53,7 @@ compile_error!("allfold runs on Linux; on Windows build it inside WSL 2");
 #[cfg(target_endian = "big")]
 compile_error!("allfold sends elements as they lie in memory, little-endian");
 
+mod active;
 mod admission;
 mod buffer;
 mod collectives;

@@ -50,9 +50,10 @@ impl Driver {
             let waited = since.elapsed();
             if waited >= active.next_warning {
                 active.next_warning *= 2;
-                late.push((active.contract, waited));
+                late.push((active.call.contract, waited));
             }
-            over = over.or(limits.timeout.filter(|t| waited >= *t).map(|t| (active.contract, t)));
+            over =
+                over.or(limits.timeout.filter(|t| waited >= *t).map(|t| (active.call.contract, t)));
         }
         for (contract, waited) in late {
             self.world.warn_late(&contract, waited);

@@ -2,13 +2,12 @@
 
 use std::rc::Rc;
 
-use super::{Arriving, Driver};
-use crate::admission::{self, Admission};
+use super::Driver;
+use crate::active::Taken;
+use crate::admission;
 use crate::contract::Contract;
 use crate::link::{Flow, FlowEnd, FlowReceiver, Incoming};
 use crate::machine::FlowKey;
-use crate::plan::Action;
-use crate::reduce::Reducer;
 use crate::verdict::Fault;
 use crate::wire::{self, HEADER_BYTES, Header, MessageKind};
 use crate::world::WHOLE_WORLD;
@@ -21,15 +20,6 @@ enum Stop {
     Broken(String),
     /// The peer sent what allfold never sends.
     Protocol(String),
-}
-
-/// What became of a message that was looked at.
-enum Took {
-    It,
-    /// It must wait; or, if it is `stray`, it can never be taken.
-    Nothing {
-        stray: bool,
-    },
 }
 
 impl Driver {
@@ -131,47 +121,28 @@ impl Driver {
             if self.world.error().is_some() {
                 return Err(Stop::Done);
             }
-            match self.take(flow.group, key, header)? {
-                Took::It => return Ok(()),
-                Took::Nothing { stray } => {
-                    self.world.compare(flow.peer, flow.group, header, contract.as_ref());
-                    if self.world.error().is_some() {
-                        return Err(Stop::Done);
-                    }
-                    if stray {
-                        return Err(Stop::Protocol(admission::unexpected(header)));
-                    }
-                }
+            let taken = self.take(flow.group, key, header);
+            match taken {
+                Taken::Yes => return Ok(()),
+                Taken::Unexpected(problem) => return Err(Stop::Protocol(problem)),
+                Taken::NotYet | Taken::Stray => {}
+            }
+            self.world.compare(flow.peer, flow.group, header, contract.as_ref());
+            if self.world.error().is_some() {
+                return Err(Stop::Done);
+            }
+            if taken == Taken::Stray {
+                return Err(Stop::Protocol(admission::unexpected(header)));
             }
             changed.await;
         }
     }
 
     /// Takes the next segment of a flow if the call under way is ready for it.
-    fn take(&self, group: u64, key: FlowKey, header: &Header) -> Result<Took, Stop> {
+    fn take(&self, group: u64, key: FlowKey, header: &Header) -> Taken {
         let mut all = self.calls.borrow_mut();
-        let Some(active) = all.get_mut(&group).and_then(|calls| calls.active.as_mut()) else {
-            return Ok(Took::Nothing { stray: false });
-        };
-        let transfer = match active.underway().admit(key, header) {
-            Admission::Wait => return Ok(Took::Nothing { stray: false }),
-            Admission::Stray => return Ok(Took::Nothing { stray: true }),
-            Admission::Unexpected(problem) => return Err(Stop::Protocol(problem)),
-            Admission::Take(transfer) => transfer,
-        };
-        let elements = transfer.elements;
-        let (into, kernel) = match transfer.action {
-            Action::Store { into } => (into, None),
-            Action::Reduce { local, into, incoming_raw, last } => {
-                active.memory.bring(local, into, elements);
-                // A partial sum that was brought over is still what it was there.
-                (into, active.kernel(local, incoming_raw, last))
-            }
-            Action::Send { .. } => return Err(Stop::Done),
-        };
-        let reducer = Reducer::default();
-        active.arriving.push(Arriving { flow: key, into, elements, kernel, reducer });
-        Ok(Took::It)
+        let active = all.get_mut(&group).and_then(|calls| calls.active.as_mut());
+        active.map_or(Taken::NotYet, |active| active.call.take(key, header))
     }
 
     /// Reduces or stores a piece of the segment that is arriving on a flow.
@@ -179,13 +150,7 @@ impl Driver {
         let mut all = self.calls.borrow_mut();
         let active = all.get_mut(&group).and_then(|calls| calls.active.as_mut());
         let active = active.ok_or(Stop::Done)?;
-        let arriving = active.arriving.iter_mut().find(|a| a.flow == key).ok_or(Stop::Done)?;
-        let local = active.memory.bytes_mut(arriving.into, arriving.elements);
-        match arriving.kernel {
-            Some(kernel) => arriving.reducer.reduce(kernel, local, piece),
-            None => arriving.reducer.store(local, piece),
-        }
-        Ok(())
+        if active.call.absorb(key, piece) { Ok(()) } else { Err(Stop::Done) }
     }
 
     /// The segment on a flow is complete.
@@ -193,9 +158,7 @@ impl Driver {
         {
             let mut all = self.calls.borrow_mut();
             let active = all.get_mut(&group).and_then(|calls| calls.active.as_mut());
-            let active = active.ok_or(Stop::Done)?;
-            active.arriving.retain(|arriving| arriving.flow != key);
-            active.machine.received(key);
+            active.ok_or(Stop::Done)?.call.arrived(key);
         }
         self.progressed(group);
         Ok(())

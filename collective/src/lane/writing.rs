@@ -7,7 +7,6 @@ use bytes::Bytes;
 use super::Driver;
 use crate::link::Flow;
 use crate::machine::FlowKey;
-use crate::plan::Action;
 use crate::wire::{Header, MessageKind};
 
 impl Driver {
@@ -63,27 +62,8 @@ impl Driver {
         let message = {
             let mut all = self.calls.borrow_mut();
             let active = all.get_mut(&flow.group)?.active.as_mut()?;
-            let transfer = active.machine.next_send(key)?;
-            let Action::Send { from } = transfer.action else { return None };
-            let payload = active.memory.bytes(from, transfer.elements);
-            let contract = active.contract.to_wire();
-            // A flow's first message of a call carries the contract.
-            let (contract, location): (&[u8], &[u8]) = if active.told.insert(key) {
-                (&contract, active.location.as_bytes())
-            } else {
-                (&[], &[])
-            };
-            let header = Header {
-                kind: MessageKind::Segment,
-                contract_bytes: (contract.len() + location.len()) as u16,
-                payload_bytes: payload.len() as u32,
-                epoch: self.world.epoch,
-                sequence: active.contract.sequence,
-                hash: active.hash,
-                segment: transfer.segment,
-                step: transfer.ordinal,
-            };
-            self.pool.borrow_mut().message(&[&header.to_wire(), contract, location, payload])
+            let mut pool = self.pool.borrow_mut();
+            active.call.next_message(key, self.world.epoch, |parts| pool.message(parts))?
         };
         self.progressed(flow.group);
         Some(message)
