@@ -7,7 +7,7 @@ pub(crate) mod running;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -93,7 +93,7 @@ impl ControlHandle {
         match self {
             ControlHandle::Memory(control) => {
                 if let Some(world) = control.worlds.first().and_then(Weak::upgrade) {
-                    world.note_stuck(control.rank, stuck);
+                    world.note_stuck(control.rank, stuck, Instant::now());
                 }
             }
             ControlHandle::Network(control) => control.send(Command::Stuck(stuck)),

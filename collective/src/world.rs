@@ -431,13 +431,13 @@ impl World {
         (!waits.is_empty()).then_some(Stuck { calls, waits })
     }
 
-    /// On rank 0: a rank says that it cannot go on.
-    pub(crate) fn note_stuck(&self, rank: u32, stuck: Stuck) {
+    /// On rank 0: a rank says at `now` that it cannot go on.
+    pub(crate) fn note_stuck(&self, rank: u32, stuck: Stuck, now: Instant) {
         let calls = {
             let mut state = self.state();
             let State { stuck: reports, left, .. } = &mut *state;
             let here = (0..).zip(left.iter()).filter(|(_, left)| !**left).map(|(rank, _)| rank);
-            reports.note(rank, stuck, Instant::now(), here)
+            reports.note(rank, stuck, now, here)
         };
         if let Some(calls) = calls {
             self.raise(self.rank, Fault::Deadlock { calls });
@@ -499,6 +499,12 @@ impl World {
     /// The error every call returns, once there is a verdict.
     pub(crate) fn error(&self) -> Option<Error> {
         self.verdict.get().map(|(_, error)| error.clone())
+    }
+
+    /// Why the world ended, if it did.
+    #[cfg(test)]
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.get().map(|(verdict, _)| verdict)
     }
 
     /// Says which ranks a call has been waiting for.

@@ -99,7 +99,7 @@ impl Running {
             }
             Some(Command::Stuck(stuck)) => {
                 match self.world.rank {
-                    0 => self.world.note_stuck(0, stuck),
+                    0 => self.world.note_stuck(0, stuck, Instant::now()),
                     _ => self.control.post(0, Message::Stuck(stuck)),
                 }
                 false
@@ -122,7 +122,7 @@ impl Running {
                 self.world.note_goodbye(rank, group, calls, hash);
             }
             Event::Message(rank, Message::Stuck(stuck)) if self.world.rank == 0 => {
-                self.world.note_stuck(rank, stuck);
+                self.world.note_stuck(rank, stuck, Instant::now());
             }
             Event::Message(rank, Message::Leave) => {
                 self.world.note_left(rank);
