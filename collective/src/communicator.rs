@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::collectives::Caller;
+use crate::caller::Caller;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{ErrorKind, Result};

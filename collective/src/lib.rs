@@ -56,6 +56,7 @@ compile_error!("allfold sends elements as they lie in memory, little-endian");
 mod active;
 mod admission;
 mod buffer;
+mod caller;
 mod collectives;
 mod communicator;
 pub mod config;

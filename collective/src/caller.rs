@@ -1,0 +1,585 @@
+//! A call on its way from the user to the engine: its arguments checked, what is local copied, and
+//! the parts of the buffers named that a plan works on.
+
+use std::panic::Location;
+use std::sync::Arc;
+
+use crate::buffer::{self, Parts};
+use crate::communicator::{Communicator, Kind};
+use crate::contract::{CallShape, Collective};
+use crate::engine::Engine;
+use crate::error::{ErrorKind, Result};
+use crate::pending::Pending;
+use crate::reduce::{Element, ReduceOp, Reducible};
+
+/// A communicator on which a call is made, with the call's label and place in the program.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    pub(crate) communicator: &'a Communicator,
+    pub(crate) label: Option<u64>,
+    pub(crate) location: &'static Location<'static>,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn all_reduce<T: Reducible>(self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
+        let call = self.whole(Collective::AllReduce, Some(op), buffer.len());
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_all_reduce<T: Reducible>(
+        self,
+        buffer: Vec<T>,
+        op: ReduceOp,
+    ) -> Result<Pending<T>> {
+        let call = self.whole(Collective::AllReduce, Some(op), buffer.len());
+        self.start(call, buffer)
+    }
+
+    pub(crate) fn all_reduce_into<T: Reducible>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.same_length("all_reduce", input.len(), output.len())?;
+        let call = self.whole(Collective::AllReduce, Some(op), input.len());
+        self.into(call, input, output, Copied::OnlyAlone)
+    }
+
+    pub(crate) fn reduce_scatter<T: Reducible>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.blocks("reduce_scatter", "input", input.len(), "output", output.len())?;
+        let call = self.of_blocks(Collective::ReduceScatter, Some(op), output.len());
+        self.into(call, input, output, Copied::OnlyAlone)
+    }
+
+    pub(crate) fn reduce_scatter_in_place<T: Reducible>(
+        self,
+        buffer: &mut [T],
+        op: ReduceOp,
+    ) -> Result<()> {
+        let call = self.reduce_scatter_call(buffer.len(), op)?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_reduce_scatter<T: Reducible>(
+        self,
+        buffer: Vec<T>,
+        op: ReduceOp,
+    ) -> Result<Pending<T>> {
+        let call = self.reduce_scatter_call(buffer.len(), op)?;
+        self.start(call, buffer)
+    }
+
+    fn reduce_scatter_call(self, length: usize, op: ReduceOp) -> Result<Shaped> {
+        let block = self.block("reduce_scatter", length)?;
+        let mut call = self.of_blocks(Collective::ReduceScatter, Some(op), block);
+        call.parts = Parts { input: 0..length, output: self.own(block) };
+        Ok(call)
+    }
+
+    pub(crate) fn all_gather<T: Element>(self, input: &[T], output: &mut [T]) -> Result<()> {
+        self.blocks("all_gather", "output", output.len(), "input", input.len())?;
+        let call = self.of_blocks(Collective::AllGather, None, input.len());
+        self.into(call, input, output, Copied::To(self.own(input.len())))
+    }
+
+    pub(crate) fn all_gather_in_place<T: Element>(self, buffer: &mut [T]) -> Result<()> {
+        let call = self.all_gather_call(buffer.len())?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_all_gather<T: Element>(self, buffer: Vec<T>) -> Result<Pending<T>> {
+        let call = self.all_gather_call(buffer.len())?;
+        self.start(call, buffer)
+    }
+
+    fn all_gather_call(self, length: usize) -> Result<Shaped> {
+        let block = self.block("all_gather", length)?;
+        let mut call = self.of_blocks(Collective::AllGather, None, block);
+        call.parts = Parts { input: self.own(block), output: 0..length };
+        Ok(call)
+    }
+
+    pub(crate) fn all_gather_v<T: Element>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        counts: &[usize],
+    ) -> Result<()> {
+        let call = self.all_gather_v_call(output.len(), counts)?;
+        let own = call.parts.input.clone();
+        if own.len() != input.len() {
+            let (rank, count, given) = (self.communicator.rank(), own.len(), input.len());
+            return argument(format!(
+                "all_gather_v: the count of rank {rank} is {count}, but its input has {given} \
+                 elements"
+            ));
+        }
+        self.into(call, input, output, Copied::To(own))
+    }
+
+    pub(crate) fn all_gather_v_in_place<T: Element>(
+        self,
+        buffer: &mut [T],
+        counts: &[usize],
+    ) -> Result<()> {
+        let call = self.all_gather_v_call(buffer.len(), counts)?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_all_gather_v<T: Element>(
+        self,
+        buffer: Vec<T>,
+        counts: &[usize],
+    ) -> Result<Pending<T>> {
+        let call = self.all_gather_v_call(buffer.len(), counts)?;
+        self.start(call, buffer)
+    }
+
+    fn all_gather_v_call(self, length: usize, counts: &[usize]) -> Result<Shaped> {
+        let size = self.communicator.size();
+        if counts.len() != size {
+            let given = counts.len();
+            return argument(format!("all_gather_v: {given} counts for {size} ranks"));
+        }
+        let mut total = 0usize;
+        let mut ends = Vec::with_capacity(size);
+        for count in counts {
+            // More than fits is more than the buffer has.
+            total = total.saturating_add(*count);
+            ends.push(total as u64);
+        }
+        if total != length {
+            return argument(format!(
+                "all_gather_v: the counts add up to {total}, but the buffer has {length} elements"
+            ));
+        }
+        let rank = self.communicator.rank();
+        let end = ends.get(rank).map_or(0, |end| *end as usize);
+        let own = end - counts.get(rank).copied().unwrap_or(0)..end;
+        Ok(Shaped {
+            collective: Collective::AllGatherV,
+            splits: false,
+            op: None,
+            count: total as u64,
+            counts: Some(Arc::from(ends)),
+            parts: Parts { input: own, output: 0..length },
+        })
+    }
+
+    pub(crate) fn broadcast<T: Element>(self, buffer: &mut [T], root: usize) -> Result<()> {
+        let call = self.broadcast_call(buffer.len(), root)?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_broadcast<T: Element>(
+        self,
+        buffer: Vec<T>,
+        root: usize,
+    ) -> Result<Pending<T>> {
+        let call = self.broadcast_call(buffer.len(), root)?;
+        self.start(call, buffer)
+    }
+
+    pub(crate) fn broadcast_into<T: Element>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        root: usize,
+    ) -> Result<()> {
+        let call = self.broadcast_call(output.len(), root)?;
+        if root == self.communicator.rank() {
+            self.same_length("broadcast", input.len(), output.len())?;
+            return self.into(call, input, output, Copied::To(0..output.len()));
+        }
+        self.in_place(call, output)
+    }
+
+    fn broadcast_call(self, length: usize, root: usize) -> Result<Shaped> {
+        let root = self.rank_of("broadcast from", root)?;
+        let mut call = self.whole(Collective::Broadcast { root }, None, length);
+        call.parts.input = 0..0;
+        Ok(call)
+    }
+
+    pub(crate) fn reduce<T: Reducible>(
+        self,
+        buffer: &mut [T],
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<()> {
+        let call = self.reduce_call(buffer.len(), op, root)?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_reduce<T: Reducible>(
+        self,
+        buffer: Vec<T>,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<Pending<T>> {
+        let call = self.reduce_call(buffer.len(), op, root)?;
+        self.start(call, buffer)
+    }
+
+    pub(crate) fn reduce_into<T: Reducible>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<()> {
+        let call = self.reduce_call(input.len(), op, root)?;
+        if root == self.communicator.rank() {
+            self.same_length("reduce", input.len(), output.len())?;
+            return self.into(call, input, output, Copied::OnlyAlone);
+        }
+        self.into(call, input, &mut [], Copied::Nothing)
+    }
+
+    fn reduce_call(self, length: usize, op: ReduceOp, root: usize) -> Result<Shaped> {
+        let is_root = root == self.communicator.rank();
+        let root = self.rank_of("reduce to", root)?;
+        let mut call = self.whole(Collective::Reduce { root }, Some(op), length);
+        call.parts.output = 0..if is_root { length } else { 0 };
+        Ok(call)
+    }
+
+    pub(crate) fn gather<T: Element>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        root: usize,
+    ) -> Result<()> {
+        let wire_root = self.rank_of("gather to", root)?;
+        let call = self.of_blocks(Collective::Gather { root: wire_root }, None, input.len());
+        if root == self.communicator.rank() {
+            self.blocks("gather", "output", output.len(), "input", input.len())?;
+            return self.into(call, input, output, Copied::To(self.own(input.len())));
+        }
+        self.into(call, input, &mut [], Copied::Nothing)
+    }
+
+    pub(crate) fn gather_in_place<T: Element>(self, buffer: &mut [T], root: usize) -> Result<()> {
+        let call = self.gather_call(buffer.len(), root)?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_gather<T: Element>(
+        self,
+        buffer: Vec<T>,
+        root: usize,
+    ) -> Result<Pending<T>> {
+        let call = self.gather_call(buffer.len(), root)?;
+        self.start(call, buffer)
+    }
+
+    fn gather_call(self, length: usize, root: usize) -> Result<Shaped> {
+        let wire_root = self.rank_of("gather to", root)?;
+        let is_root = root == self.communicator.rank();
+        let block = if is_root { self.block("gather", length)? } else { length };
+        let mut call = self.of_blocks(Collective::Gather { root: wire_root }, None, block);
+        call.parts = match is_root {
+            true => Parts { input: self.own(block), output: 0..length },
+            false => Parts { input: 0..length, output: 0..0 },
+        };
+        Ok(call)
+    }
+
+    pub(crate) fn scatter<T: Element>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        root: usize,
+    ) -> Result<()> {
+        let wire_root = self.rank_of("scatter from", root)?;
+        let block = output.len();
+        let call = self.of_blocks(Collective::Scatter { root: wire_root }, None, block);
+        if root == self.communicator.rank() {
+            self.blocks("scatter", "input", input.len(), "output", block)?;
+            return self.into(call, input, output, Copied::From(self.own(block)));
+        }
+        self.into(call, &[], output, Copied::Nothing)
+    }
+
+    pub(crate) fn scatter_in_place<T: Element>(self, buffer: &mut [T], root: usize) -> Result<()> {
+        let call = self.scatter_call(buffer.len(), root)?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_scatter<T: Element>(
+        self,
+        buffer: Vec<T>,
+        root: usize,
+    ) -> Result<Pending<T>> {
+        let call = self.scatter_call(buffer.len(), root)?;
+        self.start(call, buffer)
+    }
+
+    fn scatter_call(self, length: usize, root: usize) -> Result<Shaped> {
+        let wire_root = self.rank_of("scatter from", root)?;
+        let is_root = root == self.communicator.rank();
+        let block = if is_root { self.block("scatter", length)? } else { length };
+        let mut call = self.of_blocks(Collective::Scatter { root: wire_root }, None, block);
+        call.parts = match is_root {
+            true => Parts { input: 0..length, output: self.own(block) },
+            false => Parts { input: 0..0, output: 0..length },
+        };
+        Ok(call)
+    }
+
+    pub(crate) fn all_to_all<T: Element>(self, input: &[T], output: &mut [T]) -> Result<()> {
+        self.same_length("all_to_all", input.len(), output.len())?;
+        let block = self.block("all_to_all", input.len())?;
+        let call = self.of_blocks(Collective::AllToAll, None, block);
+        self.into(call, input, output, Copied::Same(self.own(block)))
+    }
+
+    pub(crate) fn all_to_all_in_place<T: Element>(self, buffer: &mut [T]) -> Result<()> {
+        let call = self.all_to_all_call(buffer.len())?;
+        self.in_place(call, buffer)
+    }
+
+    pub(crate) fn start_all_to_all<T: Element>(self, buffer: Vec<T>) -> Result<Pending<T>> {
+        let call = self.all_to_all_call(buffer.len())?;
+        self.start(call, buffer)
+    }
+
+    fn all_to_all_call(self, length: usize) -> Result<Shaped> {
+        let block = self.block("all_to_all", length)?;
+        let mut call = self.of_blocks(Collective::AllToAll, None, block);
+        call.parts = Parts { input: 0..length, output: 0..length };
+        Ok(call)
+    }
+
+    pub(crate) fn barrier(self) -> Result<()> {
+        let call = self.whole(Collective::Barrier, None, 0);
+        self.in_place::<u8>(call, &mut [])
+    }
+
+    pub(crate) fn start_barrier(self) -> Result<Pending<u8>> {
+        let call = self.whole(Collective::Barrier, None, 0);
+        self.start(call, Vec::new())
+    }
+
+    pub(crate) fn send<T: Element>(self, input: &[T], to: usize) -> Result<()> {
+        let to = self.other_rank("send to", to)?;
+        match &self.communicator.kind {
+            Kind::Single => Ok(()),
+            Kind::Joined(engine) => {
+                engine.exchange(Some((to, input)), None, self.label, self.location)
+            }
+        }
+    }
+
+    pub(crate) fn recv<T: Element>(self, output: &mut [T], from: usize) -> Result<()> {
+        let from = self.other_rank("recv from", from)?;
+        match &self.communicator.kind {
+            Kind::Single => Ok(()),
+            Kind::Joined(engine) => {
+                engine.exchange(None, Some((from, output)), self.label, self.location)
+            }
+        }
+    }
+
+    pub(crate) fn send_recv<T: Element>(
+        self,
+        input: &[T],
+        to: usize,
+        output: &mut [T],
+        from: usize,
+    ) -> Result<()> {
+        let rank = self.communicator.rank();
+        if to == rank && from == rank {
+            self.same_length("send_recv", input.len(), output.len())?;
+            output.copy_from_slice(input);
+            return Ok(());
+        }
+        let (to, from) =
+            (self.other_rank("send_recv to", to)?, self.other_rank("send_recv from", from)?);
+        match &self.communicator.kind {
+            Kind::Single => Ok(()),
+            Kind::Joined(engine) => {
+                engine.exchange(Some((to, input)), Some((from, output)), self.label, self.location)
+            }
+        }
+    }
+
+    pub(crate) fn start_message<T: Element>(
+        self,
+        buffer: Vec<T>,
+        peer: usize,
+        sends: bool,
+    ) -> Result<Pending<T>> {
+        let peer = self.other_rank(if sends { "send to" } else { "recv from" }, peer)?;
+        match &self.communicator.kind {
+            Kind::Single => Ok(Pending::done(buffer)),
+            Kind::Joined(engine) => {
+                engine.start_message((peer, sends), buffer, self.label, self.location)
+            }
+        }
+    }
+
+    /// What every rank gave, in rank order; a collective of its own, for `split`.
+    pub(crate) fn gather_for_split(self, buffer: &mut [u64]) -> Result<()> {
+        let mut call = self.all_gather_call(buffer.len())?;
+        call.splits = true;
+        self.in_place(call, buffer)
+    }
+
+    /// A call on whole buffers of one length.
+    fn whole(self, collective: Collective, op: Option<ReduceOp>, length: usize) -> Shaped {
+        let parts = Parts { input: 0..length, output: 0..length };
+        Shaped { collective, splits: false, op, count: length as u64, counts: None, parts }
+    }
+
+    /// A call on blocks of one length, in separate buffers.
+    fn of_blocks(self, collective: Collective, op: Option<ReduceOp>, block: usize) -> Shaped {
+        let parts = Parts { input: 0..0, output: 0..0 };
+        Shaped { collective, splits: false, op, count: block as u64, counts: None, parts }
+    }
+
+    fn in_place<T: Element>(self, call: Shaped, buffer: &mut [T]) -> Result<()> {
+        let parts = call.parts.clone();
+        match self.engine() {
+            None => Ok(()),
+            Some(engine) => {
+                engine.call(&self.shape::<T>(call), buffer::lend_in_place(buffer, parts))
+            }
+        }
+    }
+
+    fn into<T: Element>(
+        self,
+        call: Shaped,
+        input: &[T],
+        output: &mut [T],
+        copied: Copied,
+    ) -> Result<()> {
+        match copied {
+            Copied::OnlyAlone if self.communicator.size() == 1 => output.copy_from_slice(input),
+            Copied::OnlyAlone | Copied::Nothing => {}
+            Copied::To(own) => output[own].copy_from_slice(input),
+            Copied::From(own) => output.copy_from_slice(&input[own]),
+            Copied::Same(own) => output[own.clone()].copy_from_slice(&input[own]),
+        }
+        match self.engine() {
+            None => Ok(()),
+            Some(engine) => engine.call(&self.shape::<T>(call), buffer::lend(input, output)),
+        }
+    }
+
+    fn start<T: Element>(self, call: Shaped, buffer: Vec<T>) -> Result<Pending<T>> {
+        let parts = call.parts.clone();
+        match self.engine() {
+            None => Ok(Pending::done(buffer)),
+            Some(engine) => engine.start(&self.shape::<T>(call), buffer, parts),
+        }
+    }
+
+    fn engine(self) -> Option<&'a Engine> {
+        match &self.communicator.kind {
+            Kind::Single => None,
+            Kind::Joined(engine) => Some(engine),
+        }
+    }
+
+    fn shape<T: Element>(self, call: Shaped) -> CallShape {
+        let Shaped { collective, splits, op, count, counts, .. } = call;
+        let (label, location) = (self.label, self.location);
+        CallShape { collective, splits, op, element: T::TYPE, count, counts, label, location }
+    }
+
+    /// This rank's block.
+    fn own(self, block: usize) -> std::ops::Range<usize> {
+        let start = self.communicator.rank() * block;
+        start..start + block
+    }
+
+    /// The length of one rank's block of `length` elements.
+    fn block(self, what: &str, length: usize) -> Result<usize> {
+        let size = self.communicator.size();
+        if !length.is_multiple_of(size) {
+            return argument(format!(
+                "{what}: {length} elements cannot be dealt to {size} ranks in equal blocks"
+            ));
+        }
+        Ok(length / size)
+    }
+
+    fn blocks(
+        self,
+        what: &str,
+        long: &str,
+        length: usize,
+        short: &str,
+        block: usize,
+    ) -> Result<()> {
+        let size = self.communicator.size();
+        if block.checked_mul(size) != Some(length) {
+            return argument(format!(
+                "{what}: the {long} of {length} elements must be {size} times the {short} of \
+                 {block}, once for each rank"
+            ));
+        }
+        Ok(())
+    }
+
+    fn same_length(self, what: &str, input: usize, output: usize) -> Result<()> {
+        if input != output {
+            return argument(format!(
+                "{what}: the input has {input} elements, the output {output}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn rank_of(self, what: &str, rank: usize) -> Result<u32> {
+        let size = self.communicator.size();
+        match u32::try_from(rank) {
+            Ok(wire) if rank < size => Ok(wire),
+            _ => argument(format!("{what} rank {rank}, but there are {size} ranks")),
+        }
+    }
+
+    fn other_rank(self, what: &str, rank: usize) -> Result<u32> {
+        let wire = self.rank_of(what, rank)?;
+        if rank == self.communicator.rank() {
+            return argument(format!("{what} rank {rank}, which is this rank itself"));
+        }
+        Ok(wire)
+    }
+}
+
+/// A call with its numbers.
+struct Shaped {
+    collective: Collective,
+    splits: bool,
+    op: Option<ReduceOp>,
+    count: u64,
+    counts: Option<Arc<[u64]>>,
+    /// In place: which parts of the one buffer are input and output.
+    parts: Parts,
+}
+
+/// What goes from input to output without the network.
+enum Copied {
+    Nothing,
+    /// All of it, where there is no other rank.
+    OnlyAlone,
+    /// The input to this part of the output.
+    To(std::ops::Range<usize>),
+    /// This part of the input to the output.
+    From(std::ops::Range<usize>),
+    /// The same part of both.
+    Same(std::ops::Range<usize>),
+}
+
+fn argument<T>(problem: String) -> Result<T> {
+    Err(ErrorKind::Argument { problem }.into())
+}
