@@ -40,6 +40,15 @@ pub enum Error {
         factor: u64,
     },
 
+    /// `-r` is no rank.
+    #[error("-r {root}: there are {ranks} ranks, counted from 0")]
+    Root {
+        /// The root.
+        root: usize,
+        /// The world size.
+        ranks: usize,
+    },
+
     /// The buffers do not fit into this host.
     #[error(
         "-e {maximum} needs {} of memory on this host, and {} is available",
@@ -88,15 +97,15 @@ pub enum Error {
 
     /// Results differ from the exact ones.
     #[error(
-        "wrong data: {wrong} elements differ from the exact result, in {rows} of {sizes} sizes"
+        "wrong data: {wrong} elements differ from the exact result, in {failed} of {rows} rows"
     )]
     Wrong {
-        /// Elements that differ, over all ranks and sizes.
+        /// Elements that differ, over all ranks and rows.
         wrong: u64,
-        /// Sizes with a wrong element.
+        /// Rows with a wrong element.
+        failed: usize,
+        /// Rows measured.
         rows: usize,
-        /// Sizes measured.
-        sizes: usize,
     },
 
     /// A collective failed.
@@ -126,6 +135,7 @@ impl Error {
                 "give the smallest size as -b and the largest as -e; K, M and G are powers of 1024"
             }
             Self::Factor { .. } => "use -f 2; for a single size give it as -b and as -e",
+            Self::Root { .. } => "give a rank that there is, or all",
             Self::Memory { .. } | Self::Allocation { .. } => {
                 "give a smaller -e, or run fewer ranks on this host"
             }
@@ -157,10 +167,10 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_and_end_with_the_code_of_the_table() {
-        let wrong = Error::Wrong { wrong: 12, rows: 1, sizes: 22 };
+        let wrong = Error::Wrong { wrong: 12, failed: 1, rows: 22 };
         assert_eq!(
             wrong.to_string(),
-            "wrong data: 12 elements differ from the exact result, in 1 of 22 sizes"
+            "wrong data: 12 elements differ from the exact result, in 1 of 22 rows"
         );
         assert_eq!(format!("{wrong:?}"), wrong.to_string());
         assert_eq!(wrong.exit_code(), 1);

@@ -1,13 +1,20 @@
 //! nccl-tests for hosts without GPUs: the options, method, columns, formulas and JSON keys of
 //! NVIDIA's nccl-tests 2.19.6, over allfold.
 //!
-//! Reading order: [`Options`] says what is asked; `run.rs` walks over the sizes; `measure.rs`
-//! times one size and checks its data; `pattern.rs` makes inputs whose exact result is known;
-//! `table.rs` and `report.rs` write what was found, for people and for programs.
+//! Reading order: [`Options`] says what is asked, and `collective.rs` and `choices.rs` what there
+//! is to ask for; `run.rs` walks over types, operations, roots and sizes; `measure.rs` times one
+//! size and checks its data; `call.rs` makes the calls; `layout.rs` says what must stand where, and
+//! `pattern.rs` makes inputs whose exact result is known for each type of `element.rs`; `table.rs`
+//! and `report.rs` write what was found, for people and for programs.
 
+mod call;
+mod choices;
+mod collective;
 mod console;
+mod element;
 mod error;
 mod latencies;
+mod layout;
 mod measure;
 mod memory;
 mod number;
@@ -20,6 +27,8 @@ mod table;
 mod timestamp;
 mod world;
 
+pub use choices::{Algorithm, Choice, DataType, Op};
+pub use collective::Collective;
 pub use error::Error;
-pub use options::{Collective, DataType, Op, Options};
+pub use options::Options;
 pub use run::run;

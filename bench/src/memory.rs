@@ -4,11 +4,11 @@ use std::fs;
 
 use crate::Error;
 
-/// Compares `ranks` buffers of `maximum` bytes with the memory that is available; a system that
+/// Compares so many `buffers` of `maximum` bytes with the memory that is available; a system that
 /// does not tell how much that is passes.
-pub(crate) fn check(maximum: u64, ranks: usize) -> Result<(), Error> {
+pub(crate) fn check(maximum: u64, buffers: usize) -> Result<(), Error> {
     match fs::read_to_string("/proc/meminfo") {
-        Ok(text) => compare(maximum, ranks, available(&text)),
+        Ok(text) => compare(maximum, buffers, available(&text)),
         Err(_) => Ok(()),
     }
 }
@@ -23,8 +23,8 @@ pub(crate) fn buffer<T: Copy + Default>(length: usize) -> Result<Vec<T>, Error> 
     Ok(buffer)
 }
 
-fn compare(maximum: u64, ranks: usize, available: Option<u64>) -> Result<(), Error> {
-    let needed = maximum.saturating_mul(ranks as u64);
+fn compare(maximum: u64, buffers: usize, available: Option<u64>) -> Result<(), Error> {
+    let needed = maximum.saturating_mul(buffers as u64);
     match available {
         Some(available) if needed > available => Err(Error::Memory { maximum, needed, available }),
         _ => Ok(()),

@@ -1,16 +1,20 @@
 //! The options of `allfold bench`: nccl-tests' names and letters, checked before any rank starts.
 
+use std::env;
 use std::path::{Path, PathBuf};
 
-use allfold::{Identity, ReduceOp};
-use clap::{Args, ValueEnum};
+use allfold::{Config, Identity};
+use clap::Args;
 
+use crate::choices::{Algorithm, Choice, DataType, Op, one_or_all, rank_or_all};
+use crate::collective::Collective;
 use crate::{Error, memory, report, size};
 
 /// Measures a collective as nccl-tests do, on hosts without GPUs.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The collective; nccl-tests' names (all_reduce, all_reduce_perf) mean the same
+    /// The collective; nccl-tests' other names (all_reduce_perf) and those with dashes mean the
+    /// same
     #[arg(value_enum, value_name = "COLLECTIVE", default_value_t)]
     pub collective: Collective,
 
@@ -62,55 +66,24 @@ pub struct Options {
     pub check: u32,
 
     /// Element type
-    #[arg(short = 'd', long, value_enum, value_name = "TYPE", default_value_t)]
-    pub datatype: DataType,
+    #[arg(short = 'd', long, value_name = "TYPE", default_value = "float", value_parser = one_or_all::<DataType>())]
+    pub datatype: Choice<DataType>,
 
-    /// How the ranks' data is combined
-    #[arg(short = 'o', long, value_enum, value_name = "OP", default_value_t)]
-    pub op: Op,
+    /// How the ranks' data is combined, where it is
+    #[arg(short = 'o', long, value_name = "OP", default_value = "sum", value_parser = one_or_all::<Op>())]
+    pub op: Choice<Op>,
+
+    /// The rank that differs from the others, where one does, or all in turn
+    #[arg(short = 'r', long, value_name = "RANK", default_value = "0", value_parser = rank_or_all, allow_negative_numbers = true)]
+    pub root: Choice<usize>,
+
+    /// Takes this algorithm wherever the collective has it [ALLFOLD_ALGORITHM, else auto]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub algorithm: Option<Algorithm>,
 
     /// Also write a JSON report; where FILE exists, to FILE.0, FILE.1, ...
     #[arg(short = 'J', long = "output-file", alias = "output_file", value_name = "FILE")]
     pub output_file: Option<PathBuf>,
-}
-
-/// The collective under test.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Collective {
-    /// Every rank gets the combination of all ranks' data.
-    #[default]
-    #[value(
-        help = None,
-        aliases = ["all_reduce", "allreduce", "all_reduce_perf"]
-    )]
-    AllReduce,
-}
-
-/// The element type, by nccl-tests' name.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DataType {
-    /// 32 bits.
-    #[default]
-    #[value(help = None)]
-    Float,
-    /// 64 bits.
-    #[value(help = None)]
-    Double,
-}
-
-/// How data is combined, by nccl-tests' name.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Op {
-    /// The sum over all ranks.
-    #[default]
-    #[value(help = None)]
-    Sum,
-    /// The sum divided by the number of ranks.
-    #[value(help = None)]
-    Avg,
 }
 
 impl Options {
@@ -123,12 +96,43 @@ impl Options {
             return Err(Error::NoRanks);
         }
         self.check_values()?;
+        self.check_root(ranks)?;
         let identity = Identity::from_env().ok().flatten();
         // Outside a launcher all ranks will be children of this process.
         let on_this_host = if identity.is_some() { 1 } else { ranks };
-        memory::check(self.maxbytes, on_this_host)?;
+        let halves = self.collective.halves();
+        let buffers = usize::from(halves.out_of_place) + usize::from(self.collective.has_data());
+        memory::check(self.maxbytes, on_this_host.saturating_mul(buffers))?;
         match &self.output_file {
             Some(path) if identity.is_none_or(|identity| identity.rank == 0) => report::check(path),
+            _ => Ok(()),
+        }
+    }
+
+    /// How a rank of the benchmark connects: with the algorithm of the command line, if there is
+    /// one.
+    ///
+    /// # Errors
+    /// As [`Config::algorithm`].
+    pub fn configure(&self, config: Config) -> allfold::Result<Config> {
+        match self.algorithm {
+            Some(algorithm) => config.algorithm(algorithm.name()),
+            None => Ok(config),
+        }
+    }
+
+    /// The algorithm that is not left to the library.
+    pub(crate) fn forced_algorithm(&self) -> Option<String> {
+        let given = self.algorithm.map(|algorithm| algorithm.name().to_string());
+        let name = given.or_else(|| env::var("ALLFOLD_ALGORITHM").ok());
+        name.filter(|name| !name.is_empty() && name != Algorithm::Auto.name())
+    }
+
+    pub(crate) fn check_root(&self, ranks: usize) -> Result<(), Error> {
+        match self.root {
+            Choice::One(root) if self.collective.has_root() && root >= ranks => {
+                Err(Error::Root { root, ranks })
+            }
             _ => Ok(()),
         }
     }
@@ -154,34 +158,6 @@ impl Options {
         match &self.output_file {
             Some(path) if !is_json(path) => Err(Error::Suffix { path: path.clone() }),
             _ => Ok(()),
-        }
-    }
-}
-
-impl Collective {
-    /// The name of nccl-tests' program for it.
-    pub(crate) fn program(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all_reduce_perf",
-        }
-    }
-}
-
-impl Op {
-    /// nccl-tests' name.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Sum => "sum",
-            Self::Avg => "avg",
-        }
-    }
-}
-
-impl From<Op> for ReduceOp {
-    fn from(op: Op) -> Self {
-        match op {
-            Op::Sum => Self::Sum,
-            Op::Avg => Self::Avg,
         }
     }
 }
@@ -217,27 +193,71 @@ mod tests {
         assert_eq!((options.minbytes, options.maxbytes), (8, 64 << 20));
         assert_eq!((options.stepfactor, options.iters), (2, 20));
         assert_eq!((options.warmup_iters, options.check), (1, 1));
-        assert_eq!((options.datatype, options.op), (DataType::Float, Op::Sum));
+        assert_eq!(
+            (options.datatype, options.op),
+            (Choice::One(DataType::Float), Choice::One(Op::Sum))
+        );
         assert_eq!((options.ranks, options.output_file.is_none()), (None, true));
         assert!(options.check(2).is_ok());
 
-        let short = parse("--ranks 4 -b 1K -e 16M -f 4 -n 5 -w 2 -c 3 -d double -o avg -J a.json");
+        let short =
+            parse("--ranks 4 -b 1K -e 16M -f 4 -n 5 -w 2 -c 3 -d double -o avg -r 3 -J a.json");
         let long = parse(
             "all_reduce_perf --ranks=4 --minbytes 1K --maxbytes 16M --stepfactor 4 --iters 5 \
-             --warmup_iters 2 --check 3 --datatype double --op avg --output_file a.json",
+             --warmup_iters 2 --check 3 --datatype double --op avg --root 3 --output_file a.json",
         );
         assert_eq!(format!("{:?}", short.unwrap()), format!("{:?}", long.unwrap()));
         assert!(parse("--warmup-iters 2 --output-file a.json").is_ok());
     }
 
     #[test]
-    fn every_name_of_all_reduce_is_known_and_others_are_refused() {
-        for name in ["all-reduce", "all_reduce", "allreduce", "all_reduce_perf"] {
-            assert_eq!(parse(name).unwrap().collective, Collective::AllReduce);
+    fn every_name_of_a_collective_is_known_and_others_are_refused() {
+        for (names, collective) in [
+            ("all_reduce all-reduce allreduce", Collective::AllReduce),
+            ("all_gather all-gather", Collective::AllGather),
+            ("reduce_scatter reduce-scatter", Collective::ReduceScatter),
+            ("broadcast", Collective::Broadcast),
+            ("reduce", Collective::Reduce),
+            ("alltoall all_to_all all-to-all", Collective::AllToAll),
+            ("gather", Collective::Gather),
+            ("scatter", Collective::Scatter),
+            ("sendrecv send_recv send-recv", Collective::SendRecv),
+            ("all_gather_v", Collective::AllGatherV),
+            ("barrier", Collective::Barrier),
+        ] {
+            for name in names.split(' ').chain([collective.program()]) {
+                assert_eq!(parse(name).unwrap().collective, collective, "{name}");
+            }
         }
-        for line in ["all-shout", "-d half", "-o max", "-b 8X", "-b -1K", "-n -3", "-f x"] {
+        for line in ["all-shout", "-d f8e4m3", "-o mulsum", "-b 8X", "-b -1K", "-n -3", "-f x"] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
+        for line in ["-r -1", "-r x", "--algorithm measured", "-d all,float"] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn all_is_a_choice() {
+        let options = parse("reduce -d all -o all -r all").unwrap();
+        assert_eq!((options.datatype, options.op), (Choice::All, Choice::All));
+        assert_eq!(options.root, Choice::All);
+        let options = parse("-d bfloat16 -o prod").unwrap();
+        assert_eq!(options.datatype, Choice::One(DataType::Bfloat16));
+        assert_eq!(options.op, Choice::One(Op::Prod));
+    }
+
+    #[test]
+    fn an_algorithm_is_put_into_the_configuration() {
+        for name in ["ring", "tree", "recursive-doubling", "halving-doubling"] {
+            let options = parse(&format!("--algorithm {name}")).unwrap();
+            assert_eq!(options.forced_algorithm().as_deref(), Some(name));
+            let config = Config::new(0, 1, "127.0.0.1:1").unwrap();
+            let expected = config.clone().algorithm(name).unwrap();
+            let config = options.configure(config).unwrap();
+            assert_eq!(format!("{config:?}"), format!("{expected:?}"));
+        }
+        assert_eq!(parse("--algorithm auto").unwrap().forced_algorithm(), None);
     }
 
     #[test]
@@ -248,6 +268,8 @@ mod tests {
         assert!(matches!(refused("-b 0"), Error::ZeroSize));
         assert!(matches!(refused("-n 0"), Error::NoIterations));
         assert!(matches!(refused("--ranks 0"), Error::NoRanks));
+        assert!(matches!(refused("reduce -r 2"), Error::Root { root: 2, ranks: 2 }));
+        assert!(parse("all_reduce -r 2").unwrap().check(2).is_ok());
         assert!(matches!(refused("-J out.txt"), Error::Suffix { .. }));
         assert!(matches!(refused("-J json"), Error::Suffix { .. }));
         assert!(matches!(refused("-J /no/such/folder/out.json"), Error::Report { .. }));

@@ -1,100 +1,186 @@
 //! Inputs whose combination over all ranks is known exactly, at a cost that does not grow with the
 //! number of ranks.
 //!
-//! A table holds one random whole number per rank. At element `i`, rank `r` contributes
-//! `table[(r + shift(i)) % ranks] + base(i)`, so that the sum over all ranks is
-//! `sum(table) + ranks * base(i)`. `shift` and `base` are random too: a contribution that is lost,
-//! counted twice or taken from another element changes the sum. All sums stay below the type's
-//! largest exact whole number, so that no order of additions rounds, and they are multiples of the
-//! number of ranks, so that the average is a whole number as well.
+//! A table holds one random entry per rank. At element `i`, rank `r` contributes the entry
+//! `(r + shift(i)) % ranks`, changed by a random `base(i)`. `shift` and `base` differ from element
+//! to element, so that a contribution that is lost, counted twice or taken from another element
+//! changes the result, and every order of combining gives the same one:
+//!
+//! - **sum**: entry + base. Integers wrap, so they take all their bits. The entries and bases of
+//!   floats are whole numbers whose sum over all ranks is exact.
+//! - **avg**: the same. f32 and f64 divide the exact sum, which rounds once. f16 and bf16 divide
+//!   each contribution by the world size and round at each addition: their contributions are whole
+//!   multiples of the world size, so that each quotient and each sum is exact also where 1/n is
+//!   not, and no tolerance hides an error.
+//! - **prod**: the entries are odd integers, or for floats -1 and a few -2; one entry is multiplied
+//!   by the base, which alone has more than one significant bit.
+//! - **min, max**: entry + base, within the type, around its zero or its middle.
+//!
+//! Where nothing is combined, each rank's element is random bits of its own.
 
-use allfold::Reducible;
+use crate::choices::Op;
+use crate::element::{Kind, Number};
+use crate::layout::{Content, Part};
 
-use crate::options::Op;
-
-/// An element type that can be measured and checked.
-pub(crate) trait Number: Reducible + Default + PartialEq {
-    /// nccl-tests' name.
-    const NAME: &'static str;
-    /// Whole numbers of so many bits are exact.
-    const BITS: u32;
-
-    /// `value`, which has at most `BITS` bits.
-    fn exact(value: u64) -> Self;
-}
-
-impl Number for f32 {
-    const NAME: &'static str = "float";
-    const BITS: u32 = Self::MANTISSA_DIGITS;
-
-    fn exact(value: u64) -> Self {
-        value as Self
-    }
-}
-
-impl Number for f64 {
-    const NAME: &'static str = "double";
-    const BITS: u32 = Self::MANTISSA_DIGITS;
-
-    fn exact(value: u64) -> Self {
-        value as Self
-    }
-}
-
-/// The inputs of one call, the same on every rank for the same seed.
+/// The inputs of one call of one type, the same on every rank for the same seed.
 pub(crate) struct Pattern {
     seed: u64,
-    /// Table entries and bases lie below it.
-    span: u64,
-    table: Vec<u64>,
-    /// The sum of the table, a multiple of its length.
-    total: u64,
+    op: Option<Op>,
+    table: Vec<i64>,
+    /// The combination of the table.
+    total: i64,
+    /// What [`base`](Self::base) chooses from.
+    bases: Bases,
+}
+
+/// Random numbers to change the entries by.
+#[derive(Clone, Copy)]
+enum Bases {
+    /// From 0 up to, not with, this number.
+    Below(u64),
+    /// All 64-bit numbers.
+    All,
+    /// Odd numbers of at most so many bits.
+    Odd(u32),
 }
 
 impl Pattern {
-    /// For `ranks` ranks and numbers of `bits` bits; exact up to 2^(bits - 2) ranks.
-    pub(crate) fn new(ranks: usize, bits: u32, seed: u64) -> Self {
-        let count = ranks as u64;
-        // Entries and bases add up to less than 2 * span * ranks <= 2^bits.
-        let span = ((1 << (bits - 1)) / count).max(1);
-        let mut table: Vec<u64> = (0..count).map(|entry| below(span, mix(!seed, entry))).collect();
-        let total: u64 = table.iter().sum();
-        let total_rounded = total.next_multiple_of(count);
-        if let Some(last) = table.last_mut() {
-            *last += total_rounded - total;
-        }
-        Self { seed, span, table, total: total_rounded }
-    }
-
-    /// Makes `buffer` the contribution of `rank`.
-    pub(crate) fn fill<T: Number>(&self, rank: usize, buffer: &mut [T]) {
-        for (element, value) in buffer.iter_mut().enumerate() {
-            *value = T::exact(self.input(rank, element));
-        }
-    }
-
-    /// How many elements of a result are not exactly right.
-    pub(crate) fn wrong<T: Number>(&self, op: Op, result: &[T]) -> u64 {
-        let ranks = self.table.len() as u64;
-        let right = |element: usize| match op {
-            Op::Sum => self.total + ranks * self.base(element),
-            Op::Avg => self.total / ranks + self.base(element),
+    /// For what `op` makes of elements of type `T`, or for elements that are only moved.
+    pub(crate) fn new<T: Number>(ranks: usize, op: Option<Op>, seed: u64) -> Self {
+        let integer = matches!(T::KIND, Kind::Signed | Kind::Unsigned);
+        let entry = |rank: usize| mix(!seed, rank as u64);
+        let (table, bases): (Vec<i64>, _) = match op {
+            None => (Vec::new(), Bases::All),
+            Some(Op::Sum | Op::Avg) if integer => {
+                ((0..ranks).map(|rank| entry(rank) as i64).collect(), Bases::All)
+            }
+            Some(Op::Sum | Op::Avg) => {
+                // Entries and bases add up to less than 2 * span * ranks <= 2^bits.
+                let span = (1 << (T::BITS - 1)) / ranks as u64;
+                match span {
+                    2.. => (table(ranks, |rank| below(span, entry(rank))), Bases::Below(span)),
+                    // Too many ranks for that: a few contribute 1.
+                    _ => (table(ranks, |rank| one_of(ranks, T::BITS, rank)), Bases::Below(1)),
+                }
+            }
+            Some(Op::Prod) if integer => {
+                ((0..ranks).map(|rank| entry(rank) as i64 | 1).collect(), Bases::Odd(64))
+            }
+            Some(Op::Prod) => {
+                let twos = |rank| rank < TWOS && entry(rank) % 2 == 0;
+                let table = (0..ranks).map(|rank| if twos(rank) { -2 } else { -1 });
+                // What the twos take of f16's range is far from what the base leaves.
+                (table.collect(), Bases::Odd(T::BITS))
+            }
+            Some(Op::Min | Op::Max) => {
+                let span = 1 << (T::BITS - 2);
+                let low = match T::KIND {
+                    Kind::Unsigned => span,
+                    _ => -span,
+                };
+                let entry = |rank| below(span as u64, entry(rank)) as i64;
+                ((0..ranks).map(|rank| low + entry(rank)).collect(), Bases::Below(span as u64))
+            }
         };
-        let differs = |(element, value): &(usize, &T)| **value != T::exact(right(*element));
-        result.iter().enumerate().filter(differs).count() as u64
+        let total = match op {
+            None => 0,
+            Some(Op::Sum | Op::Avg) => table.iter().fold(0, |a: i64, b| a.wrapping_add(*b)),
+            Some(Op::Prod) => table.iter().fold(1, |a: i64, b| a.wrapping_mul(*b)),
+            Some(Op::Min) => table.iter().copied().min().unwrap_or(0),
+            Some(Op::Max) => table.iter().copied().max().unwrap_or(0),
+        };
+        Self { seed, op, table, total, bases }
     }
 
-    fn input(&self, rank: usize, element: usize) -> u64 {
+    /// Writes what each part of a buffer holds.
+    pub(crate) fn fill<T: Number>(&self, parts: &[Part], buffer: &mut [T]) {
+        for part in parts {
+            for (offset, value) in buffer[part.range.clone()].iter_mut().enumerate() {
+                *value = self.element(part.content, offset);
+            }
+        }
+    }
+
+    /// Writes what is wrong in every element, so that a call that writes nothing is found out.
+    pub(crate) fn spoil<T: Number>(&self, parts: &[Part], buffer: &mut [T]) {
+        for part in parts {
+            for (offset, value) in buffer[part.range.clone()].iter_mut().enumerate() {
+                *value = T::from_bits(!self.element::<T>(part.content, offset).bits());
+            }
+        }
+    }
+
+    /// How many elements of a buffer are not exactly, to the bit, what its parts should hold.
+    pub(crate) fn wrong<T: Number>(&self, parts: &[Part], buffer: &[T]) -> u64 {
+        let wrong = |part: &Part| {
+            let elements = buffer[part.range.clone()].iter().enumerate();
+            let right = |offset| self.element::<T>(part.content, offset).bits();
+            elements.filter(|(offset, value)| value.bits() != right(*offset)).count() as u64
+        };
+        parts.iter().map(wrong).sum()
+    }
+
+    fn element<T: Number>(&self, content: Content, offset: usize) -> T {
+        match content {
+            Content::Of { rank, first } => self.input(rank, first + offset),
+            Content::Combined { first } => self.combined(first + offset),
+        }
+    }
+
+    /// What `rank` contributes.
+    fn input<T: Number>(&self, rank: usize, element: usize) -> T {
+        let Some(op) = self.op else {
+            return T::from_bits(mix(mix(self.seed, rank as u64), element as u64));
+        };
         let ranks = self.table.len();
         let shift = below(ranks as u64, mix(self.seed, element as u64) << 32) as usize;
-        let entry = (rank + shift) % ranks;
-        self.table[entry] + self.base(element)
+        let index = (rank + shift) % ranks;
+        let entry = self.table[index];
+        T::whole(match op {
+            Op::Prod if index > 0 => entry,
+            Op::Prod => entry.wrapping_mul(self.base(element)),
+            Op::Avg if T::KIND == Kind::ShortFloat => (entry + self.base(element)) * ranks as i64,
+            Op::Sum | Op::Avg | Op::Min | Op::Max => entry.wrapping_add(self.base(element)),
+        })
+    }
+
+    /// What all ranks' contributions make together.
+    fn combined<T: Number>(&self, element: usize) -> T {
+        let ranks = self.table.len();
+        let base = self.base(element);
+        match self.op {
+            None => T::default(),
+            Some(Op::Sum) => T::whole(self.sum(base)),
+            Some(Op::Avg) => T::average(self.sum(base), ranks),
+            Some(Op::Prod) => T::whole(self.total.wrapping_mul(base)),
+            Some(Op::Min | Op::Max) => T::whole(self.total.wrapping_add(base)),
+        }
+    }
+
+    fn sum(&self, base: i64) -> i64 {
+        self.total.wrapping_add(base.wrapping_mul(self.table.len() as i64))
     }
 
     /// Of the hash's high bits, where the shift is of its low ones.
-    fn base(&self, element: usize) -> u64 {
-        below(self.span, mix(self.seed, element as u64))
+    fn base(&self, element: usize) -> i64 {
+        let hash = mix(self.seed, element as u64);
+        match self.bases {
+            Bases::Below(limit) => below(limit, hash) as i64,
+            Bases::All => hash as i64,
+            Bases::Odd(bits) => (hash >> (64 - bits)) as i64 | 1,
+        }
     }
+}
+
+fn table(ranks: usize, entry: impl Fn(usize) -> u64) -> Vec<i64> {
+    (0..ranks).map(|rank| entry(rank) as i64).collect()
+}
+
+/// 1 for so few of the ranks that their sum is exact in `bits` bits. Where the world size itself
+/// is not, as an average of short floats needs it, for one rank.
+fn one_of(ranks: usize, bits: u32, rank: usize) -> u64 {
+    let few = if ranks > 1 << bits { 1 } else { 1 << (bits - 1) };
+    u64::from(rank.is_multiple_of(ranks.div_ceil(few)))
 }
 
 /// A hash scaled to 0..limit without a division.
@@ -110,105 +196,8 @@ fn mix(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// At most so many ranks double a product of floats: f16 has 2^16, and a base takes 2^11.
+const TWOS: usize = 4;
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WORLDS: [usize; 9] = [1, 2, 3, 4, 7, 64, 100, 1000, 1024];
-    const COUNT: usize = 257;
-
-    fn inputs<T: Number>(ranks: usize, seed: u64) -> (Pattern, Vec<Vec<T>>) {
-        let pattern = Pattern::new(ranks, T::BITS, seed);
-        let rows = (0..ranks).map(|rank| {
-            let mut row = vec![T::default(); COUNT];
-            pattern.fill(rank, &mut row);
-            row
-        });
-        let rows = rows.collect();
-        (pattern, rows)
-    }
-
-    fn sum(rows: impl Iterator<Item = Vec<f32>>) -> Vec<f32> {
-        rows.fold(vec![0.0; COUNT], |a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
-    }
-
-    #[test]
-    fn any_order_gives_the_expected_sum_and_average() {
-        for ranks in WORLDS {
-            let (pattern, rows) = inputs::<f32>(ranks, 5);
-            let forward = sum(rows.iter().cloned());
-            let backward = sum(rows.iter().rev().cloned());
-            // Even ranks apart from odd ones, as two halves of a tree.
-            let even = sum(rows.iter().step_by(2).cloned());
-            let odd = sum(rows.iter().skip(1).step_by(2).cloned());
-            let halves = sum([even, odd].into_iter());
-            for sum in [&forward, &backward, &halves] {
-                assert_eq!(pattern.wrong(Op::Sum, sum), 0, "{ranks} ranks");
-            }
-            assert!(forward.iter().all(|v| *v > 0.0 && *v <= (1_u64 << 24) as f32));
-            let average: Vec<f32> = forward.iter().map(|v| v / ranks as f32).collect();
-            assert_eq!(pattern.wrong(Op::Avg, &average), 0, "{ranks} ranks");
-        }
-    }
-
-    #[test]
-    fn doubles_use_all_their_bits() {
-        for ranks in WORLDS {
-            let (pattern, rows) = inputs::<f64>(ranks, 6);
-            let mut sum = vec![0.0; COUNT];
-            let mut rounded = vec![0.0_f32; COUNT];
-            for row in rows {
-                for ((sum, rounded), value) in sum.iter_mut().zip(&mut rounded).zip(row) {
-                    *sum += value;
-                    *rounded += value as f32;
-                }
-            }
-            assert_eq!(pattern.wrong(Op::Sum, &sum), 0);
-            // A reduction in single precision would be noticed.
-            let rounded: Vec<f64> = rounded.into_iter().map(f64::from).collect();
-            assert!(pattern.wrong(Op::Sum, &rounded) > COUNT as u64 * 9 / 10);
-        }
-    }
-
-    #[test]
-    fn a_corrupted_result_is_counted() {
-        for ranks in [2, 4, 7] {
-            let (pattern, rows) = inputs::<f32>(ranks, 7);
-            let good = sum(rows.iter().cloned());
-
-            let mut one = good.clone();
-            one[100] = f32::from_bits(one[100].to_bits() ^ 1);
-            assert_eq!(pattern.wrong(Op::Sum, &one), 1);
-            one[200] = f32::NAN;
-            assert_eq!(pattern.wrong(Op::Sum, &one), 2);
-
-            let mut swapped = good.clone();
-            let (first, second) = swapped.split_at_mut(COUNT / 2);
-            first.swap_with_slice(&mut second[..COUNT / 2]);
-            assert!(pattern.wrong(Op::Sum, &swapped) > COUNT as u64 * 9 / 10);
-
-            let lost = sum(rows.iter().skip(1).cloned());
-            assert!(pattern.wrong(Op::Sum, &lost) > COUNT as u64 * 9 / 10);
-
-            let twice = sum(rows.iter().skip(1).chain([&rows[1]]).cloned());
-            assert!(pattern.wrong(Op::Sum, &twice) > COUNT as u64 * 4 / 5);
-
-            // The untouched input, the sum in place of the average, the data of another call.
-            assert!(pattern.wrong(Op::Sum, &rows[0]) > COUNT as u64 * 9 / 10);
-            assert!(pattern.wrong(Op::Avg, &good) > COUNT as u64 * 9 / 10);
-            let (_, others) = inputs::<f32>(ranks, 8);
-            let stale = sum(others.into_iter());
-            assert!(pattern.wrong(Op::Sum, &stale) > COUNT as u64 * 9 / 10);
-        }
-    }
-
-    #[test]
-    fn inputs_depend_on_rank_and_element() {
-        let (_, rows) = inputs::<f32>(4, 9);
-        let equal = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| a == b).count();
-        for rank in 1..4 {
-            assert!(equal(&rows[0], &rows[rank]) < COUNT / 20);
-        }
-        assert!(equal(&rows[0][..COUNT - 1], &rows[0][1..]) < COUNT / 20);
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
 //! The JSON report of `-J`: the keys of nccl-tests' version 3, so that what reads theirs reads ours.
 //!
-//! Three differences. `env` holds only allfold's variables, and never the secret. There is no
-//! `out_of_place_per_iter`, and `in_place_per_iter` is a summary of rank 0's iterations without
-//! the list of all. `allfold_version` stands beside a `nccl_version` of null.
+//! Three differences. `env` holds only allfold's variables, and never the secret.
+//! `out_of_place_per_iter` and `in_place_per_iter` are summaries of rank 0's iterations without the
+//! list of all. `allfold_version` stands beside a `nccl_version` of null.
 
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -13,7 +13,7 @@ use rustix::fs::{Access, access};
 use serde::{Serialize, Serializer};
 
 use crate::options::Options;
-use crate::table::{Device, Half, NO_BUS, NO_ROOT, Row};
+use crate::table::{Device, Half, NO_BUS, Row};
 use crate::{Error, timestamp};
 
 /// A report under way: the file is there, and is written once at the end.
@@ -91,17 +91,23 @@ impl Report {
         self.document.config = Some(Config::new(options, devices));
     }
 
-    /// One size.
-    pub(crate) fn add(&mut self, row: &Row, iterations: u32, per_iteration: Option<PerIteration>) {
+    /// One row, with the summaries of its halves, out of place and in place.
+    pub(crate) fn add(
+        &mut self,
+        row: &Row,
+        iterations: u32,
+        [out_of_place_per_iter, in_place_per_iter]: [Option<PerIteration>; 2],
+    ) {
         self.document.results.push(Entry {
             size: row.bytes,
             count: row.count,
             r#type: row.datatype,
-            redop: row.op.name(),
-            root: format!("{NO_ROOT:6}"),
+            redop: row.op_name(),
+            root: row.root_text(),
             out_of_place: row.out_of_place.as_ref().map(Cells::from),
-            in_place: Cells::from(&row.in_place),
-            in_place_per_iter: per_iteration,
+            in_place: row.in_place.as_ref().map(Cells::from),
+            out_of_place_per_iter,
+            in_place_per_iter,
             actual_iterations: iterations,
             experiment_name: "",
         });
@@ -243,7 +249,8 @@ struct Entry {
     redop: &'static str,
     root: String,
     out_of_place: Option<Cells>,
-    in_place: Cells,
+    in_place: Option<Cells>,
+    out_of_place_per_iter: Option<PerIteration>,
     in_place_per_iter: Option<PerIteration>,
     actual_iterations: u32,
     experiment_name: &'static str,

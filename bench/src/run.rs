@@ -1,15 +1,18 @@
-//! The walk over the sizes, from the header to the verdict; the same calls on every rank.
+//! The walk over types, operations, roots and sizes, from the header to the verdict; the same calls
+//! on every rank.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use allfold::{Communicator, ReduceOp};
+use allfold::{Communicator, bf16, f16};
 
+use crate::call::{Caller, Library, Task};
+use crate::choices::{DataType, Op};
 use crate::console::{Console, State};
+use crate::element::Number;
 use crate::latencies::Latencies;
-use crate::measure::{Bench, Call};
-use crate::options::{Collective, DataType, Options};
-use crate::pattern::Number;
+use crate::measure::{Bench, Measured, Placement};
+use crate::options::Options;
 use crate::report::Report;
 use crate::table::{self, Device, Row};
 use crate::{Error, memory, size, world};
@@ -20,41 +23,32 @@ use crate::{Error, memory, size, world};
 /// On every rank [`Error::Wrong`] if any element of any rank was wrong. The options must be equal
 /// on all ranks, and [`Options::check`] should have passed.
 pub fn run(options: &Options, world: &Communicator) -> Result<(), Error> {
-    run_on(options, world, &mut io::stdout())
+    run_on(options, world, &Library, &mut io::stdout())
 }
 
-fn run_on(options: &Options, world: &Communicator, out: &mut dyn Write) -> Result<(), Error> {
-    match (options.collective, options.datatype) {
-        (Collective::AllReduce, DataType::Float) => typed(options, world, all_reduce::<f32>, out),
-        (Collective::AllReduce, DataType::Double) => typed(options, world, all_reduce::<f64>, out),
-    }
-}
-
-fn all_reduce<T: Number>(
-    world: &Communicator,
-    buffer: &mut [T],
-    op: ReduceOp,
-) -> allfold::Result<()> {
-    world.all_reduce(buffer, op)
-}
-
-fn typed<T: Number>(
+fn run_on<C: Caller>(
     options: &Options,
     world: &Communicator,
-    call: Call<T>,
+    caller: &C,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
     options.check_values()?;
-    let prepared = prepare(options, world, call);
-    let agreed = agree(world, prepared.is_ok());
-    let (bench, report) = prepared?;
+    options.check_root(world.size())?;
+    let leader = world.rank() == 0;
+    let report = match &options.output_file {
+        Some(path) if leader => Report::create(path).map(Some),
+        _ => Ok(None),
+    };
+    let agreed = agree(world, report.is_ok());
     let mut session = Session {
         options,
-        bench,
-        leader: world.rank() == 0,
+        world,
+        caller,
+        leader,
         console: Console::new(out),
-        report,
+        report: report?,
         tally: Tally::default(),
+        tasks: 0,
     };
     let outcome = agreed.and_then(|()| session.measure());
     session.conclude(outcome)
@@ -69,36 +63,17 @@ fn agree(world: &Communicator, able: bool) -> Result<(), Error> {
     }
 }
 
-/// What can fail on one rank alone: its memory, and on rank 0 the report's file.
-fn prepare<'a, T: Number>(
-    options: &Options,
-    world: &'a Communicator,
-    call: Call<T>,
-) -> Result<(Bench<'a, T>, Option<Report>), Error> {
-    let bench = Bench {
-        world,
-        call,
-        op: options.op,
-        iterations: options.iters,
-        checks: options.check,
-        buffer: memory::buffer(count::<T>(options.maxbytes))?,
-        latencies: Latencies::new(),
-    };
-    let report = match &options.output_file {
-        Some(path) if world.rank() == 0 => Some(Report::create(path)?),
-        _ => None,
-    };
-    Ok((bench, report))
-}
-
-struct Session<'a, T> {
+struct Session<'a, C> {
     options: &'a Options,
-    bench: Bench<'a, T>,
+    world: &'a Communicator,
+    caller: &'a C,
     /// Rank 0, which prints and reports.
     leader: bool,
     console: Console<'a>,
     report: Option<Report>,
     tally: Tally,
+    /// Pairs of an operation and a root so far, over all types.
+    tasks: u32,
 }
 
 /// What the rows add up to.
@@ -107,51 +82,59 @@ struct Tally {
     rows: usize,
     failed: usize,
     wrong: u64,
+    halves: usize,
     bus_bw: f64,
 }
 
 impl Tally {
-    /// GB/s; 0 without a row.
+    /// nccl-tests': of all halves of all rows, in GB/s; 0 without a row.
     fn average(&self) -> f64 {
-        match self.rows {
+        match self.halves {
             0 => 0.0,
-            rows => self.bus_bw / rows as f64,
+            halves => self.bus_bw / halves as f64,
         }
     }
 }
 
 /// Whether rank 0 still wants rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Course {
     On,
-    /// Nobody reads the table any more.
+    /// Nobody reads the table any more, or it cannot be printed.
     Enough,
-    /// The table cannot be printed.
-    Failed,
 }
 
-impl<T: Number> Session<'_, T> {
-    /// nccl-tests' order: barrier, warm-up sweep over the doubled sizes, then each size.
+impl<'a, C: Caller> Session<'a, C> {
+    /// nccl-tests' order: type, operation, root.
     fn measure(&mut self) -> Result<(), Error> {
         self.header()?;
-        let (minimum, maximum) = (self.options.minbytes, self.options.maxbytes);
-        self.bench.world.barrier()?;
-        for bytes in size::steps(minimum, maximum, 2) {
-            self.bench.warm_up(count::<T>(bytes), self.options.warmup_iters)?;
-        }
-        for bytes in size::steps(minimum, maximum, self.options.stepfactor) {
-            self.row(count::<T>(bytes))?;
-            match self.course()? {
-                Course::On => {}
-                Course::Enough => break,
-                Course::Failed if self.leader => break,
-                Course::Failed => return Err(Error::AnotherRank),
+        let options = self.options;
+        let types = match options.collective.has_data() {
+            true => options.datatype.values(),
+            false => &[DataType::Uint8],
+        };
+        for datatype in types {
+            let course = match datatype {
+                DataType::Int8 => self.typed::<i8>(),
+                DataType::Uint8 => self.typed::<u8>(),
+                DataType::Int32 => self.typed::<i32>(),
+                DataType::Uint32 => self.typed::<u32>(),
+                DataType::Int64 => self.typed::<i64>(),
+                DataType::Uint64 => self.typed::<u64>(),
+                DataType::Half => self.typed::<f16>(),
+                DataType::Float => self.typed::<f32>(),
+                DataType::Double => self.typed::<f64>(),
+                DataType::Bfloat16 => self.typed::<bf16>(),
+            };
+            if course? == Course::Enough {
+                break;
             }
         }
         Ok(())
     }
 
     fn header(&mut self) -> Result<(), Error> {
-        let world = self.bench.world;
+        let world = self.world;
         let transports = world::transports(world)?;
         if !self.leader {
             return Ok(());
@@ -168,31 +151,111 @@ impl<T: Number> Session<'_, T> {
         Ok(())
     }
 
-    fn row(&mut self, count: usize) -> Result<(), Error> {
-        let half = self.bench.measure(count)?;
-        let wrong = half.wrong.unwrap_or(0);
+    /// All operations and roots of one type.
+    fn typed<T: Number>(&mut self) -> Result<Course, Error> {
+        let prepared = self.prepare::<T>();
+        let agreed = agree(self.world, prepared.is_ok());
+        let mut bench = prepared?;
+        agreed?;
+        let options = self.options;
+        let (reduces, has_root) = (options.collective.reduces(), options.collective.has_root());
+        let roots = if has_root { options.root.ranks(self.world.size()) } else { 0..1 };
+        for op in if reduces { options.op.values() } else { &[Op::Sum] } {
+            for root in roots.clone() {
+                bench.task.op = reduces.then_some(*op);
+                bench.task.root = has_root.then_some(root);
+                bench.task_index = self.tasks;
+                self.tasks += 1;
+                if self.sweep(&mut bench)? == Course::Enough {
+                    return Ok(Course::Enough);
+                }
+            }
+        }
+        Ok(Course::On)
+    }
+
+    /// What can fail on one rank alone: its memory.
+    fn prepare<T: Number>(&self) -> Result<Bench<'a, T, C>, Error> {
+        let Options { collective, maxbytes, iters, check, .. } = *self.options;
+        let elements = collective.elements(self.count::<T>(maxbytes), self.world.size());
+        let halves = collective.halves();
+        Ok(Bench {
+            world: self.world,
+            caller: self.caller,
+            task: Task { collective, op: None, root: None },
+            task_index: 0,
+            iterations: iters,
+            checks: check,
+            input: memory::buffer(if halves.out_of_place { elements } else { 0 })?,
+            output: memory::buffer(elements)?,
+            latencies: Latencies::new(),
+        })
+    }
+
+    /// nccl-tests' order: barrier, warm-up sweep over the doubled sizes, then each size.
+    fn sweep<T: Number>(&mut self, bench: &mut Bench<'a, T, C>) -> Result<Course, Error> {
+        let Options { collective, minbytes, maxbytes, stepfactor, warmup_iters, .. } =
+            *self.options;
+        // Without data all sizes are one.
+        let maxbytes = if collective.has_data() { maxbytes } else { minbytes };
+        let first = match collective.halves().out_of_place {
+            true => Placement::OutOfPlace,
+            false => Placement::InPlace,
+        };
+        self.world.barrier()?;
+        for bytes in size::steps(minbytes, maxbytes, 2) {
+            bench.warm_up(self.count::<T>(bytes), first, warmup_iters)?;
+        }
+        for bytes in size::steps(minbytes, maxbytes, stepfactor) {
+            self.row(bench, self.count::<T>(bytes))?;
+            if self.course()? == Course::Enough {
+                return Ok(Course::Enough);
+            }
+        }
+        Ok(Course::On)
+    }
+
+    fn row<T: Number>(&mut self, bench: &mut Bench<'a, T, C>, count: usize) -> Result<(), Error> {
+        let collective = self.options.collective;
+        let halves = collective.halves();
+        let mut measure = |placement| bench.measure(count, placement);
+        let out_of_place =
+            halves.out_of_place.then(|| measure(Placement::OutOfPlace)).transpose()?;
+        let in_place = halves.in_place.then(|| measure(Placement::InPlace)).transpose()?;
+
+        let mut wrong = 0;
+        for Measured { half, .. } in out_of_place.iter().chain(&in_place) {
+            wrong += half.wrong.unwrap_or(0);
+            self.tally.halves += 1;
+            self.tally.bus_bw += half.bus_bw;
+        }
         self.tally.rows += 1;
         self.tally.failed += usize::from(wrong > 0);
         self.tally.wrong += wrong;
-        self.tally.bus_bw += half.bus_bw;
         if !self.leader {
             return Ok(());
         }
         let row = Row {
-            bytes: count * size_of::<T>(),
+            bytes: collective.elements(count, self.world.size()) * size_of::<T>(),
             count,
-            datatype: T::NAME,
-            op: self.options.op,
-            // Allfold has no such call, and a copy before the call would measure the copy.
-            out_of_place: None,
-            in_place: half,
+            datatype: if collective.has_data() { T::DATATYPE.name() } else { NO_TYPE },
+            op: bench.task.op,
+            root: bench.task.root,
+            out_of_place: out_of_place.as_ref().map(|measured| measured.half),
+            in_place: in_place.as_ref().map(|measured| measured.half),
         };
         self.console.print(&table::row(&row));
         if let Some(report) = &mut self.report {
-            let per_iteration = self.bench.latencies.summary();
-            report.add(&row, self.options.iters, per_iteration);
+            let summaries = [out_of_place, in_place].map(|measured| measured?.per_iteration);
+            report.add(&row, self.options.iters, summaries);
         }
         Ok(())
+    }
+
+    /// What the column `count` says at a size; bytes are rounded down as nccl-tests do.
+    fn count<T>(&self, bytes: u64) -> usize {
+        let elements = usize::try_from(bytes).unwrap_or(usize::MAX) / size_of::<T>();
+        self.options.collective.count(elements, size_of::<T>(), self.world.size())
     }
 
     /// Rank 0 tells the others whether to go on; its output may be gone.
@@ -202,11 +265,11 @@ impl<T: Number> Session<'_, T> {
             State::Closed => [1.0, 0.0],
             State::Failed(_) => [0.0, 1.0],
         };
-        Ok(match world::sum(self.bench.world, own)? {
-            [_, failed] if failed > 0.0 => Course::Failed,
-            [closed, _] if closed > 0.0 => Course::Enough,
-            _ => Course::On,
-        })
+        match world::sum(self.world, own)? {
+            [_, failed] if failed > 0.0 && !self.leader => Err(Error::AnotherRank),
+            [closed, failed] if closed + failed > 0.0 => Ok(Course::Enough),
+            _ => Ok(Course::On),
+        }
     }
 
     /// The footer and the report, also of a sweep that was cut short; then the first error.
@@ -222,7 +285,7 @@ impl<T: Number> Session<'_, T> {
         };
         outcome?;
         if wrong > 0 {
-            return Err(Error::Wrong { wrong, rows: failed, sizes: rows });
+            return Err(Error::Wrong { wrong, failed, rows });
         }
         reported?;
         match self.console.into_state() {
@@ -230,11 +293,6 @@ impl<T: Number> Session<'_, T> {
             State::Open | State::Closed => Ok(()),
         }
     }
-}
-
-/// Elements in `bytes`, rounded down as nccl-tests do.
-fn count<T>(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX) / size_of::<T>()
 }
 
 /// The ranks for the header, those of one host numbered.
@@ -252,6 +310,9 @@ fn devices(world: &Communicator, transports: Vec<String>) -> Vec<Device> {
         })
         .collect()
 }
+
+/// The type of a call without data.
+const NO_TYPE: &str = "none";
 
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,9 @@
 
 use std::fmt::Write;
 
+use crate::choices::Op;
 use crate::number::{cell, general};
-use crate::options::{Op, Options};
+use crate::options::Options;
 
 /// A rank, as the header lists it.
 pub(crate) struct Device {
@@ -34,34 +35,43 @@ pub(crate) struct Row {
     pub(crate) bytes: usize,
     pub(crate) count: usize,
     pub(crate) datatype: &'static str,
-    pub(crate) op: Op,
+    /// None where nothing is combined.
+    pub(crate) op: Option<Op>,
+    /// None where all ranks are alike.
+    pub(crate) root: Option<usize>,
     pub(crate) out_of_place: Option<Half>,
-    pub(crate) in_place: Half,
+    pub(crate) in_place: Option<Half>,
 }
 
 impl Half {
-    /// By nccl-tests' formulas: in an all-reduce each byte crosses a link 2 (n - 1) / n times.
-    pub(crate) fn all_reduce(bytes: usize, seconds: f64, ranks: usize, wrong: Option<u64>) -> Self {
+    /// By nccl-tests' formulas; each byte crosses a link `bus_factor` times.
+    pub(crate) fn new(bytes: usize, seconds: f64, bus_factor: f64, wrong: Option<u64>) -> Self {
         let alg_bw = bytes as f64 / 1e9 / seconds;
-        Self {
-            time_us: seconds * 1e6,
-            alg_bw,
-            bus_bw: alg_bw * (2.0 * (ranks as f64 - 1.0) / ranks as f64),
-            wrong,
-        }
+        Self { time_us: seconds * 1e6, alg_bw, bus_bw: alg_bw * bus_factor, wrong }
+    }
+}
+
+impl Row {
+    /// nccl-tests' name of the operation.
+    pub(crate) fn op_name(&self) -> &'static str {
+        self.op.map_or(NO_OP, Op::name)
+    }
+
+    /// The root as nccl-tests write it, padded.
+    pub(crate) fn root_text(&self) -> String {
+        self.root.map_or_else(|| format!("{NO_ROOT:6}"), |root| format!("{root:6}"))
     }
 }
 
 /// All lines above the rows.
 pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> String {
+    let algorithm =
+        options.forced_algorithm().map_or(String::new(), |name| format!(" algorithm: {name}"));
     let mut text = format!(
-        "# allfold version {} ranks={} security: {security}\n\
+        "# allfold version {} ranks={} security: {security}{algorithm}\n\
          # Collective test starting: {}\n\
          # nThread 1 nGpus 0 minBytes {} maxBytes {} step: {}(factor) warmup iters: {} iters: {} \
-         agg iters: 1 validation: {} graph: 0 unalign: 0\n\
-         # In place only: allfold reduces in the caller's buffer, so out-of-place stays empty \n\
-         #\n\
-         # Using devices\n",
+         agg iters: 1 validation: {} graph: 0 unalign: 0\n",
         env!("CARGO_PKG_VERSION"),
         devices.len(),
         options.collective.program(),
@@ -72,6 +82,11 @@ pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> S
         options.iters,
         options.check,
     );
+    if let Some(remark) = options.collective.remark() {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "# {remark} ");
+    }
+    text += "#\n# Using devices\n";
     for device in devices {
         text += &device_line(device);
     }
@@ -83,13 +98,14 @@ pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> S
 /// One line of the table.
 pub(crate) fn row(row: &Row) -> String {
     format!(
-        "{:12}  {:12}  {:>8}  {:>6}  {NO_ROOT:>6}{}{}\n",
+        "{:12}  {:12}  {:>8}  {:>6}  {}{}{}\n",
         row.bytes,
         row.count,
         row.datatype,
-        row.op.name(),
+        row.op_name(),
+        row.root_text(),
         row.out_of_place.as_ref().map_or(BLANK.into(), half),
-        half(&row.in_place),
+        row.in_place.as_ref().map_or(BLANK.into(), half),
     )
 }
 
@@ -149,8 +165,10 @@ fn half(half: &Half) -> String {
     )
 }
 
-/// All-reduce has no root.
-pub(crate) const NO_ROOT: i32 = -1;
+/// Where all ranks are alike.
+const NO_ROOT: i32 = -1;
+/// Where nothing is combined.
+const NO_OP: &str = "none";
 /// Where nccl-tests put the GPU's address on the PCI bus.
 pub(crate) const NO_BUS: &str = "cpu";
 /// As wide as a half, so that the other one stands below its title.
@@ -172,14 +190,15 @@ mod tests {
     }
 
     fn full(bytes: usize, microseconds: f64, wrong: Option<u64>) -> Row {
-        let half = Half::all_reduce(bytes, microseconds / 1e6, 2, wrong);
+        let half = Half::new(bytes, microseconds / 1e6, 1.0, wrong);
         Row {
             bytes,
             count: bytes / 4,
             datatype: "float",
-            op: Op::Sum,
+            op: Some(Op::Sum),
+            root: None,
             out_of_place: Some(half),
-            in_place: half,
+            in_place: Some(half),
         }
     }
 
@@ -194,7 +213,7 @@ mod tests {
         };
         let options = options("-b 1024 -e 1M -f 1024");
         let rows = [full(1024, 31.02, Some(0)), full(1 << 20, 1.2e7, Some(0))];
-        let mean = rows.iter().map(|r| r.in_place.bus_bw).sum::<f64>() / 2.0;
+        let mean = rows.iter().filter_map(|r| r.in_place).map(|h| h.bus_bw).sum::<f64>() / 2.0;
         let mut text = header(
             &options,
             "mutual TLS, secret 3f9a12c4",
@@ -209,7 +228,6 @@ mod tests {
 # allfold version {version} ranks=2 security: mutual TLS, secret 3f9a12c4
 # Collective test starting: all_reduce_perf
 # nThread 1 nGpus 0 minBytes 1024 maxBytes 1048576 step: 1024(factor) warmup iters: 1 iters: 20 agg iters: 1 validation: 1 graph: 0 unalign: 0
-# In place only: allfold reduces in the caller's buffer, so out-of-place stays empty{blank}
 #
 # Using devices
 #  Rank  0 Group  0 Pid   4711 on     node-a device  0 [cpu] quic on 10.0.0.1
@@ -237,13 +255,36 @@ mod tests {
         let with = row(&line);
         line.out_of_place = None;
         let without = row(&line);
+        line.out_of_place = line.in_place.take();
+        let other = row(&line);
         let columns = "           8             2     float     sum      -1";
         let cells = "    12.50    0.00    0.00     N/A";
         assert_eq!(without, format!("{columns}{BLANK}{cells}\n"));
+        assert_eq!(other, format!("{columns}{cells}{BLANK}\n"));
         assert_eq!(BLANK.len(), cells.len());
         assert_eq!(with.len(), without.len());
         let title = heading().lines().nth(1).unwrap().rfind("time").unwrap() + "time".len();
         assert_eq!(without.find("12.50").unwrap() + "12.50".len(), title);
+    }
+
+    #[test]
+    fn a_row_names_operation_and_root() {
+        let mut line = full(8, 1.0, Some(0));
+        line.root = Some(3);
+        assert!(row(&line).contains("     float     sum       3  "), "{}", row(&line));
+        line.op = None;
+        assert!(row(&line).contains("     float    none       3  "), "{}", row(&line));
+    }
+
+    #[test]
+    fn the_header_says_what_is_forced_and_what_stays_empty() {
+        let text = |line| header(&options(line), "mutual TLS, secret 3f9a12c4", &[]);
+        let first = |line| text(line).lines().next().unwrap_or_default().to_string();
+        assert!(first("--algorithm ring").ends_with(" secret 3f9a12c4 algorithm: ring"));
+        assert!(first("--algorithm auto").ends_with(" secret 3f9a12c4"));
+        assert!(text("sendrecv").contains("# Out of place only: "));
+        assert!(text("barrier").contains("# Time only: "));
+        assert!(!text("alltoall").contains(" only: "));
     }
 
     #[test]
@@ -257,8 +298,8 @@ mod tests {
 
     #[test]
     fn bandwidths_follow_the_formulas() {
-        let half = Half::all_reduce(1_000_000_000, 0.5, 4, Some(0));
+        let half = Half::new(1_000_000_000, 0.5, 1.5, Some(0));
         assert_eq!((half.time_us, half.alg_bw, half.bus_bw), (5e5, 2.0, 3.0));
-        assert_eq!(Half::all_reduce(8, 1.0, 1, None).bus_bw, 0.0);
+        assert_eq!(Half::new(8, 1.0, 0.0, None).bus_bw, 0.0);
     }
 }

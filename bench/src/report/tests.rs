@@ -5,7 +5,7 @@ use clap::Parser;
 use serde_json::Value;
 
 use super::*;
-use crate::options::Op;
+use crate::choices::Op;
 
 #[derive(Parser)]
 struct Line {
@@ -35,9 +35,10 @@ fn row() -> Row {
         bytes: 8,
         count: 2,
         datatype: "float",
-        op: Op::Avg,
+        op: Some(Op::Avg),
+        root: None,
         out_of_place: None,
-        in_place: Half::all_reduce(8, 1e-5, 4, Some(0)),
+        in_place: Some(Half::new(8, 1e-5, 1.5, Some(0))),
     }
 }
 
@@ -67,7 +68,7 @@ fn the_keys_are_nccl_tests_own() {
     report.configure(&options, &[device]);
     let mut latencies = crate::latencies::Latencies::new();
     latencies.record(std::time::Duration::from_micros(10));
-    report.add(&row(), 20, latencies.summary());
+    report.add(&row(), 20, [None, latencies.summary()]);
     report.write(0, 1.25, None).unwrap();
 
     let text = fs::read_to_string(folder.0.join("out.json")).unwrap();
@@ -129,6 +130,7 @@ fn the_keys_are_nccl_tests_own() {
             "root",
             "out_of_place",
             "in_place",
+            "out_of_place_per_iter",
             "in_place_per_iter",
             "actual_iterations",
             "experiment_name",
@@ -137,6 +139,7 @@ fn the_keys_are_nccl_tests_own() {
     assert_eq!(result["root"], "    -1");
     assert_eq!(result["redop"], "avg");
     assert!(result["out_of_place"].is_null());
+    assert!(result["out_of_place_per_iter"].is_null());
     assert_eq!(keys(&result["in_place"]), sorted(["time", "alg_bw", "bus_bw", "nwrong"]));
     // The table would say 0.00.
     assert!((result["in_place"]["bus_bw"].as_f64().unwrap() - 0.0012).abs() < 1e-12);

@@ -5,10 +5,12 @@ use std::process;
 use std::thread;
 
 use allfold::ErrorKind;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::Value;
 
 use super::*;
+use crate::call::Buffers;
+use crate::collective::Collective;
 
 #[derive(Parser)]
 struct Line {
@@ -22,12 +24,47 @@ fn options(line: &str) -> Options {
     Line::parse_from(format!("bench {line}").split_whitespace()).options
 }
 
+/// A caller that is not the library.
+macro_rules! caller {
+    ($name:ident: |$world:ident, $task:ident, $buffers:ident, $correct:ident| $body:expr) => {
+        struct $name;
+        impl Caller for $name {
+            fn call<T: Number>(
+                &self,
+                $world: &Communicator,
+                $task: Task,
+                counts: &[usize],
+                mut $buffers: Buffers<'_, T>,
+            ) -> allfold::Result<()> {
+                let $correct =
+                    |buffers: Buffers<'_, T>| Library.call($world, $task, counts, buffers);
+                $body
+            }
+        }
+    };
+}
+
+/// A buffer for as long as a caller looks at it.
+fn again<'a, T>(buffers: &'a mut Buffers<'_, T>) -> Buffers<'a, T> {
+    match buffers {
+        Buffers::OutOfPlace { input, output } => Buffers::OutOfPlace { input, output },
+        Buffers::InPlace(buffer) => Buffers::InPlace(buffer),
+    }
+}
+
+fn output<'a, T>(buffers: &'a mut Buffers<'_, T>) -> &'a mut [T] {
+    match buffers {
+        Buffers::OutOfPlace { output, .. } => output,
+        Buffers::InPlace(buffer) => buffer,
+    }
+}
+
 /// Every rank's outcome and output.
-fn ranks<T: Number>(count: usize, line: &str, call: Call<T>) -> Vec<(Outcome, String)> {
+fn ranks<C: Caller + Sync>(count: usize, line: &str, caller: C) -> Vec<(Outcome, String)> {
     let options = options(line);
     spread(count, |world| {
         let mut out = Vec::new();
-        let outcome = typed(&options, world, call, &mut out);
+        let outcome = run_on(&options, world, &caller, &mut out);
         (outcome, String::from_utf8(out).unwrap())
     })
 }
@@ -56,7 +93,7 @@ fn report_path(name: &str) -> PathBuf {
 fn one_rank_prints_every_size() {
     let world = Communicator::single();
     let mut out = Vec::new();
-    run_on(&options("-b 1 -e 40 -n 3"), &world, &mut out).unwrap();
+    run_on(&options("-b 1 -e 40 -n 3"), &world, &Library, &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
     // Sizes below one element are empty calls, and others are rounded down.
     let sizes: Vec<_> = rows(&text)
@@ -71,6 +108,7 @@ fn one_rank_prints_every_size() {
         assert_eq!((row[2], row[3], row[4]), ("float", "sum", "-1"));
         // Nothing crosses a link.
         assert_eq!((row[7], row[8]), ("0.00", "0"), "{text}");
+        assert_eq!((row[11], row[12]), ("0.00", "0"), "{text}");
     }
     assert!(text.ends_with("# Collective test concluded: all_reduce_perf\n#\n\n"));
 }
@@ -78,62 +116,141 @@ fn one_rank_prints_every_size() {
 #[test]
 fn all_ranks_are_right_and_rank_0_prints() {
     for count in [2, 3, 4] {
-        for line in ["-o sum", "-o avg", "-o sum -c 3 -w 0"] {
-            let line = format!("{line} -b 4 -e 1M -f 4 -n 2");
-            let floats = ranks(count, &line, all_reduce::<f32>);
-            let doubles = ranks(count, &line, all_reduce::<f64>);
-            for outcomes in [floats, doubles] {
-                for (rank, (outcome, text)) in outcomes.iter().enumerate() {
-                    assert!(outcome.is_ok(), "rank {rank} of {count}: {outcome:?}");
-                    assert_eq!(text.is_empty(), rank > 0);
-                }
-                let text = &outcomes[0].1;
-                assert!(text.contains(&format!("ranks={count} ")), "{text}");
-                assert_eq!(text.matches("#  Rank ").count(), count, "{text}");
-                assert_eq!(rows(text).len(), 10);
-                assert!(rows(text).iter().all(|row| row[8] == "0"), "{text}");
-                assert!(text.contains("# Out of bounds values : 0 OK\n"));
+        for line in ["-o sum", "-o avg -d double", "-o sum -c 3 -w 0"] {
+            let outcomes = ranks(count, &format!("{line} -b 4 -e 1M -f 4 -n 2"), Library);
+            for (rank, (outcome, text)) in outcomes.iter().enumerate() {
+                assert!(outcome.is_ok(), "rank {rank} of {count}: {outcome:?}");
+                assert_eq!(text.is_empty(), rank > 0);
+            }
+            let text = &outcomes[0].1;
+            assert!(text.contains(&format!("ranks={count} ")), "{text}");
+            assert_eq!(text.matches("#  Rank ").count(), count, "{text}");
+            assert_eq!(rows(text).len(), 10);
+            assert!(rows(text).iter().all(|row| row[8] == "0" && row[12] == "0"), "{text}");
+            assert!(text.contains("# Out of bounds values : 0 OK\n"));
+        }
+    }
+}
+
+#[test]
+fn every_collective_type_operation_and_root_is_right() {
+    for collective in Collective::value_variants() {
+        for count in [1, 2, 3] {
+            let program = collective.program();
+            let line = format!("{program} -d all -o all -r all -b 8 -e 2K -f 16 -n 1 -w 0");
+            let outcomes = ranks(count, &line, Library);
+            let text = &outcomes[0].1;
+            for (rank, (outcome, _)) in outcomes.iter().enumerate() {
+                assert!(outcome.is_ok(), "rank {rank} of {count}: {outcome:?}\n{text}");
+            }
+            let ops = if collective.reduces() { 5 } else { 1 };
+            let roots = if collective.has_root() { count } else { 1 };
+            let sweeps = if collective.has_data() { 10 * 3 } else { 1 };
+            let rows = rows(text);
+            assert_eq!(rows.len(), ops * roots * sweeps, "{text}");
+            for row in rows {
+                let halves = collective.halves();
+                let cells = 4 * (usize::from(halves.out_of_place) + usize::from(halves.in_place));
+                assert_eq!(row.len(), 5 + cells, "{text}");
+                let wrong = if collective.has_data() { "0" } else { "N/A" };
+                assert!(row[8..].iter().step_by(4).all(|cell| *cell == wrong), "{text}");
             }
         }
     }
 }
 
 #[test]
+fn rows_go_by_type_then_operation_then_root() {
+    let outcomes = ranks(2, "reduce -d all -o all -r all -b 64 -e 64 -n 1 -w 0", Library);
+    let rows = rows(&outcomes[0].1);
+    let keys = |row: &Vec<&str>| format!("{} {} {}", row[2], row[3], row[4]);
+    let found: Vec<_> = rows.iter().map(keys).collect();
+    assert_eq!(found.len(), 100);
+    assert_eq!(found[..3], ["int8 sum 0", "int8 sum 1", "int8 prod 0"]);
+    assert_eq!(found[9..11], ["int8 avg 1", "uint8 sum 0"]);
+    assert_eq!(found[99], "bfloat16 avg 1");
+}
+
+#[test]
+fn parts_have_nccl_tests_sizes() {
+    let outcomes = ranks(3, "all_gather -b 100 -e 400 -f 4 -n 1", Library);
+    let cells: Vec<_> = rows(&outcomes[0].1).iter().map(|r| r[..5].join(" ")).collect();
+    assert_eq!(cells, ["96 8 float none -1", "384 32 float none -1"]);
+    let outcomes = ranks(3, "scatter -b 100 -e 100 -n 1 -r 2 -d double", Library);
+    assert_eq!(rows(&outcomes[0].1)[0][..5].join(" "), "96 4 double none 2");
+}
+
+#[test]
+fn a_root_that_is_no_rank_is_refused_on_every_rank() {
+    for (outcome, text) in ranks(2, "broadcast -r 2", Library) {
+        assert!(matches!(outcome, Err(Error::Root { root: 2, ranks: 2 })));
+        assert!(text.is_empty());
+    }
+}
+
+#[test]
 fn nothing_is_checked_where_nothing_is_asked() {
-    let outcomes = ranks(2, "-b 8 -e 64 -n 2 -c 0", all_reduce::<f32>);
-    assert!(rows(&outcomes[0].1).iter().all(|row| row[8] == "N/A"));
+    let outcomes = ranks(2, "-b 8 -e 64 -n 2 -c 0", Library);
+    assert!(rows(&outcomes[0].1).iter().all(|row| row[8] == "N/A" && row[12] == "N/A"));
 }
 
 #[test]
 fn a_flipped_bit_on_one_rank_fails_every_rank() {
-    fn flip(world: &Communicator, buffer: &mut [f32], op: ReduceOp) -> allfold::Result<()> {
-        world.all_reduce(buffer, op)?;
-        if world.rank() == 1 && buffer.len() >= 256 {
-            buffer[255] = f32::from_bits(buffer[255].to_bits() ^ 1);
+    caller!(Flip: |world, task, buffers, correct| {
+        correct(again(&mut buffers))?;
+        let output = output(&mut buffers);
+        if world.rank() == 1 && output.len() >= 256 {
+            output[255] = T::from_bits(output[255].bits() ^ 1);
         }
         Ok(())
-    }
-    let outcomes = ranks(3, "-b 8 -e 2K -n 2", flip);
+    });
+    let outcomes = ranks(3, "-b 8 -e 2K -n 2", Flip);
     for (outcome, _) in &outcomes {
         let error = outcome.as_ref().unwrap_err();
         assert_eq!(error.exit_code(), 1);
         assert_eq!(
             error.to_string(),
-            "wrong data: 2 elements differ from the exact result, in 2 of 9 sizes"
+            "wrong data: 4 elements differ from the exact result, in 2 of 9 rows"
         );
     }
     let text = &outcomes[0].1;
-    let wrong: Vec<_> = rows(text).iter().map(|r| r[8].to_string()).collect();
-    assert_eq!(wrong, ["0", "0", "0", "0", "0", "0", "0", "1", "1"]);
+    for column in [8, 12] {
+        let wrong: Vec<_> = rows(text).iter().map(|r| r[column].to_string()).collect();
+        assert_eq!(wrong, ["0", "0", "0", "0", "0", "0", "0", "1", "1"]);
+    }
     assert!(text.contains("# Out of bounds values : 2 FAILED\n"), "{text}");
 }
 
 #[test]
+fn a_flipped_bit_is_noticed_in_every_collective_type_and_operation() {
+    caller!(FlipLast: |world, task, buffers, correct| {
+        correct(again(&mut buffers))?;
+        // In every rank's output, where it has one.
+        if let Some(last) = output(&mut buffers).last_mut() {
+            *last = T::from_bits(last.bits() ^ 1);
+        }
+        Ok(())
+    });
+    for collective in Collective::value_variants().iter().filter(|c| c.has_data()) {
+        let line = format!("{} -d all -o all -b 64 -e 64 -n 1 -w 0", collective.program());
+        let text = ranks(2, &line, FlipLast).swap_remove(0).1;
+        let rows = rows(&text);
+        assert!(rows.len() >= 10, "{text}");
+        for row in rows {
+            // One element on each rank, or on the root alone.
+            assert!(row[8..].iter().step_by(4).all(|c| ["1", "2"].contains(c)), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_call_that_does_nothing_is_wrong() {
-    for op in ["sum", "avg"] {
-        let line = format!("-b 1K -e 1K -n 1 -o {op}");
-        for (outcome, _) in ranks::<f64>(2, &line, |_, _, _| Ok(())) {
-            assert!(matches!(outcome, Err(Error::Wrong { wrong, .. }) if wrong > 250));
+    caller!(Idle: |_world, _task, _buffers, _correct| Ok(()));
+    for collective in Collective::value_variants().iter().filter(|c| c.has_data()) {
+        let line = format!("{} -b 1K -e 1K -n 1 -d all -o all", collective.program());
+        let outcomes = ranks(2, &line, Idle);
+        for (outcome, _) in &outcomes {
+            assert!(matches!(outcome, Err(Error::Wrong { failed, rows, .. }) if failed == rows));
         }
     }
 }
@@ -142,7 +259,7 @@ fn a_call_that_does_nothing_is_wrong() {
 fn the_report_holds_every_row() {
     let path = report_path("rows");
     let line = format!("-b 8 -e 1K -n 4 -J {}", path.display());
-    let outcomes = ranks(2, &line, all_reduce::<f32>);
+    let outcomes = ranks(2, &line, Library);
     assert!(outcomes.iter().all(|(outcome, _)| outcome.is_ok()));
     let announced = format!("# Writing JSON output to {}\n", path.display());
     assert!(outcomes[0].1.starts_with(&announced));
@@ -153,24 +270,27 @@ fn the_report_holds_every_row() {
     let results = json["results"].as_array().unwrap();
     assert_eq!(results.len(), 8);
     for result in results {
-        assert_eq!(result["in_place"]["nwrong"], 0);
-        assert!(result["in_place"]["time"].as_f64().unwrap() > 0.0);
-        assert!(result["in_place_per_iter"]["p99_us"].as_f64().unwrap() > 0.0);
+        for half in ["out_of_place", "in_place"] {
+            assert_eq!(result[half]["nwrong"], 0);
+            assert!(result[half]["time"].as_f64().unwrap() > 0.0);
+            let per_iteration = &result[format!("{half}_per_iter")];
+            assert!(per_iteration["p99_us"].as_f64().unwrap() > 0.0);
+        }
         assert_eq!(result["actual_iterations"], 4);
     }
 }
 
 #[test]
 fn a_report_of_a_failed_run_says_why() {
-    fn fail(world: &Communicator, buffer: &mut [f32], op: ReduceOp) -> allfold::Result<()> {
-        if buffer.len() > 16 {
+    caller!(Fail: |_world, _task, buffers, correct| {
+        if output(&mut buffers).len() > 16 {
             return Err(ErrorKind::Closed.into());
         }
-        world.all_reduce(buffer, op)
-    }
+        correct(buffers)
+    });
     let path = report_path("failed");
     let line = format!("-b 8 -e 1K -n 1 -w 0 -J {}", path.display());
-    for (outcome, text) in ranks(2, &line, fail) {
+    for (outcome, text) in ranks(2, &line, Fail) {
         assert!(matches!(outcome, Err(Error::Collective(_))));
         assert!(!text.contains("concluded"));
     }
@@ -182,7 +302,7 @@ fn a_report_of_a_failed_run_says_why() {
 
 #[test]
 fn a_report_that_cannot_be_made_stops_every_rank() {
-    let outcomes = ranks(3, "-J /no/such/folder/out.json", all_reduce::<f32>);
+    let outcomes = ranks(3, "-J /no/such/folder/out.json", Library);
     for (rank, (outcome, text)) in outcomes.iter().enumerate() {
         let error = outcome.as_ref().unwrap_err();
         match rank {
@@ -225,10 +345,10 @@ fn broken(kind: io::ErrorKind) -> Vec<Outcome> {
             Ok(())
         }
     }
-    fn once(world: &Communicator, buffer: &mut [f32], op: ReduceOp) -> allfold::Result<()> {
-        assert_eq!(buffer.len(), 2, "the run goes on without a reader");
-        world.all_reduce(buffer, op)
-    }
+    caller!(Once: |_world, _task, buffers, correct| {
+        assert_eq!(output(&mut buffers).len(), 2, "the run goes on without a reader");
+        correct(buffers)
+    });
     let options = options("-b 8 -e 1M -n 1 -w 0");
-    spread(2, |world| typed(&options, world, once, &mut Break(kind)))
+    spread(2, |world| run_on(&options, world, &Once, &mut Break(kind)))
 }

@@ -1,0 +1,231 @@
+//! What a benchmark is repeated for: element types, operations and roots by nccl-tests' names, one
+//! of them or all.
+
+use allfold::ReduceOp;
+use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+
+/// One value, or all there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice<T> {
+    /// This one.
+    One(T),
+    /// `all`.
+    All,
+}
+
+/// The element type, by nccl-tests' name.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DataType {
+    /// 8 bits, signed.
+    #[value(help = None)]
+    Int8,
+    /// 8 bits.
+    #[value(help = None)]
+    Uint8,
+    /// 32 bits, signed.
+    #[value(help = None)]
+    Int32,
+    /// 32 bits.
+    #[value(help = None)]
+    Uint32,
+    /// 64 bits, signed.
+    #[value(help = None)]
+    Int64,
+    /// 64 bits.
+    #[value(help = None)]
+    Uint64,
+    /// IEEE 754 binary16.
+    #[value(help = None)]
+    Half,
+    /// 32 bits.
+    #[default]
+    #[value(help = None)]
+    Float,
+    /// 64 bits.
+    #[value(help = None)]
+    Double,
+    /// The upper half of a float.
+    #[value(help = None)]
+    Bfloat16,
+}
+
+/// How data is combined, by nccl-tests' name.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Op {
+    /// The sum over all ranks.
+    #[default]
+    #[value(help = None)]
+    Sum,
+    /// The product over all ranks.
+    #[value(help = None)]
+    Prod,
+    /// The largest of all ranks.
+    #[value(help = None)]
+    Max,
+    /// The smallest of all ranks.
+    #[value(help = None)]
+    Min,
+    /// The sum divided by the number of ranks.
+    #[value(help = None)]
+    Avg,
+}
+
+/// The algorithm that is taken wherever a collective has it, by the name of `ALLFOLD_ALGORITHM`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// The one that is predicted to be fastest.
+    #[value(help = None)]
+    Auto,
+    /// Neighbours pass on chunks.
+    #[value(help = None)]
+    Ring,
+    /// Up a tree and down again.
+    #[value(help = None)]
+    Tree,
+    /// Everything to a partner at twice the distance each round.
+    #[value(help = None)]
+    RecursiveDoubling,
+    /// Halves to a partner each round.
+    #[value(help = None)]
+    HalvingDoubling,
+}
+
+impl<T: ValueEnum> Choice<T> {
+    /// The values, in nccl-tests' order.
+    pub(crate) fn values(&self) -> &[T] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::All => T::value_variants(),
+        }
+    }
+}
+
+impl Choice<usize> {
+    /// The ranks, of so many.
+    pub(crate) fn ranks(self, ranks: usize) -> std::ops::Range<usize> {
+        match self {
+            Self::One(rank) => rank..rank + 1,
+            Self::All => 0..ranks,
+        }
+    }
+}
+
+/// Reads a name of a value of `T`, or `all`.
+pub(crate) fn one_or_all<T>() -> impl TypedValueParser<Value = Choice<T>>
+where
+    T: ValueEnum + Send + Sync + 'static,
+{
+    let names = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+    let names: Vec<_> = names.chain([PossibleValue::new(ALL)]).collect();
+    // What the parser lets through is a name, or the word that is none.
+    PossibleValuesParser::new(names)
+        .map(|name| T::from_str(&name, false).map_or(Choice::All, Choice::One))
+}
+
+/// Reads a rank, or `all`.
+pub(crate) fn rank_or_all(text: &str) -> Result<Choice<usize>, String> {
+    if text == ALL {
+        return Ok(Choice::All);
+    }
+    text.parse().map(Choice::One).map_err(|_| "a root is a rank, counted from 0, or all".into())
+}
+
+impl DataType {
+    /// nccl-tests' name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Uint8 => "uint8",
+            Self::Int32 => "int32",
+            Self::Uint32 => "uint32",
+            Self::Int64 => "int64",
+            Self::Uint64 => "uint64",
+            Self::Half => "half",
+            Self::Float => "float",
+            Self::Double => "double",
+            Self::Bfloat16 => "bfloat16",
+        }
+    }
+}
+
+impl Op {
+    /// nccl-tests' name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sum => "sum",
+            Self::Prod => "prod",
+            Self::Max => "max",
+            Self::Min => "min",
+            Self::Avg => "avg",
+        }
+    }
+}
+
+impl From<Op> for ReduceOp {
+    fn from(op: Op) -> Self {
+        match op {
+            Op::Sum => Self::Sum,
+            Op::Prod => Self::Prod,
+            Op::Max => Self::Max,
+            Op::Min => Self::Min,
+            Op::Avg => Self::Avg,
+        }
+    }
+}
+
+impl Algorithm {
+    /// The value of `ALLFOLD_ALGORITHM`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ring => "ring",
+            Self::Tree => "tree",
+            Self::RecursiveDoubling => "recursive-doubling",
+            Self::HalvingDoubling => "halving-doubling",
+        }
+    }
+}
+
+/// nccl-tests' word for every value there is.
+const ALL: &str = "all";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_goes_in_nccl_tests_order() {
+        let names = |values: &[Op]| values.iter().map(|op| op.name()).collect::<Vec<_>>();
+        assert_eq!(names(Choice::All.values()), ["sum", "prod", "max", "min", "avg"]);
+        assert_eq!(names(Choice::One(Op::Min).values()), ["min"]);
+        assert_eq!(Choice::All.ranks(3), 0..3);
+        assert_eq!(Choice::One(2).ranks(3), 2..3);
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        let same = |value: PossibleValue, name: &str| assert_eq!(value.get_name(), name);
+        for datatype in DataType::value_variants() {
+            same(datatype.to_possible_value().unwrap(), datatype.name());
+        }
+        for op in Op::value_variants() {
+            same(op.to_possible_value().unwrap(), op.name());
+        }
+        for algorithm in Algorithm::value_variants() {
+            same(algorithm.to_possible_value().unwrap(), algorithm.name());
+        }
+    }
+
+    #[test]
+    fn a_root_is_a_rank_or_all() {
+        assert_eq!(rank_or_all("3"), Ok(Choice::One(3)));
+        assert_eq!(rank_or_all("all"), Ok(Choice::All));
+        for text in ["", "-1", "x", "1.5", "ALL"] {
+            assert!(rank_or_all(text).is_err(), "{text}");
+        }
+    }
+}
