@@ -1,6 +1,6 @@
 //! `train` and `bench`: part of a job where a launcher started us, else a job of our own.
 
-use allfold::{Communicator, ErrorKind, Identity};
+use allfold::{Communicator, Config, ErrorKind, Identity};
 
 use crate::error::Error;
 use crate::job::{Job, Kind, check_ranks};
@@ -18,6 +18,10 @@ pub(crate) trait Collective {
     fn ranks(&self) -> Option<usize>;
     /// Finds bad input before any rank starts.
     fn check(&self, ranks: usize) -> Result<(), Error>;
+    /// How a rank connects, where the command line says something about it.
+    fn configure(&self, config: Config) -> allfold::Result<Config> {
+        Ok(config)
+    }
     /// Does this rank's part.
     fn run(&self, world: &Communicator) -> Result<(), Error>;
 }
@@ -27,9 +31,10 @@ pub(crate) fn join_or_start<C: Collective>(collective: &C) -> Result<(), Error> 
     let identity = Identity::from_env()?;
     let given = collective.ranks().map(|ranks| (ranks, C::RANKS_OPTION));
     match role(identity, given, report::is_copy())? {
-        Role::Member { ranks } => {
-            collective.check(ranks)?;
-            take_part(collective, Communicator::from_env()?)
+        Role::Member(identity) => {
+            collective.check(identity.size)?;
+            let config = collective.configure(Config::from_env(identity)?)?;
+            take_part(collective, Communicator::connect(config)?)
         }
         Role::Starter { ranks } => {
             let ranks = ranks.unwrap_or(C::DEFAULT_RANKS);
@@ -49,10 +54,10 @@ fn take_part(collective: &impl Collective, world: Communicator) -> Result<(), Er
     Ok(world.close()?)
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Role {
     /// A rank of a job that is there.
-    Member { ranks: usize },
+    Member(Identity),
     /// The one who starts the job.
     Starter { ranks: Option<usize> },
 }
@@ -74,7 +79,7 @@ fn role(
             launcher: identity.launcher,
             option,
         }),
-        (Some(identity), _) => Ok(Role::Member { ranks: identity.size }),
+        (Some(identity), _) => Ok(Role::Member(identity)),
     }
 }
 
@@ -104,6 +109,9 @@ impl Collective for allfold_bench::Options {
     }
     fn check(&self, ranks: usize) -> Result<(), Error> {
         Ok(Self::check(self, ranks)?)
+    }
+    fn configure(&self, config: Config) -> allfold::Result<Config> {
+        Self::configure(self, config)
     }
     fn run(&self, world: &Communicator) -> Result<(), Error> {
         Ok(allfold_bench::run(self, world)?)
@@ -136,11 +144,12 @@ mod tests {
 
     #[test]
     fn member_or_starter() {
-        let member = Role::Member { ranks: 4 };
-        assert_eq!(role(Some(identity()), None, false).unwrap(), member);
-        assert_eq!(role(Some(identity()), Some((9, "-n")), true).unwrap(), member);
-        assert_eq!(role(None, Some((3, "-n")), false).unwrap(), Role::Starter { ranks: Some(3) });
+        let member = |role| matches!(role, Role::Member(Identity { rank: 2, size: 4, .. }));
+        assert!(member(role(Some(identity()), None, false).unwrap()));
+        assert!(member(role(Some(identity()), Some((9, "-n")), true).unwrap()));
+        let starter = |given| role(None, given, false).unwrap();
+        assert!(matches!(starter(Some((3, "-n"))), Role::Starter { ranks: Some(3) }));
+        assert!(matches!(starter(None), Role::Starter { ranks: None }));
         assert!(role(None, Some((3, "-n")), true).is_err());
-        assert_eq!(role(None, None, false).unwrap(), Role::Starter { ranks: None });
     }
 }
