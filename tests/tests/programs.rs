@@ -42,22 +42,86 @@ fn one_and_three_ranks_train_alike() {
     assert!((alone - together).abs() <= 0.5, "{alone} % alone, {together} % on three ranks");
 }
 
+/// The cells of the bench's rows, after a run that ended well and found nothing wrong.
+fn right_rows(line: &str) -> Vec<Vec<String>> {
+    let ended = allfold(&line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(ended.code(), 0, "{line}: {ended:#?}");
+    let is_row = |line: &&str| !line.starts_with('#') && !line.trim().is_empty();
+    let cells = |line: &str| line.split_whitespace().map(str::to_string).collect();
+    let rows: Vec<Vec<String>> = ended.output().into_iter().filter(is_row).map(cells).collect();
+    for row in &rows {
+        // Of one half or of both: time, algbw, busbw, #wrong.
+        assert!(row.len() == 9 || row.len() == 13, "{line}: {ended:#?}");
+        assert!(row[8..].iter().step_by(4).all(|wrong| wrong == "0"), "{line}: {ended:#?}");
+    }
+    rows
+}
+
 #[test]
 fn the_bench_prints_the_table_and_finds_nothing_wrong() {
     let _one_at_a_time = machine_lock();
-    let ended = allfold(&["bench", "all-reduce", "--ranks", "4", "-b", "8", "-e", "1M", "-f", "8"]);
-    assert_eq!(ended.code(), 0, "{ended:#?}");
-    let rows: Vec<Vec<&str>> = ended
-        .output()
-        .into_iter()
-        .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    assert_eq!(rows.len(), 6, "{ended:#?}");
+    let rows = right_rows("bench all-reduce --ranks 4 -b 8 -e 1M -f 8");
+    assert_eq!(rows.len(), 6);
     for row in rows {
-        assert_eq!(row[2..5], ["float", "sum", "-1"], "{ended:#?}");
-        assert_eq!(row.last(), Some(&"0"), "{ended:#?}");
+        assert_eq!(row[2..5], ["float", "sum", "-1"]);
+        assert_eq!(row.len(), 13);
     }
+}
+
+#[test]
+fn three_ranks_reduce_every_type_by_every_operation() {
+    let _one_at_a_time = machine_lock();
+    let line = "bench all_reduce --ranks 3 -d all -o all -b 8 -e 4K -f 8 -n 2 -w 1";
+    // 10 types, 5 operations, 4 sizes.
+    assert_eq!(right_rows(line).len(), 200);
+}
+
+#[test]
+fn the_bench_finds_nothing_wrong_with_any_collective() {
+    let _one_at_a_time = machine_lock();
+    for (collective, rows) in [
+        ("all_reduce", 200),
+        ("all_gather_perf", 40),
+        ("reduce_scatter", 200),
+        ("broadcast_perf", 40),
+        ("reduce", 200),
+        ("alltoall", 40),
+        ("gather_perf", 40),
+        ("scatter", 40),
+        ("all_gather_v", 40),
+    ] {
+        let found = right_rows(&format!("bench {collective} --ranks 2 {EVERYTHING}"));
+        assert_eq!(found.len(), rows, "{collective}");
+    }
+    let ended = allfold(&["bench", "barrier", "--ranks", "2"]);
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+}
+
+#[test]
+#[ignore = "a world's goodbye on a data flow can overtake that of a pair on the control stream, and \
+            then the pair's messages are missed: World::note_goodbye"]
+fn the_bench_finds_nothing_wrong_with_sendrecv() {
+    let _one_at_a_time = machine_lock();
+    let rows = right_rows(&format!("bench sendrecv_perf --ranks 2 {EVERYTHING}"));
+    assert_eq!(rows.len(), 40);
+}
+
+#[test]
+fn the_bench_forces_an_algorithm() {
+    let _one_at_a_time = machine_lock();
+    let line = ["bench", "--ranks", "3", "-b", "8", "-e", "8", "--algorithm", "tree"];
+    let ended = allfold(&line);
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let header = ended.output().into_iter().next().unwrap_or_default().to_string();
+    assert!(header.ends_with(" algorithm: tree"), "{ended:#?}");
+
+    // It reaches the ranks' settings, which refuse to differ.
+    let script = "if [ $ALLFOLD_RANK = 0 ]; then name=ring; else name=tree; fi; \
+                  exec \"$0\" bench --algorithm $name -b 8 -e 8";
+    let ended = allfold(&["run", "-n", "2", "sh", "-c", script, ALLFOLD]);
+    assert_eq!(ended.code(), 2, "{ended:#?}");
+    let errors = ended.errors().join("\n");
+    assert!(errors.contains("ALLFOLD_ALGORITHM is ring on rank 0, but tree on rank 1"), "{errors}");
 }
 
 #[test]
@@ -151,3 +215,6 @@ fn a_secret_is_64_hex_digits_and_new_each_time() {
     assert!(secrets.iter().all(|s| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit())));
     assert_ne!(secrets[0], secrets[1]);
 }
+
+/// Every type and operation at a few small sizes.
+const EVERYTHING: &str = "-d all -o all -b 8 -e 4K -f 8 -n 2 -w 1";
