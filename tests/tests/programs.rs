@@ -98,8 +98,6 @@ fn the_bench_finds_nothing_wrong_with_any_collective() {
 }
 
 #[test]
-#[ignore = "a world's goodbye on a data flow can overtake that of a pair on the control stream, and \
-            then the pair's messages are missed: World::note_goodbye"]
 fn the_bench_finds_nothing_wrong_with_sendrecv() {
     let _one_at_a_time = machine_lock();
     let rows = right_rows(&format!("bench sendrecv_perf --ranks 2 {EVERYTHING}"));
