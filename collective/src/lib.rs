@@ -55,6 +55,7 @@ compile_error!("allfold sends elements as they lie in memory, little-endian");
 
 mod active;
 mod admission;
+mod bucket;
 mod buffer;
 mod caller;
 mod collectives;
@@ -84,6 +85,7 @@ mod verdict;
 mod wire;
 mod world;
 
+pub use bucket::{AllReduce, Bucket, PendingBucket};
 pub use communicator::{Communicator, Labelled};
 pub use config::Config;
 pub use error::{Error, ErrorKind, Result};
