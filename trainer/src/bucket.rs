@@ -34,59 +34,55 @@ pub(crate) trait Bucket: Send {
 /// # Errors
 /// [`Error::Parameter`] where the element type cannot be added up.
 pub(crate) fn deal(parameters: &[(String, Var)], limit: usize) -> Result<Vec<Box<dyn Bucket>>> {
-    let mut buckets: Vec<Box<dyn Bucket>> = Vec::new();
-    let mut rest = parameters;
-    while let Some((_, last)) = rest.last() {
-        let dtype = last.dtype();
-        let mut bytes = 0;
-        let count = rest
-            .iter()
-            .rev()
-            .take_while(|(_, var)| {
-                let first = bytes == 0;
-                bytes += var.elem_count() * dtype.size_in_bytes();
-                var.dtype() == dtype && (first || bytes <= limit)
-            })
-            .count();
-        let (before, members) = rest.split_at(rest.len() - count);
-        buckets.push(match dtype {
-            DType::F32 => Box::new(Typed::<f32>::new(members)),
-            DType::F64 => Box::new(Typed::<f64>::new(members)),
+    let backward: Vec<&(String, Var)> = parameters.iter().rev().collect();
+    let mut buckets = Vec::new();
+    for run in backward.chunk_by(|(_, one), (_, next)| one.dtype() == next.dtype()) {
+        let Some((name, first)) = run.first() else { continue };
+        match first.dtype() {
+            DType::F32 => deal_typed::<f32>(run, limit, &mut buckets),
+            DType::F64 => deal_typed::<f64>(run, limit, &mut buckets),
             other => {
-                let name = members.last().map(|(name, _)| name.clone());
-                return Err(Error::Parameter {
-                    name: name.unwrap_or_default(),
-                    problem: format!("gradients of type {} cannot be added up", other.as_str()),
-                });
+                let problem = format!("gradients of type {} cannot be added up", other.as_str());
+                return Err(Error::Parameter { name: name.clone(), problem });
             }
-        });
-        rest = before;
+        }
     }
     Ok(buckets)
+}
+
+/// Deals parameters of one type.
+fn deal_typed<T: WithDType + Reducible + Default>(
+    run: &[&(String, Var)],
+    limit: usize,
+    buckets: &mut Vec<Box<dyn Bucket>>,
+) {
+    let lengths = run.iter().map(|(_, var)| var.elem_count());
+    for members in allfold::Bucket::<T>::deal(lengths, limit) {
+        let members = run[members].iter().map(|(_, var)| var.clone()).collect();
+        buckets.push(Box::new(Typed::<T>::new(members)));
+    }
 }
 
 struct Typed<T> {
     /// Last parameter first.
     members: Vec<Var>,
-    /// For each member its gradient and how many ranks have one; then the tally.
-    values: Vec<T>,
+    /// A view for each member, its gradient and behind that how many ranks have one; then a view
+    /// for the tally.
+    values: allfold::Bucket<T>,
 }
 
-impl<T: WithDType + Reducible> Typed<T> {
-    fn new(members: &[(String, Var)]) -> Self {
-        let members: Vec<Var> = members.iter().rev().map(|(_, var)| var.clone()).collect();
-        let gradients: usize = members.iter().map(|var| var.elem_count() + 1).sum();
-        Self { members, values: vec![T::zero(); gradients + NUMBERS] }
+impl<T: WithDType + Reducible + Default> Typed<T> {
+    fn new(members: Vec<Var>) -> Self {
+        let gradients = members.iter().map(|var| var.elem_count() + 1);
+        let values = allfold::Bucket::new(gradients.chain([NUMBERS]));
+        Self { members, values }
     }
 }
 
-impl<T: WithDType + Reducible> Bucket for Typed<T> {
+impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
     fn pack(&mut self, gradients: Option<&GradStore>, scale: f64, tally: Tally) -> Result<()> {
         let scale = T::from_f64(scale);
-        let mut rest = self.values.as_mut_slice();
-        for var in &self.members {
-            let (own, behind) = rest.split_at_mut(var.elem_count() + 1);
-            rest = behind;
+        for (var, own) in self.members.iter().zip(self.values.views_mut()) {
             own.fill(T::zero());
             let Some(gradient) = gradients.and_then(|gradients| gradients.get(var)) else {
                 continue;
@@ -108,21 +104,20 @@ impl<T: WithDType + Reducible> Bucket for Typed<T> {
                 *present = T::one();
             }
         }
-        for (slot, number) in rest.iter_mut().zip(tally.to_numbers()) {
+        let slots = self.values.view_mut(self.members.len());
+        for (slot, number) in slots.iter_mut().zip(tally.to_numbers()) {
             *slot = T::from_f64(number);
         }
         Ok(())
     }
 
     fn all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()> {
-        let values = &mut self.values;
-        Ok(world.labelled(label).all_reduce(values, ReduceOp::Sum)?)
+        Ok(self.values.all_reduce(&world.labelled(label), ReduceOp::Sum)?)
     }
 
     fn tally(&self) -> Tally {
         let mut numbers = [0.0; NUMBERS];
-        let tail = self.values.iter().rev().take(NUMBERS).rev();
-        for (number, &value) in numbers.iter_mut().zip(tail) {
+        for (number, &value) in numbers.iter_mut().zip(self.values.view(self.members.len())) {
             *number = value.to_f64();
         }
         Tally::from_numbers(numbers)
@@ -130,10 +125,7 @@ impl<T: WithDType + Reducible> Bucket for Typed<T> {
 
     fn unpack(&self, into: &mut GradStore) -> Result<()> {
         let samples = T::from_f64(self.tally().samples as f64);
-        let mut rest = self.values.as_slice();
-        for var in &self.members {
-            let (own, behind) = rest.split_at(var.elem_count() + 1);
-            rest = behind;
+        for (var, own) in self.members.iter().zip(self.values.views()) {
             let Some((&present, gradient)) = own.split_last() else {
                 continue;
             };
@@ -146,18 +138,13 @@ impl<T: WithDType + Reducible> Bucket for Typed<T> {
     }
 
     fn broadcast_parameters(&mut self, world: &Communicator) -> Result<()> {
-        let mut rest = self.values.as_mut_slice();
-        for var in &self.members {
-            let (own, behind) = rest.split_at_mut(var.elem_count());
-            rest = behind;
-            with_elements(var, |elements: &[T]| own.copy_from_slice(elements))?;
+        for (var, own) in self.members.iter().zip(self.values.views_mut()) {
+            with_elements(var, |elements: &[T]| own[..elements.len()].copy_from_slice(elements))?;
         }
-        world.broadcast(&mut self.values, 0)?;
-        let mut rest = self.values.as_slice();
-        for var in &self.members {
-            let (own, behind) = rest.split_at(var.elem_count());
-            rest = behind;
-            var.set(&Tensor::from_slice(own, var.shape(), var.device())?)?;
+        world.broadcast(self.values.as_mut_slice(), 0)?;
+        for (var, own) in self.members.iter().zip(self.values.views()) {
+            let elements = &own[..var.elem_count()];
+            var.set(&Tensor::from_slice(elements, var.shape(), var.device())?)?;
         }
         Ok(())
     }
