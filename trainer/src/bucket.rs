@@ -1,6 +1,8 @@
 //! Gradients travel in buckets: several parameters in one buffer, one all-reduce a bucket.
 
-use allfold::{Communicator, ReduceOp, Reducible};
+use std::mem;
+
+use allfold::{Communicator, PendingBucket, ReduceOp, Reducible};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var, WithDType};
 
@@ -13,8 +15,11 @@ pub(crate) trait Bucket: Send {
     /// Writes this rank's gradients, `scale` times, zeros where it has none, and its tally.
     fn pack(&mut self, gradients: Option<&GradStore>, scale: f64, tally: Tally) -> Result<()>;
 
-    /// Adds up the buffers of all ranks.
-    fn all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()>;
+    /// Starts adding up the buffers of all ranks; until [`wait`](Self::wait) this one is away.
+    fn start_all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()>;
+
+    /// Waits until they are added up; nothing where that was not started.
+    fn wait(&mut self) -> Result<()>;
 
     /// The tally of all ranks, once they are added up.
     fn tally(&self) -> Tally;
@@ -67,15 +72,14 @@ struct Typed<T> {
     /// Last parameter first.
     members: Vec<Var>,
     /// A view for each member, its gradient and behind that how many ranks have one; then a view
-    /// for the tally.
+    /// for the tally. Without any view while it is under way.
     values: allfold::Bucket<T>,
+    under_way: Option<PendingBucket<T>>,
 }
 
 impl<T: WithDType + Reducible + Default> Typed<T> {
     fn new(members: Vec<Var>) -> Self {
-        let gradients = members.iter().map(|var| var.elem_count() + 1);
-        let values = allfold::Bucket::new(gradients.chain([NUMBERS]));
-        Self { members, values }
+        Self { values: room(&members), members, under_way: None }
     }
 }
 
@@ -111,8 +115,24 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
         Ok(())
     }
 
-    fn all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()> {
-        Ok(self.values.all_reduce(&world.labelled(label), ReduceOp::Sum)?)
+    fn start_all_reduce(&mut self, world: &Communicator, label: u64) -> Result<()> {
+        let values = mem::take(&mut self.values);
+        match values.start_all_reduce(&world.labelled(label), ReduceOp::Sum) {
+            Ok(under_way) => self.under_way = Some(under_way),
+            Err(error) => {
+                // A call that does not begin keeps the buffer.
+                self.values = room(&self.members);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let Some(under_way) = self.under_way.take() else { return Ok(()) };
+        let (values, result) = under_way.finish();
+        self.values = values;
+        Ok(result?)
     }
 
     fn tally(&self) -> Tally {
@@ -150,8 +170,14 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
     }
 }
 
-/// Bytes of a bucket. Large enough for full speed, small enough that, once calls overlap
-/// backward, the first leaves early; the default of PyTorch's DDP.
+/// A view for each member, one for the tally.
+fn room<T: WithDType + Reducible + Default>(members: &[Var]) -> allfold::Bucket<T> {
+    let gradients = members.iter().map(|var| var.elem_count() + 1);
+    allfold::Bucket::new(gradients.chain([NUMBERS]))
+}
+
+/// Bytes of a bucket. Large enough for full speed, small enough that the first is on its way while
+/// the others are packed; the default of PyTorch's DDP.
 pub(crate) const BUCKET_LIMIT: usize = 25 << 20;
 
 #[cfg(test)]
@@ -208,7 +234,8 @@ mod tests {
         // Twice: the buffer is reused.
         for _ in 0..2 {
             bucket.pack(Some(&gradients), 2.0, tally).unwrap();
-            bucket.all_reduce(&single(), 7).unwrap();
+            bucket.start_all_reduce(&single(), 7).unwrap();
+            bucket.wait().unwrap();
             assert_eq!(bucket.tally(), tally);
             let mut mean = GradStore::default();
             bucket.unpack(&mut mean).unwrap();
@@ -230,5 +257,60 @@ mod tests {
         let error = buckets[0].pack(Some(&gradients), 1.0, Tally::default());
         let expected = "candle: a gradient of shape [3] for a parameter of shape [2]";
         assert_eq!(error.unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn starting_waits_for_no_other_rank() {
+        let [first, second] = Communicator::in_memory(2).unwrap().try_into().ok().unwrap();
+        let deal = || {
+            let parameters = parameters(&[(DType::F64, 1), (DType::F32, 1), (DType::F64, 1)]);
+            deal(&parameters, BUCKET_LIMIT).unwrap()
+        };
+        let start = |world: &Communicator| {
+            let mut buckets = deal();
+            for bucket in &mut buckets {
+                let samples = 1 + world.rank();
+                bucket.pack(None, 1.0, Tally { samples, ..Tally::default() }).unwrap();
+                bucket.start_all_reduce(world, 7).unwrap();
+            }
+            buckets
+        };
+        // The other rank makes its calls when this one has made all.
+        let mut buckets = start(&first);
+        std::thread::scope(|scope| {
+            scope.spawn(|| start(&second).iter_mut().for_each(|bucket| bucket.wait().unwrap()));
+            for bucket in &mut buckets {
+                bucket.wait().unwrap();
+                assert_eq!(bucket.tally().samples, 3);
+            }
+        });
+    }
+
+    #[test]
+    fn a_call_that_does_not_begin_leaves_a_bucket_for_the_next() {
+        let [first, second] = Communicator::in_memory(2).unwrap().try_into().ok().unwrap();
+        let mut outstanding = Vec::new();
+        while let Ok(call) = first.start_barrier() {
+            outstanding.push(call);
+        }
+        let made = || deal(&parameters(&[(DType::F32, 5)]), BUCKET_LIMIT).unwrap();
+        let step = |world: &Communicator, buckets: &mut [Box<dyn Bucket>]| {
+            buckets[0].pack(None, 1.0, Tally { samples: 1, ..Tally::default() })?;
+            buckets[0].start_all_reduce(world, 7)?;
+            buckets[0].wait()
+        };
+        let mut buckets = made();
+        let error = step(&first, &mut buckets).unwrap_err();
+        assert!(error.to_string().contains("calls are outstanding"), "{error}");
+        let calls = outstanding.len();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..calls).for_each(|_| second.barrier().unwrap());
+                step(&second, &mut made()).unwrap();
+            });
+            outstanding.drain(..).for_each(|call| drop(call.wait().unwrap()));
+            step(&first, &mut buckets).unwrap();
+            assert_eq!(buckets[0].tally().samples, 2);
+        });
     }
 }

@@ -159,7 +159,8 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         self.parameters.iter().map(|(_, v)| v.elem_count()).sum()
     }
 
-    /// The time this rank has spent in the all-reduce of gradients, waits included.
+    /// The time this rank has spent in the all-reduce of gradients, waits included; not the part
+    /// during which it packed and unpacked other buckets.
     pub fn time_in_all_reduce(&self) -> Duration {
         self.in_all_reduce
     }
@@ -181,13 +182,40 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         scale: f64,
         own: Tally,
     ) -> Result<Tally> {
-        let mut mean = GradStore::default();
-        let mut all = Tally::default();
-        for (number, bucket) in self.buckets.iter_mut().enumerate() {
+        let summed = self.sum(gradients, scale, own);
+        if summed.is_err() {
+            // What is under way comes back, so that a next step has all buckets. An error of these
+            // calls is that of every later call.
+            self.buckets.iter_mut().for_each(|bucket| drop(bucket.wait()));
+        }
+        let (mean, all) = summed?;
+        self.optimizer.step(&mean)?;
+        self.steps += 1;
+        Ok(all)
+    }
+
+    /// Each bucket is on its way as soon as it is packed, and they come back in order.
+    fn sum(
+        &mut self,
+        gradients: Option<&GradStore>,
+        scale: f64,
+        own: Tally,
+    ) -> Result<(GradStore, Tally)> {
+        for number in 0..self.buckets.len() {
+            if let Some(earlier) = number.checked_sub(MAX_UNDER_WAY) {
+                self.wait(earlier)?;
+            }
+            let bucket = &mut self.buckets[number];
             bucket.pack(gradients, scale, own)?;
             let start = Instant::now();
-            bucket.all_reduce(self.world, label(self.steps, number))?;
+            bucket.start_all_reduce(self.world, label(self.steps, number))?;
             self.in_all_reduce += start.elapsed();
+        }
+        let mut mean = GradStore::default();
+        let mut all = Tally::default();
+        for number in 0..self.buckets.len() {
+            self.wait(number)?;
+            let bucket = &self.buckets[number];
             all = bucket.tally();
             if all.samples == 0 {
                 return Err(Error::NoSamples { step: self.steps });
@@ -198,9 +226,15 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
             }
             bucket.unpack(&mut mean)?;
         }
-        self.optimizer.step(&mean)?;
-        self.steps += 1;
-        Ok(all)
+        Ok((mean, all))
+    }
+
+    /// Waits for the all-reduce of a bucket.
+    fn wait(&mut self, number: usize) -> Result<()> {
+        let start = Instant::now();
+        let result = self.buckets[number].wait();
+        self.in_all_reduce += start.elapsed();
+        result
     }
 }
 
@@ -217,6 +251,9 @@ fn scalar(loss: &Tensor) -> Result<f64> {
 
 /// Room for the bucket in a label: a million buckets of 25 MiB are more than memory holds.
 const STEP_UNIT: u64 = 1_000_000;
+/// Buckets under way at once: half of the 1024 calls that a communicator lets be outstanding; the
+/// others are left to the loop's own calls.
+const MAX_UNDER_WAY: usize = 512;
 
 #[cfg(test)]
 mod tests {

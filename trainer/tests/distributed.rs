@@ -6,6 +6,7 @@ mod on_ranks;
 
 use allfold::Communicator;
 use allfold_trainer::{Distributed, Error, Options, Training, digits, fill_from_seed};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{AdamW, Optimizer, SGD, VarBuilder, VarMap, linear, loss::cross_entropy};
 use on_ranks::on_ranks;
@@ -174,6 +175,52 @@ fn losses_are_weighed_by_samples() {
     let weigh = |world: Communicator| one_step(&world, Some([0, 1][world.rank()])).unwrap();
     for (mean, a) in on_ranks(2, weigh) {
         assert_eq!((mean, a), (2.0, vec![-1.0, -1.0]));
+    }
+}
+
+/// A gradient of 1 for each of so many parameters, in as many buckets: the type changes with each.
+fn step_of_many(world: &Communicator, buckets: usize) -> Vec<f64> {
+    let names: Vec<String> = (0..buckets).map(|number| format!("p{number:04}")).collect();
+    let dtype = |number: usize| [DType::F32, DType::F64][number % 2];
+    let list: Vec<(&str, DType, &[usize])> =
+        names.iter().enumerate().map(|(at, name)| (&**name, dtype(at), &[2][..])).collect();
+    let vars = vars(&list);
+    let mut opt = Distributed::new(sgd(&vars), &vars, world).unwrap();
+    let mut gradients = GradStore::default();
+    for (at, name) in names.iter().enumerate() {
+        let var = vars.data().lock().unwrap()[name].clone();
+        let gradient = vec![(at * (world.rank() + 1)) as f64; 2];
+        let gradient = Tensor::new(gradient, &Device::Cpu).unwrap().to_dtype(dtype(at)).unwrap();
+        gradients.insert(&var, gradient);
+    }
+    opt.step(&gradients).unwrap();
+    names.iter().flat_map(|name| values(&vars, name)).collect()
+}
+
+#[test]
+fn more_buckets_than_calls_may_be_outstanding_are_one_step() {
+    for weights in on_ranks(2, |world| step_of_many(&world, 1100)) {
+        assert!(weights.iter().enumerate().all(|(at, w)| *w == (at / 2) as f64 * -1.5));
+    }
+}
+
+#[test]
+fn a_gradient_that_does_not_fit_leaves_the_buckets_under_way_usable() {
+    for weights in on_ranks(2, |world| {
+        let vars = vars(&[("a", DType::F32, &[2]), ("b", DType::F64, &[2])]);
+        let mut opt = Distributed::new(sgd(&vars), &vars, &world).unwrap();
+        let var = |name: &str| vars.data().lock().unwrap()[name].clone();
+        let mut gradients = GradStore::default();
+        gradients.insert(&var("b"), Tensor::ones(2, DType::F64, &Device::Cpu).unwrap());
+        gradients.insert(&var("a"), Tensor::ones(3, DType::F32, &Device::Cpu).unwrap());
+        // The bucket of `b` is on its way by then.
+        let error = opt.step(&gradients).unwrap_err();
+        assert!(error.to_string().contains("shape [3]"), "{error}");
+        gradients.insert(&var("a"), Tensor::ones(2, DType::F32, &Device::Cpu).unwrap());
+        opt.step(&gradients).unwrap();
+        [values(&vars, "a"), values(&vars, "b")]
+    }) {
+        assert_eq!(weights, [[-1.0, -1.0], [-1.0, -1.0]]);
     }
 }
 
