@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use allfold::{Communicator, PendingBucket, ReduceOp, Reducible};
+use allfold::{Communicator, PendingBucket, ReduceOp, Reducible, bf16, f16};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var, WithDType};
 
@@ -12,6 +12,11 @@ use crate::tally::{NUMBERS, Tally};
 
 /// A buffer for some parameters, reused from step to step.
 pub(crate) trait Bucket: Send {
+    /// Whether it has room for a tally. One of f16 or bf16 has not: from 2048 and 256 on these do
+    /// not hold every whole number. Nor does f16 hold a sum over many samples, so that what is
+    /// packed must be divided by the samples of all ranks already.
+    fn carries_tally(&self) -> bool;
+
     /// Writes this rank's gradients, `scale` times, zeros where it has none, and its tally.
     fn pack(&mut self, gradients: Option<&GradStore>, scale: f64, tally: Tally) -> Result<()>;
 
@@ -21,11 +26,12 @@ pub(crate) trait Bucket: Send {
     /// Waits until they are added up; nothing where that was not started.
     fn wait(&mut self) -> Result<()>;
 
-    /// The tally of all ranks, once they are added up.
-    fn tally(&self) -> Tally;
+    /// The tally of all ranks, once they are added up, where there is room for it.
+    fn tally(&self) -> Option<Tally>;
 
-    /// Hands the summed gradients on, divided by the number of samples; a parameter for which no
-    /// rank has a gradient has none here either, so that the optimiser leaves it alone.
+    /// Hands the summed gradients on, divided by the number of samples in the tally; a parameter
+    /// for which no rank has a gradient has none here either, so that the optimiser leaves it
+    /// alone.
     fn unpack(&self, into: &mut GradStore) -> Result<()>;
 
     /// Replaces the parameters by rank 0's.
@@ -44,6 +50,8 @@ pub(crate) fn deal(parameters: &[(String, Var)], limit: usize) -> Result<Vec<Box
     for run in backward.chunk_by(|(_, one), (_, next)| one.dtype() == next.dtype()) {
         let Some((name, first)) = run.first() else { continue };
         match first.dtype() {
+            DType::F16 => deal_typed::<f16>(run, limit, &mut buckets),
+            DType::BF16 => deal_typed::<bf16>(run, limit, &mut buckets),
             DType::F32 => deal_typed::<f32>(run, limit, &mut buckets),
             DType::F64 => deal_typed::<f64>(run, limit, &mut buckets),
             other => {
@@ -72,7 +80,7 @@ struct Typed<T> {
     /// Last parameter first.
     members: Vec<Var>,
     /// A view for each member, its gradient and behind that how many ranks have one; then a view
-    /// for the tally. Without any view while it is under way.
+    /// for the tally, empty where it is not carried. Without any view while it is under way.
     values: allfold::Bucket<T>,
     under_way: Option<PendingBucket<T>>,
 }
@@ -84,8 +92,16 @@ impl<T: WithDType + Reducible + Default> Typed<T> {
 }
 
 impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
+    fn carries_tally(&self) -> bool {
+        !is_half(T::DTYPE)
+    }
+
     fn pack(&mut self, gradients: Option<&GradStore>, scale: f64, tally: Tally) -> Result<()> {
-        let scale = T::from_f64(scale);
+        // A factor of f16 or bf16 would be an error of its own, the same in every gradient.
+        let scaled = |element: T| match is_half(T::DTYPE) {
+            true => T::from_f64(element.to_f64() * scale),
+            false => element * T::from_f64(scale),
+        };
         for (var, own) in self.members.iter().zip(self.values.views_mut()) {
             own.fill(T::zero());
             let Some(gradient) = gradients.and_then(|gradients| gradients.get(var)) else {
@@ -101,7 +117,7 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
             }
             with_elements(gradient, |elements: &[T]| {
                 for (slot, &element) in own.iter_mut().zip(elements) {
-                    *slot = element * scale;
+                    *slot = scaled(element);
                 }
             })?;
             if let Some(present) = own.last_mut() {
@@ -135,16 +151,19 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
         Ok(result?)
     }
 
-    fn tally(&self) -> Tally {
+    fn tally(&self) -> Option<Tally> {
+        if !self.carries_tally() {
+            return None;
+        }
         let mut numbers = [0.0; NUMBERS];
         for (number, &value) in numbers.iter_mut().zip(self.values.view(self.members.len())) {
             *number = value.to_f64();
         }
-        Tally::from_numbers(numbers)
+        Some(Tally::from_numbers(numbers))
     }
 
     fn unpack(&self, into: &mut GradStore) -> Result<()> {
-        let samples = T::from_f64(self.tally().samples as f64);
+        let samples = T::from_f64(self.tally().map_or(1.0, |tally| tally.samples as f64));
         for (var, own) in self.members.iter().zip(self.values.views()) {
             let Some((&present, gradient)) = own.split_last() else {
                 continue;
@@ -173,7 +192,13 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
 /// A view for each member, one for the tally.
 fn room<T: WithDType + Reducible + Default>(members: &[Var]) -> allfold::Bucket<T> {
     let gradients = members.iter().map(|var| var.elem_count() + 1);
-    allfold::Bucket::new(gradients.chain([NUMBERS]))
+    let tally = if is_half(T::DTYPE) { 0 } else { NUMBERS };
+    allfold::Bucket::new(gradients.chain([tally]))
+}
+
+/// Whether gradients of this type travel as they are, but no tally with them.
+fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
 }
 
 /// Bytes of a bucket. Large enough for full speed, small enough that the first is on its way while
@@ -202,7 +227,7 @@ mod tests {
 
     #[test]
     fn buckets_end_at_the_limit_and_where_the_type_changes() {
-        use DType::{F32, F64};
+        use DType::{BF16, F16, F32, F64};
         let count = |types: &[(DType, usize)]| deal(&parameters(types), 40).unwrap().len();
         assert_eq!(count(&[]), 0);
         assert_eq!(count(&[(F32, 5), (F32, 5)]), 1);
@@ -210,14 +235,15 @@ mod tests {
         assert_eq!(count(&[(F32, 1), (F32, 100), (F32, 1)]), 3);
         assert_eq!(count(&[(F32, 1), (F64, 1), (F64, 1), (F32, 1)]), 3);
         assert_eq!(count(&[(F32, 0), (F32, 0)]), 1);
+        assert_eq!(count(&[(F16, 10), (F16, 10), (BF16, 10), (BF16, 11)]), 3);
     }
 
     #[test]
     fn types_that_cannot_be_added_up_are_named() {
-        let Err(error) = deal(&parameters(&[(DType::BF16, 3), (DType::F32, 3)]), 40) else {
-            panic!("bf16 was taken");
+        let Err(error) = deal(&parameters(&[(DType::U32, 3), (DType::F32, 3)]), 40) else {
+            panic!("u32 was taken");
         };
-        let expected = "parameter `p0`: gradients of type bf16 cannot be added up";
+        let expected = "parameter `p0`: gradients of type u32 cannot be added up";
         assert_eq!(error.to_string(), expected);
         assert_eq!(error.exit_code(), 2);
     }
@@ -236,7 +262,7 @@ mod tests {
             bucket.pack(Some(&gradients), 2.0, tally).unwrap();
             bucket.start_all_reduce(&single(), 7).unwrap();
             bucket.wait().unwrap();
-            assert_eq!(bucket.tally(), tally);
+            assert_eq!(bucket.tally(), Some(tally));
             let mut mean = GradStore::default();
             bucket.unpack(&mut mean).unwrap();
             let mean_of = |at: usize| mean.get(&parameters[at].1 as &Tensor);
@@ -244,7 +270,7 @@ mod tests {
             assert!(mean_of(1).is_none(), "no rank has this gradient");
         }
         bucket.pack(None, 1.0, Tally::default()).unwrap();
-        assert_eq!(bucket.tally(), Tally::default());
+        assert_eq!(bucket.tally(), Some(Tally::default()));
     }
 
     #[test]
@@ -281,7 +307,7 @@ mod tests {
             scope.spawn(|| start(&second).iter_mut().for_each(|bucket| bucket.wait().unwrap()));
             for bucket in &mut buckets {
                 bucket.wait().unwrap();
-                assert_eq!(bucket.tally().samples, 3);
+                assert_eq!(bucket.tally().unwrap().samples, 3);
             }
         });
     }
@@ -310,7 +336,7 @@ mod tests {
             });
             outstanding.drain(..).for_each(|call| drop(call.wait().unwrap()));
             step(&first, &mut buckets).unwrap();
-            assert_eq!(buckets[0].tally().samples, 2);
+            assert_eq!(buckets[0].tally().unwrap().samples, 2);
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use allfold::Communicator;
+use allfold::{Communicator, ReduceOp};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::parameters::{by_name, describe};
 use crate::sampler::{Sampler, Weight};
-use crate::tally::Tally;
+use crate::tally::{NUMBERS, Tally};
 
 /// Wraps a candle optimiser so that all ranks take the same step, with the gradient of the mean
 /// loss over the samples of all ranks.
@@ -44,6 +44,10 @@ use crate::tally::Tally;
 ///
 /// Where ranks do not make the same steps, allfold's error shows the label of each rank's call:
 /// the step, from 1, times 1,000,000, plus the bucket of parameters, from 0.
+///
+/// Gradients of f16 and bf16 travel in their own type, added up in f32 and rounded at each rank
+/// (see [`ReduceOp::Sum`]). Where a parameter has one of these types, a step first counts the
+/// samples of all ranks in a call of its own, whose label has the number behind the last bucket's.
 pub struct Distributed<'a, O> {
     optimizer: O,
     world: &'a Communicator,
@@ -62,8 +66,8 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     ///
     /// # Errors
     /// [`Error::Disagree`] on every rank where names, shapes or types of the parameters differ
-    /// between ranks, with the first that does; [`Error::Parameter`] for a type other than f32 and
-    /// f64; [`Error::NoParameters`]; allfold's own errors.
+    /// between ranks, with the first that does; [`Error::Parameter`] for a type other than f16,
+    /// bf16, f32 and f64; [`Error::NoParameters`]; allfold's own errors.
     pub fn new(optimizer: O, vars: &VarMap, world: &'a Communicator) -> Result<Self> {
         let parameters = by_name(vars);
         // First of all: the errors below are then the same on all ranks.
@@ -201,32 +205,59 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         scale: f64,
         own: Tally,
     ) -> Result<(GradStore, Tally)> {
+        let mut counted = None;
+        if self.buckets.iter().any(|bucket| !bucket.carries_tally()) {
+            counted = Some(self.count(own)?);
+        }
         for number in 0..self.buckets.len() {
             if let Some(earlier) = number.checked_sub(MAX_UNDER_WAY) {
                 self.wait(earlier)?;
             }
             let bucket = &mut self.buckets[number];
-            bucket.pack(gradients, scale, own)?;
+            let divisor = match counted {
+                Some(all) if !bucket.carries_tally() => all.samples as f64,
+                _ => 1.0,
+            };
+            bucket.pack(gradients, scale / divisor, own)?;
             let start = Instant::now();
             bucket.start_all_reduce(self.world, label(self.steps, number))?;
             self.in_all_reduce += start.elapsed();
         }
         let mut mean = GradStore::default();
-        let mut all = Tally::default();
+        let mut all = counted.unwrap_or_default();
         for number in 0..self.buckets.len() {
             self.wait(number)?;
             let bucket = &self.buckets[number];
-            all = bucket.tally();
-            if all.samples == 0 {
-                return Err(Error::NoSamples { step: self.steps });
-            }
-            // All ranks see the same sum, and so they all end here.
-            if !all.loss.is_finite() {
-                return Err(Error::LossNotFinite { step: self.steps + 1 });
+            if let Some(tally) = bucket.tally() {
+                self.check(tally)?;
+                all = counted.unwrap_or(tally);
             }
             bucket.unpack(&mut mean)?;
         }
         Ok((mean, all))
+    }
+
+    /// The tally of all ranks, by a call of its own.
+    fn count(&mut self, own: Tally) -> Result<Tally> {
+        let mut numbers: [f64; NUMBERS] = own.to_numbers();
+        let start = Instant::now();
+        let world = self.world.labelled(label(self.steps, self.buckets.len()));
+        world.all_reduce(&mut numbers, ReduceOp::Sum)?;
+        self.in_all_reduce += start.elapsed();
+        let all = Tally::from_numbers(numbers);
+        self.check(all)?;
+        Ok(all)
+    }
+
+    /// All ranks see the same sum, and so they all end here.
+    fn check(&self, all: Tally) -> Result<()> {
+        if all.samples == 0 {
+            return Err(Error::NoSamples { step: self.steps });
+        }
+        if !all.loss.is_finite() {
+            return Err(Error::LossNotFinite { step: self.steps + 1 });
+        }
+        Ok(())
     }
 
     /// Waits for the all-reduce of a bucket.

@@ -178,7 +178,84 @@ fn losses_are_weighed_by_samples() {
     }
 }
 
-/// A gradient of 1 for each of so many parameters, in as many buckets: the type changes with each.
+/// One step of sgd with rate 1 from the gradients `gradient * (rank + 1)` of the mean of so many
+/// samples, for parameters of each type.
+fn one_step_of_types(world: &Communicator, gradient: f64, samples: usize) -> [Vec<f64>; 4] {
+    let list: List = &[
+        ("a", DType::BF16, &[2]),
+        ("b", DType::F16, &[2]),
+        ("c", DType::F32, &[2]),
+        ("d", DType::F64, &[2]),
+    ];
+    let vars = vars(list);
+    let mut opt = Distributed::new(sgd(&vars), &vars, world).unwrap();
+    opt.weigh(samples);
+    let mut gradients = GradStore::default();
+    for (name, dtype, _) in list {
+        let var = vars.data().lock().unwrap()[*name].clone();
+        let gradient = Tensor::new(vec![gradient * (world.rank() + 1) as f64; 2], &Device::Cpu);
+        gradients.insert(&var, gradient.unwrap().to_dtype(*dtype).unwrap());
+    }
+    opt.step(&gradients).unwrap();
+    opt.digest().unwrap();
+    ["a", "b", "c", "d"].map(|name| values(&vars, name))
+}
+
+#[test]
+fn half_floats_are_weighed_as_exactly_as_the_others() {
+    // Neither 3001 nor the part of a rank, 1001/3001, is a number of f16 or bf16; and 64 times 3001
+    // is beyond f16.
+    for samples in [[1001, 2000], [0, 3001], [1, 0], [1, 1]] {
+        let own = |rank: usize| samples[rank] as f64 / samples.iter().sum::<usize>() as f64;
+        let want = -64.0 * (own(0) + 2.0 * own(1));
+        let step = |world: Communicator| one_step_of_types(&world, 64.0, samples[world.rank()]);
+        for weights in on_ranks(2, step) {
+            // Three roundings: of each part and of the sum.
+            let bounds = [2f64.powi(-9), 2f64.powi(-12), 2f64.powi(-24), 2f64.powi(-53)];
+            for (weights, bound) in weights.iter().zip(bounds) {
+                for weight in weights {
+                    let error = (weight - want).abs() / want.abs();
+                    assert!(error <= 3.0 * bound, "{samples:?}: {weight}, not {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_half_float_model_is_told_its_loss_exactly() {
+    for dtype in [DType::F16, DType::BF16] {
+        for (mean, weights) in on_ranks(2, |world| {
+            let vars = vars(&[("a", dtype, &[2]), ("unused", dtype, &[2])]);
+            let mut opt = Distributed::new(sgd(&vars), &vars, &world).unwrap();
+            opt.weigh([2999, 2][world.rank()]);
+            let a = vars.data().lock().unwrap()["a"].as_tensor().clone();
+            let loss = ((a + 1.0).unwrap() * (world.rank() * 3001) as f64).unwrap();
+            let mean = opt.backward_step(&loss.mean_all().unwrap()).unwrap();
+            assert_eq!(values(&vars, "unused"), [0.0; 2]);
+            (mean, values(&vars, "a"))
+        }) {
+            // 3001 is no number of either type.
+            let near = if dtype == DType::F16 { 3000.0 } else { 3008.0 };
+            assert_eq!(mean, near * 2.0 / 3001.0);
+            assert!(weights.iter().all(|w| (w + 1.0).abs() < 0.01), "{weights:?}");
+        }
+    }
+}
+
+#[test]
+fn no_samples_for_half_floats_is_an_error_on_every_rank() {
+    for error in on_ranks(2, |world| {
+        let vars = vars(&[("a", DType::BF16, &[2])]);
+        let mut opt = Distributed::new(sgd(&vars), &vars, &world).unwrap();
+        opt.weigh(0);
+        opt.step(&GradStore::default()).unwrap_err()
+    }) {
+        assert_eq!(error.to_string(), "step 0: no rank has a sample");
+    }
+}
+
+/// A step of as many parameters, each in a bucket of its own, because the type changes with each.
 fn step_of_many(world: &Communicator, buckets: usize) -> Vec<f64> {
     let names: Vec<String> = (0..buckets).map(|number| format!("p{number:04}")).collect();
     let dtype = |number: usize| [DType::F32, DType::F64][number % 2];
