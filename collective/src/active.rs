@@ -43,9 +43,8 @@ pub(crate) enum Taken {
     Yes,
     /// It must wait.
     NotYet,
-    /// As [`Admission::Stray`].
-    Stray,
-    /// The peer does not keep to the protocol.
+    /// The peer does not keep to the protocol; or it is of an earlier call that the peer made
+    /// otherwise, which is to be compared first.
     Unexpected(String),
 }
 
@@ -106,7 +105,6 @@ impl ActiveCall {
             Underway { contract: &self.contract, hash: self.hash, machine: &self.machine };
         let transfer = match underway.admit(flow, header) {
             Admission::Wait => return Taken::NotYet,
-            Admission::Stray => return Taken::Stray,
             Admission::Unexpected(problem) => return Taken::Unexpected(problem),
             Admission::Take(transfer) => transfer,
         };

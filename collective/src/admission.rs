@@ -9,12 +9,10 @@ use crate::wire::Header;
 pub(crate) enum Admission {
     /// Its call is not under way yet, or has no place for it yet.
     Wait,
-    /// It is of a call with this number or an earlier one, but not of the call under way: another
-    /// contract, or nobody awaits it.
-    Stray,
     /// Take it: it is this segment.
     Take(Transfer),
-    /// Nobody awaits it: the peer does not keep to the protocol.
+    /// Nobody awaits it. Either its call was made otherwise here, which the histories show, or the
+    /// peer does not keep to the protocol.
     Unexpected(String),
 }
 
@@ -34,10 +32,10 @@ impl Underway<'_> {
             return Admission::Wait;
         }
         if header.sequence < self.contract.sequence || header.hash != self.hash {
-            return Admission::Stray;
+            return unexpected(header);
         }
         if !self.machine.expects(flow) {
-            return Admission::Unexpected(unexpected(header));
+            return unexpected(header);
         }
         let Some(transfer) = self.machine.next_receive(flow) else {
             return Admission::Wait;
@@ -45,14 +43,15 @@ impl Underway<'_> {
         let bytes = transfer.elements * self.contract.element.size() as u64;
         let awaited = (transfer.ordinal, transfer.segment, bytes);
         if (header.step, header.segment, u64::from(header.payload_bytes)) != awaited {
-            return Admission::Unexpected(unexpected(header));
+            return unexpected(header);
         }
         Admission::Take(transfer)
     }
 }
 
-/// A message that nobody awaits, in words.
-pub(crate) fn unexpected(header: &Header) -> String {
+fn unexpected(header: &Header) -> Admission {
     let Header { sequence, step, segment, .. } = header;
-    format!("segment {segment} of step {step} of call #{sequence}, which nobody awaits")
+    Admission::Unexpected(format!(
+        "segment {segment} of step {step} of call #{sequence}, which nobody awaits"
+    ))
 }

@@ -21,6 +21,8 @@
 pub mod faults;
 pub mod network;
 pub mod random;
+#[cfg(test)]
+mod ranks;
 pub mod scheduler;
 pub mod seeds;
 

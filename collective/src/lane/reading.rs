@@ -4,7 +4,6 @@ use std::rc::Rc;
 
 use super::Driver;
 use crate::active::Taken;
-use crate::admission;
 use crate::contract::Contract;
 use crate::link::{Flow, FlowEnd, FlowReceiver, Incoming};
 use crate::machine::FlowKey;
@@ -122,17 +121,16 @@ impl Driver {
                 return Err(Stop::Done);
             }
             let taken = self.take(flow.group, key, header);
-            match taken {
-                Taken::Yes => return Ok(()),
-                Taken::Unexpected(problem) => return Err(Stop::Protocol(problem)),
-                Taken::NotYet | Taken::Stray => {}
+            if taken == Taken::Yes {
+                return Ok(());
             }
+            // Nobody awaits what belongs to another call than the one made here, either.
             self.world.compare(flow.peer, flow.group, header, contract.as_ref());
             if self.world.error().is_some() {
                 return Err(Stop::Done);
             }
-            if taken == Taken::Stray {
-                return Err(Stop::Protocol(admission::unexpected(header)));
+            if let Taken::Unexpected(problem) = taken {
+                return Err(Stop::Protocol(problem));
             }
             changed.await;
         }
