@@ -1,0 +1,317 @@
+//! The communicators of one rank and their pairs: calls begun, goodbyes, ends.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{State, WHOLE_WORLD, World};
+use crate::contract::{self, CallShape, Contract};
+use crate::error::{ErrorKind, Result};
+use crate::group::{Accusation, Begun, Group, Standing};
+use crate::verdict::Fault;
+use crate::wire::Header;
+
+/// What a rank says when it makes no more calls on a communicator.
+#[derive(Clone, Debug)]
+pub(crate) struct Goodbye {
+    pub(crate) group: u64,
+    pub(crate) members: Arc<[u32]>,
+    pub(crate) calls: u64,
+    pub(crate) hash: u64,
+}
+
+impl Goodbye {
+    fn on(group: &Group) -> Self {
+        let (calls, hash) = group.calls();
+        Self { group: group.id(), members: group.members().clone(), calls, hash }
+    }
+}
+
+/// A goodbye on a communicator that this rank has not made yet.
+pub(super) struct EarlyGoodbye {
+    rank: u32,
+    group: u64,
+    calls: u64,
+    hash: u64,
+}
+
+impl World {
+    /// Adds a communicator.
+    pub(crate) fn add_group(&self, mut group: Group) {
+        let mut accusation = None;
+        {
+            let mut state = self.state();
+            let id = group.id();
+            let (known, early) =
+                std::mem::take(&mut state.early).into_iter().partition(|early| early.group == id);
+            state.early = early;
+            let known: Vec<EarlyGoodbye> = known;
+            for EarlyGoodbye { rank, calls, hash, .. } in known {
+                if let Some(place) = group.place_of(rank) {
+                    accusation = accusation.or(group.note_goodbye(place, calls, hash));
+                }
+            }
+            state.groups.entry(id).or_insert(group);
+        }
+        self.accuse(accusation);
+    }
+
+    /// The pair of communicator `group` that carries messages from one rank of the world to
+    /// another; made at first use.
+    pub(crate) fn pair(&self, group: u64, from: u32, to: u32) -> u64 {
+        let id = pair_id(group, from, to);
+        let suffix = {
+            let state = self.state();
+            if state.groups.contains_key(&id) {
+                return id;
+            }
+            let on = state.groups.get(&group).map_or("", |group| group.suffix());
+            format!(" from rank {from} to rank {to}{on}")
+        };
+        let place = u32::from(self.rank == to);
+        self.add_group(Group::new(self.epoch, id, &suffix, vec![from, to], place));
+        id
+    }
+
+    /// The next call's contract, plan and rolling hash on communicator `group`; an error if the
+    /// world has ended or some rank has left it.
+    pub(crate) fn begin(&self, group: u64, shape: &CallShape) -> Result<Begun> {
+        let (begun, gone) = {
+            let mut state = self.state();
+            let Some(group) = state.groups.get_mut(&group) else {
+                return Err(ErrorKind::Closed.into());
+            };
+            if group.outstanding() >= MAX_OUTSTANDING {
+                let problem = format!(
+                    "{MAX_OUTSTANDING} calls are outstanding on this communicator; wait for some"
+                );
+                return Err(ErrorKind::Argument { problem }.into());
+            }
+            if self.verdict.get().is_none() {
+                let begun = group.begin(shape, &self.choice);
+                let id = group.id();
+                state.threads.calls(id);
+                begun
+            } else {
+                drop(state);
+                return Err(self.error().unwrap_or_else(|| ErrorKind::Closed.into()));
+            }
+        };
+        if gone.is_some() {
+            self.end_call(begun.contract.group);
+        }
+        self.accuse(gone);
+        match self.error() {
+            Some(error) => Err(error),
+            None => Ok(begun),
+        }
+    }
+
+    /// The oldest call under way on a communicator has ended, well or not.
+    pub(crate) fn end_call(&self, group: u64) {
+        if let Some(group) = self.state().groups.get_mut(&group) {
+            group.end();
+        }
+    }
+
+    /// Calls begun here on a communicator, and the rolling hash after them; None if this rank does
+    /// not have it (yet).
+    pub(crate) fn calls(&self, group: u64) -> Option<(u64, u64)> {
+        self.state().groups.get(&group).map(Group::calls)
+    }
+
+    /// The members of a communicator.
+    pub(crate) fn members(&self, group: u64) -> Option<Arc<[u32]>> {
+        self.state().groups.get(&group).map(|group| group.members().clone())
+    }
+
+    /// What is appended to the name of a communicator's calls.
+    pub(crate) fn suffix(&self, group: u64) -> String {
+        self.state().groups.get(&group).map_or_else(String::new, |group| group.suffix().into())
+    }
+
+    /// Whether no call is under way on a communicator.
+    pub(crate) fn is_idle(&self, group: u64) -> bool {
+        self.state().groups.get(&group).is_none_or(|group| group.outstanding() == 0)
+    }
+
+    /// What a heartbeat says of this rank: the whole world first, then in turn some of the others.
+    pub(crate) fn standings(&self) -> Vec<Standing> {
+        let mut state = self.state();
+        let mut others: Vec<u64> =
+            state.groups.keys().copied().filter(|id| *id != WHOLE_WORLD).collect();
+        others.sort_unstable();
+        let shown = others.len().min(MAX_STANDINGS - 1);
+        let turn = state.turn;
+        state.turn = turn.wrapping_add(shown);
+        let turns = (0..shown).map(|at| others[(turn + at) % others.len()]);
+        let ids = std::iter::once(WHOLE_WORLD).chain(turns);
+        ids.filter_map(|id| state.groups.get(&id).map(Group::standing)).collect()
+    }
+
+    /// A heartbeat: keeps how far the peer is, and compares the calls both have made.
+    pub(crate) fn note_standings(&self, rank: u32, standings: Vec<Standing>) {
+        let now = Instant::now();
+        let mut accusation = None;
+        for standing in standings.into_iter().take(MAX_STANDINGS) {
+            let mut state = self.state();
+            if let Some(group) = state.groups.get_mut(&standing.group)
+                && let Some(place) = group.place_of(rank)
+            {
+                accusation = accusation.or(group.note_standing(place, standing, now));
+            }
+        }
+        self.accuse(accusation);
+    }
+
+    /// A message of a call: another call than the one made here under its number is a mismatch.
+    /// True if it is of a call that was begun here.
+    pub(crate) fn compare(
+        &self,
+        from: u32,
+        group: u64,
+        header: &Header,
+        contract: Option<&(Contract, String)>,
+    ) -> bool {
+        let accusation = {
+            let state = self.state();
+            let Some(group) = state.groups.get(&group) else { return false };
+            let Some(place) = group.place_of(from) else { return false };
+            if header.sequence >= group.calls().0 {
+                return false;
+            }
+            group.compare(place, header.sequence, header.hash, contract)
+        };
+        self.accuse(accusation);
+        true
+    }
+
+    /// A goodbye over control: the peer makes no more calls on a communicator, and has said so of
+    /// its pairs before.
+    pub(crate) fn note_goodbye(&self, rank: u32, group: u64, calls: u64, hash: u64) {
+        self.note_flow_goodbye(rank, group, calls, hash);
+        let accusation = {
+            let mut state = self.state();
+            let mut accusation = None;
+            // A pair that the peer never made has had no calls from it.
+            for (from, to) in [(self.rank, rank), (rank, self.rank)] {
+                if let Some(pair) = state.groups.get_mut(&pair_id(group, from, to))
+                    && let Some(place) = pair.place_of(rank)
+                    && !pair.has_left(place)
+                {
+                    let first = contract::first_hash(self.epoch, pair.id());
+                    accusation = accusation.or(pair.note_goodbye(place, 0, first));
+                }
+            }
+            accusation
+        };
+        self.accuse(accusation);
+    }
+
+    /// A goodbye on a flow, behind the last message of its communicator.
+    pub(crate) fn note_flow_goodbye(&self, rank: u32, group: u64, calls: u64, hash: u64) {
+        let accusation = {
+            let mut state = self.state();
+            let State { groups, early, over, .. } = &mut *state;
+            let Some(known) = groups.get_mut(&group) else {
+                if early.len() < MAX_EARLY && !over.contains(&group) {
+                    early.push(EarlyGoodbye { rank, group, calls, hash });
+                }
+                return;
+            };
+            let Some(place) = known.place_of(rank) else { return };
+            let accusation = known.note_goodbye(place, calls, hash);
+            state.forget_what_is_over();
+            accusation
+        };
+        self.accuse(accusation);
+    }
+
+    /// This rank makes no more calls on a communicator and its pairs. What it says to the others,
+    /// of the pairs first.
+    pub(crate) fn close_group(&self, id: u64) -> Vec<Goodbye> {
+        let mut accusation = None;
+        let mut goodbyes = Vec::new();
+        {
+            let mut state = self.state();
+            let State { groups, early, threads, .. } = &mut *state;
+            threads.forget(id);
+            let Some(members) = groups.get(&id).map(|group| group.members().clone()) else {
+                return goodbyes;
+            };
+            let others = members.iter().filter(|member| **member != self.rank);
+            for (from, to) in others.flat_map(|&m| [(self.rank, m), (m, self.rank)]) {
+                let pair = pair_id(id, from, to);
+                threads.forget(pair);
+                if let Some(pair) = groups.get_mut(&pair) {
+                    accusation = accusation.or(pair.close());
+                    goodbyes.push(Goodbye::on(pair));
+                }
+                if let Some(lost) =
+                    early.iter().find(|early| early.group == pair && early.calls > 0)
+                {
+                    let EarlyGoodbye { rank, calls, .. } = lost;
+                    let call = format!("rank {rank} sent it {calls} messages and closed");
+                    let fault = Fault::CallCount { calls: 0, call };
+                    accusation = accusation.or(Some(Accusation { culprit: self.rank, fault }));
+                }
+            }
+            early.retain(|early| {
+                let pair = |(from, to)| pair_id(id, from, to) == early.group;
+                !pair((self.rank, early.rank)) && !pair((early.rank, self.rank))
+            });
+            if let Some(group) = groups.get_mut(&id)
+                && !group.is_closed()
+            {
+                accusation = accusation.or(group.close());
+                goodbyes.push(Goodbye::on(group));
+            }
+            state.forget_what_is_over();
+        }
+        self.accuse(accusation);
+        goodbyes
+    }
+
+    /// The peer has left the world.
+    pub(crate) fn note_left(&self, rank: u32) {
+        if let Some(left) = self.state().left.get_mut(rank as usize) {
+            *left = true;
+        }
+    }
+
+    /// Whether `rank` has left the world.
+    pub(crate) fn has_left(&self, rank: u32) -> bool {
+        self.state().left.get(rank as usize).copied().unwrap_or(false)
+    }
+}
+
+impl State {
+    fn forget_what_is_over(&mut self) {
+        let Self { groups, over, .. } = self;
+        groups.retain(|id, group| {
+            let keep = *id == WHOLE_WORLD || !group.is_over();
+            if !keep {
+                over.push_back(*id);
+            }
+            keep
+        });
+        over.drain(..over.len().saturating_sub(MAX_OVER));
+    }
+}
+
+/// Equal on both ends, and another for every pair.
+fn pair_id(group: u64, from: u32, to: u32) -> u64 {
+    contract::mix(contract::mix(group ^ PAIRS) ^ (u64::from(from) << 32 | u64::from(to)))
+}
+
+/// Sets the pairs' numbers apart from those of communicators.
+const PAIRS: u64 = 0x7061_6972;
+/// All of them are kept for comparison (see `group.rs`).
+const MAX_OUTSTANDING: u64 = 1024;
+/// A heartbeat fits the smallest datagram that QUIC promises, 1,200 bytes, with three calls in
+/// words of some 200 bytes each.
+const MAX_STANDINGS: usize = 3;
+/// Goodbyes for communicators that this rank has still to make.
+const MAX_EARLY: usize = 65_536;
+/// A goodbye comes twice, over control and behind the data; these are closed long before the
+/// second one can still be on its way.
+const MAX_OVER: usize = 4096;
