@@ -339,7 +339,11 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         if self.roster.ready(rank, epoch)
             && let Some((epoch, table)) = self.prepared.take()
         {
-            let costs = CostTable::default();
+            let on_this_host = |entry: &Entry| entry.address.is_none_or(|ip| ip.is_loopback());
+            let costs = match table.iter().all(on_this_host) {
+                true => CostTable::default(),
+                false => CostTable::network(),
+            };
             self.out.push(Action::PostAll(Message::Commit { epoch, costs: costs.clone() }));
             let rank_0 = self.terms.rank_0;
             self.out.push(Action::Finish(Ok(Meeting { epoch, table, rank_0, costs })));
