@@ -44,6 +44,8 @@ pub(super) struct Fate {
     /// None: it died.
     pub(super) ending: Option<Ending>,
     pub(super) verdict: Option<Verdict>,
+    /// Goodbyes on data flows that nobody had answered when closing gave up.
+    pub(super) unheard: usize,
     /// How long it was frozen, cut off or held back; None: it died.
     pub(super) hindered: Option<u64>,
 }
@@ -125,11 +127,12 @@ impl Job {
             Event::Transit(Transit::Credited(flow)) => self.wires.network.ends_of(*flow).0,
             Event::Transit(Transit::Datagram { to, .. }) => *to,
             Event::Rest(flow) => flow.to,
+            Event::Answered(flow) => flow.from,
             Event::Heal(from, _) => *from,
             Event::Go(rank)
             | Event::Look(rank)
             | Event::Wake(rank, _)
-            | Event::Answered(rank)
+            | Event::Closed(rank, _)
             | Event::Broken(rank, _)
             | Event::DrainLimit(rank) => *rank,
         }
@@ -155,12 +158,19 @@ impl Job {
             Event::Wake(_, group) => rank.lane.wake(&rank.world, wires, group),
             Event::Go(_) => rank.go(),
             Event::Look(_) => rank.look(wires),
-            Event::Answered(_) => rank.answered(),
+            Event::Answered(flow) => rank.lane.answered(flow),
+            Event::Closed(_, peer) => rank.lane.peer_closed(&rank.world, wires, peer),
             Event::DrainLimit(_) => rank.drain_limit(),
             Event::Broken(_, peer) => rank.link_broken(peer),
             Event::Heal(..) => {}
         }
         rank.settle(wires);
+        if rank.ending == Some(Ending::Well) {
+            let now = self.wires.scheduler.now();
+            for other in 0..self.ranks.len() as u32 {
+                self.wires.scheduler.at(now + MILLISECOND, Event::Closed(other, number));
+            }
+        }
     }
 
     fn suffer(&mut self, now: u64, fault: &Fault) {
@@ -239,6 +249,7 @@ impl Job {
             right += rank.right;
             Fate {
                 ending: rank.ending,
+                unheard: rank.unheard,
                 verdict: rank.world.verdict().cloned(),
                 hindered: died.is_none().then_some(hindered),
             }

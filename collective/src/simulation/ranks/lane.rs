@@ -10,7 +10,7 @@ use crate::buffer::{CallMemory, Lent};
 use crate::contract::Contract;
 use crate::group::Begun;
 use crate::machine::{FlowKey, Machine};
-use crate::simulation::{FlowId, SECOND};
+use crate::simulation::{FlowId, MILLISECOND};
 use crate::verdict::Fault;
 use crate::wire::{self, HEADER_BYTES, Header, MessageKind};
 use crate::world::{Goodbye, WHOLE_WORLD, World};
@@ -52,7 +52,11 @@ struct Call {
 struct Writer {
     flow: FlowId,
     key: FlowKey,
+    /// It has said goodbye.
     done: bool,
+    /// Its goodbye was read, or its reader is gone.
+    answered: bool,
+    gone: bool,
 }
 
 struct Reader {
@@ -154,6 +158,31 @@ impl Lane {
         groups.into_iter().for_each(|group| self.pump(world, wires, group));
     }
 
+    /// The goodbye on a flow was read.
+    pub(super) fn answered(&mut self, flow: DataFlow) {
+        if let Some(writer) = self.writers.get_mut(&flow)
+            && !std::mem::replace(&mut writer.answered, true)
+        {
+            self.unanswered -= 1;
+        }
+    }
+
+    /// A rank has closed its links.
+    pub(super) fn peer_closed(&mut self, world: &World, wires: &mut Wires, peer: u32) {
+        let flows: Vec<DataFlow> =
+            self.writers.keys().filter(|flow| flow.to == peer).copied().collect();
+        for flow in flows {
+            let said_goodbye = self.writers.get_mut(&flow).is_some_and(|writer| {
+                writer.gone = true;
+                writer.done
+            });
+            if said_goodbye {
+                self.answered(flow);
+            }
+            self.pump(world, wires, flow.group);
+        }
+    }
+
     /// There is a verdict: lets go of all calls and their memory.
     pub(super) fn abort(&mut self, world: &World) {
         for (group, calls) in std::mem::take(&mut self.calls) {
@@ -226,7 +255,16 @@ impl Lane {
             let flow = DataFlow { group: contract.group, from: self.rank, to, stripe: key.stripe };
             if !self.writers.contains_key(&flow) {
                 self.unanswered += 1;
-                self.writers.insert(flow, Writer { flow: wires.open(flow), key, done: false });
+                self.writers.insert(
+                    flow,
+                    Writer {
+                        flow: wires.open(flow),
+                        key,
+                        done: false,
+                        answered: false,
+                        gone: false,
+                    },
+                );
             }
         }
         let element_bytes = contract.element.size();
@@ -237,13 +275,20 @@ impl Lane {
 
     /// One message of a writing task; false if it can do nothing.
     fn write(&mut self, world: &World, wires: &mut Wires, flow: DataFlow) -> bool {
-        let Some(&Writer { flow: id, key, done }) = self.writers.get(&flow) else { return false };
-        if done || !wires.network.can_send(id) {
+        let Some(&Writer { flow: id, key, done, gone, .. }) = self.writers.get(&flow) else {
+            return false;
+        };
+        if done || !gone && !wires.network.can_send(id) {
             return false;
         }
         let active = self.calls.get_mut(&flow.group).and_then(|calls| calls.active.as_mut());
         let message = active.and_then(|a| a.next_message(key, world.epoch, |parts| parts.concat()));
         if let Some(message) = message {
+            if gone {
+                // What the driver's `link_failed` waits before it raises a verdict.
+                wires.scheduler.after(LINK_GRACE, Event::Broken(self.rank, flow.to));
+                return false;
+            }
             wires.send_data(id, message);
             self.moved += 1;
             return true;
@@ -261,9 +306,13 @@ impl Lane {
             segment: 0,
             step: 0,
         };
-        wires.send_data(id, header.to_wire().to_vec());
         if let Some(writer) = self.writers.get_mut(&flow) {
             writer.done = true;
+        }
+        if gone {
+            self.answered(flow);
+        } else {
+            wires.send_data(id, header.to_wire().to_vec());
         }
         true
     }
@@ -282,7 +331,7 @@ impl Lane {
             if flow.group == WHOLE_WORLD {
                 world.note_left(flow.from);
             }
-            wires.scheduler.after(1, Event::Answered(flow.from));
+            wires.scheduler.after(1, Event::Answered(flow));
             self.consume(wires, flow);
             return true;
         }
@@ -351,5 +400,7 @@ fn of_group<T>(flows: &BTreeMap<DataFlow, T>, group: u64) -> impl Iterator<Item 
     flows.range(at(0, 0, 0)..=at(u32::MAX, u32::MAX, u16::MAX)).map(|(flow, _)| *flow)
 }
 
+/// That of `lane.rs`.
+const LINK_GRACE: u64 = 2_600 * MILLISECOND;
 /// As long as a slow task of a busy machine.
-const LONGEST_HESITATION: u64 = SECOND / 200;
+const LONGEST_HESITATION: u64 = 5 * MILLISECOND;

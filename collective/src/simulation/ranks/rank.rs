@@ -37,6 +37,8 @@ pub(super) struct Rank {
     pub(super) ending: Option<Ending>,
     /// Calls that returned Ok.
     pub(super) right: u64,
+    /// Goodbyes on data flows that nobody had answered when closing gave up.
+    pub(super) unheard: usize,
     /// Calls begun on each communicator, and the hash after them, as last seen.
     seen: BTreeMap<u64, (u64, u64)>,
 }
@@ -113,6 +115,7 @@ impl Rank {
             judged: None,
             ending: None,
             right: 0,
+            unheard: 0,
             seen: BTreeMap::new(),
         }
     }
@@ -174,14 +177,10 @@ impl Rank {
         }
     }
 
-    /// A goodbye of this rank was read.
-    pub(super) fn answered(&mut self) {
-        self.lane.unanswered -= 1;
-    }
-
     /// The time to wait for answers is up.
     pub(super) fn drain_limit(&mut self) {
         if self.program.state == State::Draining {
+            self.unheard = self.lane.unanswered;
             self.lane.unanswered = 0;
         }
     }
