@@ -44,7 +44,7 @@ pub(super) struct Fate {
     /// None: it died.
     pub(super) ending: Option<Ending>,
     pub(super) verdict: Option<Verdict>,
-    /// Goodbyes on data flows that nobody had answered when closing gave up.
+    /// Goodbyes that nobody had answered when closing gave up.
     pub(super) unheard: usize,
     /// How long it was frozen, cut off or held back; None: it died.
     pub(super) hindered: Option<u64>,
@@ -159,7 +159,7 @@ impl Job {
             Event::Go(_) => rank.go(),
             Event::Look(_) => rank.look(wires),
             Event::Answered(flow) => rank.lane.answered(flow),
-            Event::Closed(_, peer) => rank.lane.peer_closed(&rank.world, wires, peer),
+            Event::Closed(_, peer) => rank.peer_closed(wires, peer),
             Event::DrainLimit(_) => rank.drain_limit(),
             Event::Broken(_, peer) => rank.link_broken(peer),
             Event::Heal(..) => {}

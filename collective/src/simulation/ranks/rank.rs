@@ -1,6 +1,6 @@
 //! One simulated rank: its program, which calls as the engine would, and its control endpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::Event;
@@ -37,7 +37,11 @@ pub(super) struct Rank {
     pub(super) ending: Option<Ending>,
     /// Calls that returned Ok.
     pub(super) right: u64,
-    /// Goodbyes on data flows that nobody had answered when closing gave up.
+    /// The ranks with a control link that have not read that this one leaves, while it does.
+    unread: BTreeSet<u32>,
+    /// The ranks that have closed their links.
+    closed: BTreeSet<u32>,
+    /// Goodbyes that nobody had answered when closing gave up.
     pub(super) unheard: usize,
     /// Calls begun on each communicator, and the hash after them, as last seen.
     seen: BTreeMap<u64, (u64, u64)>,
@@ -115,6 +119,8 @@ impl Rank {
             judged: None,
             ending: None,
             right: 0,
+            unread: BTreeSet::new(),
+            closed: BTreeSet::new(),
             unheard: 0,
             seen: BTreeMap::new(),
         }
@@ -150,24 +156,26 @@ impl Rank {
         }
     }
 
-    fn obey(&mut self, wires: &Wires, from: u32, message: Control) {
+    fn obey(&mut self, wires: &mut Wires, from: u32, message: Control) {
         match message {
             Control::Goodbye { group, calls, hash } => {
                 self.world.note_goodbye(from, group, calls, hash);
             }
             Control::Leave => {
-                trace(|| {
-                    format!(
-                        "{:>12} rank {} reads that rank {from} leaves",
-                        wires.scheduler.now(),
-                        self.number
-                    )
-                });
                 self.world.note_left(from);
+                wires.post(self.number, from, Control::LeaveRead);
             }
+            Control::LeaveRead => _ = self.unread.remove(&from),
             Control::Stuck(stuck) => self.world.note_stuck(from, stuck, wires.now()),
             Control::Verdict(verdict) => self.world.settle(verdict.printable()),
         }
+    }
+
+    /// A rank has closed its links.
+    pub(super) fn peer_closed(&mut self, wires: &mut Wires, peer: u32) {
+        self.closed.insert(peer);
+        self.unread.remove(&peer);
+        self.lane.peer_closed(&self.world, wires, peer);
     }
 
     /// The data link to a rank has broken, and the lane has waited for another verdict in vain.
@@ -180,8 +188,9 @@ impl Rank {
     /// The time to wait for answers is up.
     pub(super) fn drain_limit(&mut self) {
         if self.program.state == State::Draining {
-            self.unheard = self.lane.unanswered;
+            self.unheard = self.lane.unanswered + self.unread.len();
             self.lane.unanswered = 0;
+            self.unread.clear();
         }
     }
 
@@ -306,7 +315,7 @@ impl Rank {
                 }
             }
             State::Draining => {
-                if self.lane.unanswered > 0 {
+                if self.lane.unanswered > 0 || !self.unread.is_empty() {
                     return false;
                 }
                 self.end(wires, Ending::Well);
@@ -410,8 +419,9 @@ impl Rank {
     /// Waits for the peers' readers.
     fn leave(&mut self, wires: &mut Wires) {
         if self.judged.is_none() {
-            for link in self.heard.keys() {
+            for link in self.heard.keys().filter(|link| !self.closed.contains(link)) {
                 wires.post(self.number, *link, Control::Leave);
+                self.unread.insert(*link);
             }
             self.lane.close(&self.world, wires);
             wires.scheduler.after(DRAIN_LIMIT, Event::DrainLimit(self.number));

@@ -24,6 +24,7 @@ pub(super) enum Payload {
 pub(super) enum Control {
     Goodbye { group: u64, calls: u64, hash: u64 },
     Leave,
+    LeaveRead,
     Stuck(Stuck),
     Verdict(Verdict),
 }
