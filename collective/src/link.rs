@@ -9,7 +9,6 @@ pub(crate) mod quic;
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
-use tokio::sync::mpsc;
 
 /// The links of one lane.
 pub(crate) enum Links {
@@ -114,7 +113,7 @@ pub(crate) struct FlowReceiver {
 
 enum Source {
     Quic(quinn::RecvStream),
-    Memory(mpsc::Receiver<Bytes>),
+    Memory(memory::Receiver),
 }
 
 impl FlowReceiver {
@@ -122,7 +121,7 @@ impl FlowReceiver {
         Self { source: Source::Quic(stream), pieces: VecDeque::new() }
     }
 
-    pub(crate) fn memory(receiver: mpsc::Receiver<Bytes>) -> Self {
+    pub(crate) fn memory(receiver: memory::Receiver) -> Self {
         Self { source: Source::Memory(receiver), pieces: VecDeque::new() }
     }
 
@@ -170,7 +169,7 @@ impl FlowReceiver {
                     Err(error) => return Err(FlowEnd::Failed(error.to_string())),
                 }
             }
-            Source::Memory(receiver) => match receiver.recv().await {
+            Source::Memory(receiver) => match receiver.receive().await {
                 Some(piece) => self.pieces.push_back(piece),
                 None => return Err(FlowEnd::Finished),
             },
