@@ -279,9 +279,15 @@ impl SegmentPool {
         } else {
             (&mut self.large, length.max(LARGE_BYTES))
         };
-        // The buffer that was handed out longest ago, if it is free again.
-        let free = buffers.front_mut().is_some_and(|oldest| oldest.try_reclaim(length));
-        let pooled = if free { buffers.pop_front() } else { None };
+        // One that was handed out long ago is free again, unless its flow has stalled.
+        let pooled = (0..LOOKS.min(buffers.len())).find_map(|_| {
+            let mut oldest = buffers.pop_front()?;
+            if oldest.try_reclaim(length) {
+                return Some(oldest);
+            }
+            buffers.push_back(oldest);
+            None
+        });
         let mut buffer = pooled.unwrap_or_else(|| BytesMut::with_capacity(capacity));
         for part in parts {
             buffer.extend_from_slice(part);
@@ -302,6 +308,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const SMALL_BYTES: usize = 4096;
 /// A whole segment of 64 KiB with header and contract, in whole pages.
 const LARGE_BYTES: usize = 68 * 1024;
+/// More than the messages of a few stalled flows within a process; a look takes nanoseconds.
+const LOOKS: usize = 16;
 /// Large buffers of 8.5 MiB: a full send window.
 const MAX_POOLED: usize = 128;
 
