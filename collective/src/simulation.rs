@@ -25,6 +25,7 @@ pub mod random;
 mod ranks;
 pub mod scheduler;
 pub mod seeds;
+pub mod timing;
 
 pub use faults::{Appetite, Fault, FaultPlan, Fitness, Health, Kind};
 pub use network::{Delivery, FlowId, Network, Quality, Transit};
