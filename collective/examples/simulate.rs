@@ -39,10 +39,9 @@ fn row(ranks: u32, length: u64) -> Result<(u64, &'static str), String> {
             "ring" => Some(call.simulated_ring_ns()),
             _ => (call.messages() <= MOST_MESSAGES).then(|| call.simulated_ns()),
         };
-        if let Some(simulated) = simulated.filter(|simulated| *simulated < best.0) {
-            best = (simulated, algorithm);
-        }
-        cells.push((simulated, call.predicted_ns()));
+        let predicted = call.predicted_ns();
+        best = best.min((simulated.unwrap_or(predicted), algorithm));
+        cells.push((simulated, predicted));
     }
     print!("| {} |", bytes(length));
     for (simulated, predicted) in cells {
@@ -71,8 +70,8 @@ fn time(ns: u64) -> String {
 }
 
 const ALGORITHMS: [&str; 4] = ["ring", "tree", "recursive-doubling", "halving-doubling"];
-/// 8 B to 64 MiB.
+/// 8 B to 64 MiB, and to where the ring becomes the fastest.
 const LENGTHS: [u64; 10] =
-    [8, 1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 23, 1 << 24, 1 << 26];
+    [8, 1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28];
 /// A minute or so; what would take more is far from being chosen.
 const MOST_MESSAGES: u64 = 50_000_000;

@@ -103,12 +103,21 @@ impl Programs {
     pub(super) fn diverge(&mut self, random: &mut Random) -> String {
         let ranks = self.steps.len() as u32;
         let rank = random.below(u64::from(ranks)) as usize;
-        let steps = &mut self.steps[rank];
-        // Not the split itself: without its communicator a rank has no more to say. And no message
-        // between ranks without a control link, which nobody would hear goodbyes of.
+        let (colours, steps) = (&self.colours, &mut self.steps[rank]);
+        // Not the split itself: without its communicator a rank has no more to say. And nothing
+        // among ranks without control links: between them heartbeats compare nothing, goodbyes
+        // are not heard, and of two that await each other's first message nobody knows.
+        let linked = |from: u32, to: u32| links(from, ranks).contains(&to);
+        let part = |from: u32| {
+            let of_part =
+                (0..ranks).filter(move |to| colours[*to as usize] == colours[from as usize]);
+            of_part.filter(move |to| *to != from)
+        };
+        let part_is_linked = part(rank as u32).all(|to| linked(rank as u32, to));
         let is_heard = |step: &Step| match step {
-            Step::Start(Whom::Pair { from, to }, _) => links(*from, ranks).contains(to),
-            Step::Start(..) => true,
+            Step::Start(Whom::Pair { from, to }, _) => linked(*from, *to),
+            Step::Start(Whom::Part, _) => part_is_linked,
+            Step::Start(Whom::World, _) => true,
             _ => false,
         };
         let starts: Vec<usize> = (2..steps.len()).filter(|at| is_heard(&steps[*at])).collect();
