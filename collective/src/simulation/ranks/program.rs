@@ -312,11 +312,13 @@ fn draw(random: &mut Random, ranks: u32, segment: u64) -> Spec {
 
 /// Elements around a boundary of chunks or segments.
 fn length(random: &mut Random, ranks: u64, segment: u64) -> u64 {
-    let boundary = match random.below(5) {
+    let boundary = match random.below(6) {
         0 => 0,
         1 => ranks,
         2 => segment,
         3 => ranks * segment,
+        // Around the relay's eight, and beyond.
+        4 => segment * random.within(7..=24),
         _ => ranks * segment * random.within(1..=4),
     };
     (boundary + random.below(3)).saturating_sub(1).min(MOST_ELEMENTS)
