@@ -426,10 +426,13 @@ impl<'a> Caller<'a> {
     }
 
     /// What every rank gave, in rank order; a collective of its own, for `split`.
-    pub(crate) fn gather_for_split(self, buffer: &mut [u64]) -> Result<()> {
+    /// The number of that call.
+    pub(crate) fn gather_for_split(self, buffer: &mut [u64]) -> Result<u64> {
         let mut call = self.all_gather_call(buffer.len())?;
         call.splits = true;
-        self.in_place(call, buffer)
+        let parts = call.parts.clone();
+        let Some(engine) = self.engine() else { return Ok(0) };
+        engine.call(&self.shape::<u64>(call), buffer::lend_in_place(buffer, parts))
     }
 
     /// A call on whole buffers of one length.
@@ -449,7 +452,8 @@ impl<'a> Caller<'a> {
         match self.engine() {
             None => Ok(()),
             Some(engine) => {
-                engine.call(&self.shape::<T>(call), buffer::lend_in_place(buffer, parts))
+                let memory = buffer::lend_in_place(buffer, parts);
+                engine.call(&self.shape::<T>(call), memory).map(|_| ())
             }
         }
     }
@@ -470,7 +474,9 @@ impl<'a> Caller<'a> {
         }
         match self.engine() {
             None => Ok(()),
-            Some(engine) => engine.call(&self.shape::<T>(call), buffer::lend(input, output)),
+            Some(engine) => {
+                engine.call(&self.shape::<T>(call), buffer::lend(input, output)).map(|_| ())
+            }
         }
     }
 

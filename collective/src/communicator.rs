@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::caller::Caller;
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, MAX_COMMUNICATORS};
 use crate::error::{ErrorKind, Result};
 use crate::identity::Identity;
 use crate::in_memory::InMemory;
@@ -180,21 +180,29 @@ impl Communicator {
     /// ends all communicators of the world.
     ///
     /// # Errors
-    /// [`ErrorKind::Argument`] if 256 communicators of the world are open; else as
-    /// [`all_gather`](Self::all_gather).
+    /// [`ErrorKind::Argument`], on every rank, if one of them has 256 communicators of the world open;
+    /// else as [`all_gather`](Self::all_gather).
     #[track_caller]
     pub fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Self>> {
-        if let Kind::Joined(engine) = &self.kind {
-            engine.check_room()?;
-        }
         let (rank, size) = (self.rank(), self.size());
         // One word a rank: whether it takes part, color, key.
         let mut words = vec![[0u64; 2]; size];
-        if let (Some(word), Some(color)) = (words.get_mut(rank), color) {
-            *word = [1, u64::from(color) << 32 | u64::from(key)];
+        let is_full = matches!(&self.kind, Kind::Joined(engine) if engine.is_full());
+        if let Some(word) = words.get_mut(rank) {
+            *word = match color {
+                _ if is_full => [NO_ROOM, 0],
+                Some(color) => [1, u64::from(color) << 32 | u64::from(key)],
+                None => [0, 0],
+            };
         }
         let mut words: Vec<u64> = words.into_flattened();
-        self.caller(Location::caller()).gather_for_split(&mut words)?;
+        let sequence = self.caller(Location::caller()).gather_for_split(&mut words)?;
+        if let Some(full) = words.chunks_exact(2).position(|word| word[0] == NO_ROOM) {
+            let problem = format!(
+                "split: rank {full} has {MAX_COMMUNICATORS} communicators open; close some first"
+            );
+            return Err(ErrorKind::Argument { problem }.into());
+        }
         let Some(color) = color else { return Ok(None) };
         let Kind::Joined(engine) = &self.kind else { return Ok(Some(Self::single())) };
         let mut chosen: Vec<(u32, usize)> = words
@@ -210,7 +218,7 @@ impl Communicator {
             parent if parent.is_empty() => format!(" on split {color}"),
             parent => format!("{parent}/{color}"),
         };
-        let engine = engine.split_off(engine.child_id(color), &suffix, members);
+        let engine = engine.split_off(engine.child_id(sequence, color), &suffix, members);
         let this = engine.world().rank;
         let place = |rank: u32| engine.world().peers.get(rank as usize);
         let host = place(this).map(|peer| peer.host.clone());
@@ -276,3 +284,6 @@ impl Labelled<'_> {
         Caller { communicator: self.communicator, label: Some(self.label), location }
     }
 }
+
+/// In place of "takes part": this rank can take no more communicators.
+const NO_ROOM: u64 = 2;

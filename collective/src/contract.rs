@@ -52,7 +52,7 @@ pub(crate) struct Contract {
     /// A hash of all ranks' counts, where they differ from rank to rank; else 0.
     pub(crate) spread: u64,
     pub(crate) label: Option<u64>,
-    /// The plan's fingerprint: algorithm, rounds, segment length.
+    /// The plan's fingerprint: what it was chosen for, its algorithm and segment length.
     pub(crate) plan: u64,
 }
 
@@ -122,6 +122,18 @@ impl Collective {
         match self {
             Broadcast { root } | Reduce { root } | Gather { root } | Scatter { root } => Some(root),
             _ => None,
+        }
+    }
+
+    /// The same with another number for its root.
+    pub(crate) fn with_root(self, number: impl FnOnce(u32) -> u32) -> Self {
+        use Collective::*;
+        match self {
+            Broadcast { root } => Broadcast { root: number(root) },
+            Reduce { root } => Reduce { root: number(root) },
+            Gather { root } => Gather { root: number(root) },
+            Scatter { root } => Scatter { root: number(root) },
+            other => other,
         }
     }
 

@@ -26,8 +26,8 @@ pub(crate) enum Command {
     Goodbye(Goodbye),
     /// Tell all ranks that this one has said all its goodbyes.
     Leave,
-    /// Tell rank 0 that every thread here waits.
-    Stuck(Stuck),
+    /// Tell this rank that every thread here waits.
+    Stuck(u32, Stuck),
     /// End, once goodbyes are answered and verdicts are out.
     Close,
 }
@@ -88,15 +88,16 @@ impl ControlHandle {
         }
     }
 
-    /// Tells rank 0 that every thread here waits.
-    pub(crate) fn report_stuck(&self, stuck: Stuck) {
+    /// Tells `collector` that every thread here waits.
+    pub(crate) fn report_stuck(&self, collector: u32, stuck: Stuck) {
         match self {
             ControlHandle::Memory(control) => {
-                if let Some(world) = control.worlds.first().and_then(Weak::upgrade) {
+                let world = control.worlds.get(collector as usize);
+                if let Some(world) = world.and_then(Weak::upgrade) {
                     world.note_stuck(control.rank, stuck, Instant::now());
                 }
             }
-            ControlHandle::Network(control) => control.send(Command::Stuck(stuck)),
+            ControlHandle::Network(control) => control.send(Command::Stuck(collector, stuck)),
         }
     }
 

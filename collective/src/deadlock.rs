@@ -1,9 +1,10 @@
 //! Finds worlds in which every rank waits for a call that another one has not made. Pure.
 //!
-//! A rank whose threads all wait, and where no byte has moved for long, says so to rank 0, with
-//! what it waits for and how far it is on every communicator. Rank 0 compares.
+//! A rank whose threads all wait, and where no byte has moved for long, says so to the lowest
+//! rank that has not left, with what it waits for and how far it is on every communicator. That one
+//! compares.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ use crate::report;
 /// What a rank says that cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stuck {
-    /// Calls begun on each of its communicators.
-    pub(crate) calls: Vec<(u64, u64)>,
+    /// Calls begun on each of its communicators, and the rolling hash after them.
+    pub(crate) calls: Vec<(u64, u64, u64)>,
     pub(crate) waits: Vec<Wait>,
 }
 
@@ -36,6 +37,8 @@ pub(crate) struct Threads {
     /// The thread that made the last call on each communicator, and whether it still lives.
     callers: HashMap<u64, (ThreadId, Weak<()>)>,
     waiting: HashMap<ThreadId, (u64, u64)>,
+    /// Communicators that nobody has made a call on yet: any thread may.
+    unused: HashSet<u64>,
 }
 
 impl Threads {
@@ -44,6 +47,7 @@ impl Threads {
         // Of a thread whose end destroys its variables there is none: it counts as ended.
         let life = LIFE.try_with(Arc::downgrade).unwrap_or_default();
         self.callers.insert(group, (std::thread::current().id(), life));
+        self.unused.remove(&group);
     }
 
     /// This thread waits for call `sequence` of communicator `group`.
@@ -56,20 +60,27 @@ impl Threads {
         self.waiting.remove(&std::thread::current().id());
     }
 
+    /// There is a new communicator, for which thread is not known.
+    pub(crate) fn awaits_caller(&mut self, group: u64) {
+        self.unused.insert(group);
+    }
+
     /// Nobody makes calls on that communicator any more.
     pub(crate) fn forget(&mut self, group: u64) {
         self.callers.remove(&group);
+        self.unused.remove(&group);
     }
 
     /// What the threads wait for, if none is left that could make another call.
     pub(crate) fn blocked(&self) -> Option<Vec<(u64, u64)>> {
         let mut callers = self.callers.values().filter(|(_, life)| life.strong_count() > 0);
         let all = callers.all(|(thread, _)| self.waiting.contains_key(thread));
+        let all = all && (self.unused.is_empty() || is_only_thread());
         (all && !self.waiting.is_empty()).then(|| self.waiting.values().copied().collect())
     }
 }
 
-/// Rank 0's collection of what the ranks say.
+/// One rank's collection of what all ranks say.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     latest: HashMap<u32, (Instant, Stuck)>,
@@ -105,15 +116,30 @@ impl Reports {
         Some(named.chain(rest).collect())
     }
 
-    /// Whether some rank that must make the call has not begun it.
+    /// Whether some rank that must make the call has not begun it, or has made another one in its
+    /// place, which the two would only find if they had anything to send to each other.
     fn is_in_vain(&self, rank: u32, wait: &Wait) -> bool {
+        let standing = |rank: &u32| {
+            let (_, stuck) = self.latest.get(rank)?;
+            let calls = stuck.calls.iter().find(|(group, ..)| *group == wait.group);
+            Some(calls.map_or((0, 0), |(_, calls, hash)| (*calls, *hash)))
+        };
+        let ours = standing(&rank);
         wait.members.iter().filter(|member| **member != rank).any(|member| {
-            self.latest.get(member).is_some_and(|(_, theirs)| {
-                let begun = theirs.calls.iter().find(|(group, _)| *group == wait.group);
-                begun.map_or(0, |(_, calls)| *calls) <= wait.sequence
+            standing(member).is_some_and(|(calls, hash)| {
+                let differs = ours.is_some_and(|ours| ours.0 == calls && ours.1 != hash);
+                calls <= wait.sequence || differs
             })
         })
     }
+}
+
+/// Whether the program has one thread only, next to those of this crate.
+fn is_only_thread() -> bool {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return false };
+    let names = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
+    let others = names.flatten().filter(|name| !name.starts_with("allfold-"));
+    others.count() <= 1
 }
 
 thread_local! {
@@ -123,8 +149,8 @@ thread_local! {
 
 /// How often a stuck rank says so.
 pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Reports that lie closer together than this speak of one moment: each of them covers the ten
-/// seconds before it.
+/// Reports that lie closer together than this speak of one moment: each of them covers
+/// ALLFOLD_LATE_AFTER, ten seconds, before it.
 const FRESH: Duration = Duration::from_millis(2500);
 /// More than this nobody reads.
 const MAX_NAMED: usize = 16;
@@ -136,7 +162,8 @@ mod tests {
     fn stuck(calls: &[(u64, u64)], group: u64, sequence: u64, members: &[u32]) -> Stuck {
         let call = format!("call #{sequence} on {group}");
         let wait = Wait { group, sequence, members: members.to_vec(), call };
-        Stuck { calls: calls.to_vec(), waits: vec![wait] }
+        let calls = calls.iter().map(|(group, calls)| (*group, *calls, *calls));
+        Stuck { calls: calls.collect(), waits: vec![wait] }
     }
 
     #[test]
@@ -157,6 +184,16 @@ mod tests {
         let report = stuck(&[(1, 5)], 1, 4, &[0, 1]);
         assert_eq!(reports.note(0, report.clone(), now, 0..2), None);
         assert_eq!(reports.note(1, report, now, 0..2), None);
+    }
+
+    #[test]
+    fn another_call_under_the_same_number_is_waited_for_in_vain() {
+        let now = Instant::now();
+        let mut reports = Reports::default();
+        let report = stuck(&[(1, 5)], 1, 4, &[0, 1]);
+        let other = Stuck { calls: vec![(1, 5, 77)], ..report.clone() };
+        assert_eq!(reports.note(0, report, now, 0..2), None);
+        assert!(reports.note(1, other, now, 0..2).is_some());
     }
 
     #[test]

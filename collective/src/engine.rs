@@ -74,13 +74,13 @@ impl Engine {
         &self.members
     }
 
-    /// Makes one call on borrowed memory and waits for its end.
-    pub(crate) fn call(&self, shape: &CallShape, (loan, lent): (Loan<'_>, Lent)) -> Result<()> {
+    /// Makes one call on borrowed memory and waits for its end; its sequence number.
+    pub(crate) fn call(&self, shape: &CallShape, (loan, lent): (Loan<'_>, Lent)) -> Result<u64> {
         let _turn = self.enter(shape.location)?;
         let issued = self.issue(self.group, shape, lent)?;
         let result = self.wait(&issued);
         drop(loan);
-        result
+        result.map(|()| issued.sequence)
     }
 
     /// Sends and receives at once; either may be absent.
@@ -141,16 +141,9 @@ impl Engine {
         self.start_on(group, &shape, buffer::hold(vector, parts))
     }
 
-    /// An error if the world has as many communicators as it may.
-    pub(crate) fn check_room(&self) -> Result<()> {
-        if self.runtime.open.load(Ordering::Relaxed) >= MAX_COMMUNICATORS {
-            let problem = format!(
-                "{MAX_COMMUNICATORS} communicators of this world are open; close some before \
-                 splitting again"
-            );
-            return Err(ErrorKind::Argument { problem }.into());
-        }
-        Ok(())
+    /// Whether the world has as many communicators as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.runtime.open.load(Ordering::Relaxed) >= MAX_COMMUNICATORS
     }
 
     /// Adds the communicator of `members`, ranks of the world, this one among them. `id` is equal
@@ -159,6 +152,7 @@ impl Engine {
         let world = self.world();
         let place = members.iter().position(|member| *member == world.rank).unwrap_or(0);
         world.add_group(Group::new(world.epoch, id, suffix, members.clone(), place as u32));
+        world.note_split(id);
         self.runtime.open.fetch_add(1, Ordering::Relaxed);
         Self {
             runtime: self.runtime.clone(),
@@ -169,10 +163,9 @@ impl Engine {
         }
     }
 
-    /// A number for a communicator that comes of this one's last call, for the ranks of `color`.
-    pub(crate) fn child_id(&self, color: u32) -> u64 {
-        let calls = self.world().calls(self.group).map_or(0, |(calls, _)| calls);
-        contract::mix(contract::mix(self.group ^ calls << 32) ^ u64::from(color) << 1 | 1)
+    /// A number for the communicator that comes of call `sequence` for the ranks of `color`.
+    pub(crate) fn child_id(&self, sequence: u64, color: u32) -> u64 {
+        contract::mix(contract::mix(self.group ^ (sequence + 1) << 32) ^ u64::from(color) << 1 | 1)
     }
 
     /// What the names of its calls end with.
@@ -199,9 +192,10 @@ impl Engine {
             if let Some(control) = world.control() {
                 goodbyes.iter().for_each(|goodbye| control.say_goodbye(goodbye.clone()));
             }
-            if self.group != WHOLE_WORLD
-                && let Some(lane) = &*runtime.lane()
-            {
+            if let Some(lane) = &*runtime.lane() {
+                // The flows of the whole world say it when this rank leaves.
+                let mut goodbyes = goodbyes;
+                goodbyes.retain(|goodbye| goodbye.group != WHOLE_WORLD);
                 lane.send(Command::Goodbye(goodbyes));
             }
         }
@@ -218,24 +212,28 @@ impl Engine {
     /// The user's code is unwinding: the others must not wait for this rank.
     pub(crate) fn close_in_panic(&self) {
         let world = self.world();
-        world.raise(world.rank, Fault::Lost { how: "panicked".into() });
+        if std::process::id() == self.runtime.process {
+            world.raise(world.rank, Fault::Lost { how: "panicked".into() });
+        }
         let _ = self.close();
     }
 
-    /// Waits until no call is under way.
+    /// Waits until no call is under way, here or on a pair.
     fn flush(&self) {
         let world = self.world();
-        if world.is_idle(self.group) {
-            return;
+        for group in std::iter::once(self.group).chain(world.pairs(self.group)) {
+            if world.is_idle(group) {
+                continue;
+            }
+            let (done, completion) = lane::completion();
+            match &*self.runtime.lane() {
+                Some(lane) => lane.send(Command::Flush(group, done)),
+                None => return,
+            }
+            let last = world.calls(group).map_or(0, |(calls, _)| calls.saturating_sub(1));
+            let _waiting = world.waiting(group, last);
+            let _ = completion.wait();
         }
-        let (done, completion) = lane::completion();
-        match &*self.runtime.lane() {
-            Some(lane) => lane.send(Command::Flush(self.group, done)),
-            None => return,
-        }
-        let last = world.calls(self.group).map_or(0, |(calls, _)| calls.saturating_sub(1));
-        let _waiting = world.waiting(self.group, last);
-        let _ = completion.wait();
     }
 
     /// A message to or from a rank of the communicator: the pair it goes over, and its shape.
@@ -354,4 +352,4 @@ impl Drop for Turn<'_> {
 }
 
 /// Each has flows of its own on every link (see `link/quic/tuning.rs`).
-const MAX_COMMUNICATORS: usize = 256;
+pub(crate) const MAX_COMMUNICATORS: usize = 256;

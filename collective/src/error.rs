@@ -59,12 +59,15 @@ impl Error {
             ),
             Deadlock { .. } => Some(
                 "make calls on several communicators, and sends and receives, in an order in \
-                 which each meets its counterpart"
+                 which each meets its counterpart; two ranks that send to each other do it by \
+                 `send_recv`"
                     .into(),
             ),
-            ConcurrentCalls { .. } => {
-                Some("make one call at a time on a communicator, or put it behind a mutex".into())
-            }
+            ConcurrentCalls { .. } => Some(
+                "make all calls of a communicator from one thread, or give each thread a \
+                 communicator of its own by `split`"
+                    .into(),
+            ),
             Forked { .. } => Some("connect in the process that makes the calls".into()),
             RankLost { .. }
             | TimedOut { .. }
@@ -190,7 +193,7 @@ pub enum ErrorKind {
     /// A rank is gone: it died, went silent, or left in the middle.
     #[error("rank {rank} ({at}) {how}{}", .call.as_ref().map(|c| format!("; {c}")).unwrap_or_default())]
     RankLost {
-        /// The rank at fault.
+        /// The rank at fault, as numbered in the whole world.
         rank: usize,
         /// Where it ran: host and process.
         at: String,
@@ -214,7 +217,7 @@ pub enum ErrorKind {
     /// A rank closed its communicator while another still had a call that needs it.
     #[error("rank {rank} ({at}) closed its communicator after {calls} calls, but {call}")]
     CallCount {
-        /// The rank that closed.
+        /// The rank that closed, as numbered in the whole world.
         rank: usize,
         /// Where it ran.
         at: String,
@@ -260,7 +263,8 @@ pub enum ErrorKind {
         connected: u32,
     },
 
-    /// An argument of a call is out of range.
+    /// An argument of a call is out of range. The call was not made and has no number: this rank may
+    /// make it again with right arguments; until then the others wait for it.
     #[error("{problem}")]
     Argument {
         /// What is wrong with it.
@@ -274,7 +278,7 @@ pub enum ErrorKind {
     /// A peer sent something that allfold never sends: a bug, or an attack from inside the job.
     #[error("rank {rank} sent {problem}")]
     Protocol {
-        /// The sender.
+        /// The sender, as numbered in the whole world.
         rank: usize,
         /// What was wrong with it.
         problem: String,

@@ -72,6 +72,8 @@ pub(crate) struct Progress {
     pub(crate) heard: Option<Instant>,
     /// Calls made and rolling hash, once it has said goodbye.
     goodbye: Option<(u64, u64)>,
+    /// It has said so over control, and of its pairs before.
+    told: bool,
 }
 
 /// A call that was begun here, kept for comparison with ranks that are behind.
@@ -173,7 +175,7 @@ impl Group {
             calls: self.begun,
             hash: self.hash,
             ended: self.ended,
-            call: under_way.map_or_else(String::new, |past| self.describe(past)),
+            call: under_way.map_or_else(String::new, |past| clip(self.describe(past))),
         }
     }
 
@@ -228,10 +230,25 @@ impl Group {
         self.progress.get(place as usize).is_some_and(|progress| progress.goodbye.is_some())
     }
 
-    /// Whether this rank has closed it and every other rank has said goodbye.
+    /// The rank at `place` has said goodbye over control, and of its pairs before.
+    pub(crate) fn note_told(&mut self, place: u32) {
+        if let Some(progress) = self.progress.get_mut(place as usize) {
+            progress.told = true;
+        }
+    }
+
+    /// Whether the rank at `place` has said goodbye over control.
+    pub(crate) fn has_told(&self, place: u32) -> bool {
+        self.progress.get(place as usize).is_some_and(|progress| progress.told)
+    }
+
+    /// Whether this rank has closed it, no call is under way, and every other rank has said
+    /// goodbye.
     pub(crate) fn is_over(&self) -> bool {
         let others = (0..).zip(&self.progress).filter(|(place, _)| *place != self.place);
-        self.closed && others.into_iter().all(|(_, progress)| progress.goodbye.is_some())
+        self.closed
+            && self.outstanding() == 0
+            && others.into_iter().all(|(_, progress)| progress.goodbye.is_some())
     }
 
     /// This rank makes no more calls: one that has left with more, or does so from now on, is an
@@ -248,9 +265,12 @@ impl Group {
     /// The ranks that have not begun call `sequence`, with what is known of them.
     pub(crate) fn late(&self, sequence: u64) -> impl Iterator<Item = (u32, &Progress)> {
         let others = self.members.iter().zip(&self.progress).zip(0..);
+        // In a large world a rank hears only some of the others: of the rest it knows nothing.
+        let hears_all = self.members.len() <= ALL_HEARD;
         others
             .filter(move |((_, progress), place)| {
-                *place != self.place && progress.standing.calls <= sequence
+                let is_known = hears_all || progress.heard.is_some();
+                *place != self.place && is_known && progress.standing.calls <= sequence
             })
             .map(|((member, progress), _)| (*member, progress))
     }
@@ -323,7 +343,10 @@ impl Group {
 
     /// A call as the rank at `place` made it.
     fn words(&self, contract: &Contract, place: u32, location: &str) -> String {
-        let mut call = contract.to_string();
+        // Errors number ranks as in the whole world.
+        let root = |place: u32| self.members.get(place as usize).copied().unwrap_or(place);
+        let collective = contract.collective.with_root(root);
+        let mut call = Contract { collective, ..*contract }.to_string();
         // Both ends of a message have one contract, but the program says it differently.
         if contract.collective == Collective::Send && place == 1 {
             call = call.replacen("send", "recv", 1);
@@ -338,6 +361,20 @@ impl Group {
     }
 }
 
+/// Words of a heartbeat, which must fit a datagram.
+fn clip(mut words: String) -> String {
+    if words.len() > MAX_STANDING_WORDS {
+        let end = (0..=MAX_STANDING_WORDS).rev().find(|end| words.is_char_boundary(*end));
+        words.truncate(end.unwrap_or(0));
+        words.push_str("...");
+    }
+    words
+}
+
+/// Three of them, with their numbers, fit the 1,200 bytes that QUIC promises.
+const MAX_STANDING_WORDS: usize = 240;
+/// Worlds up to this size have a control link between all ranks (see `rendezvous.rs`).
+const ALL_HEARD: usize = 8;
 /// Calls kept to compare with ranks that are behind; a one-way call may run this far ahead and
 /// still have its difference shown in words. All outstanding calls are among them.
 const MAX_HISTORY: usize = 1024;

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::buffer::Held;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::lane::Completion;
 use crate::world::World;
 
 /// A call under way that owns its buffer; [`wait`](Self::wait) or `.await` gives it back.
 ///
-/// Calls of one communicator end in the order in which they were started. A `Pending` that is
+/// Collectives of one communicator end in the order in which they were started, and so do messages
+/// between two ranks. Up to 1,024 may be outstanding on a communicator, and as many messages in each
+/// direction between two ranks; beyond that starting one is an
+/// [argument error](ErrorKind::Argument), which loses the vector. A `Pending` that is
 /// dropped or leaked leaves its call to the runtime, which makes it all the same, because the other
 /// ranks need it; only the result is lost.
 #[must_use = "the result is only in the buffer that `wait` or `.await` gives back"]
@@ -26,6 +29,8 @@ struct Started<T> {
     number: (u64, u64),
     completion: Completion,
     held: Held<T>,
+    /// The process that started it: a fork has no lane that would end it.
+    process: u32,
 }
 
 impl<T> Pending<T> {
@@ -35,7 +40,8 @@ impl<T> Pending<T> {
         completion: Completion,
         held: Held<T>,
     ) -> Self {
-        Self { call: Some(Started { world, number, completion, held }), done: None }
+        let process = std::process::id();
+        Self { call: Some(Started { world, number, completion, held, process }), done: None }
     }
 
     /// One that needed nothing done.
@@ -57,6 +63,10 @@ impl<T> Pending<T> {
     pub fn finish(mut self) -> (Vec<T>, Result<()>) {
         match self.call.take() {
             Some(started) => {
+                if let Err(error) = started.check_process() {
+                    started.abandon();
+                    return (Vec::new(), Err(error));
+                }
                 let result = {
                     let (group, sequence) = started.number;
                     let _waiting = started.world.waiting(group, sequence);
@@ -64,7 +74,10 @@ impl<T> Pending<T> {
                 };
                 started.conclude(result)
             }
-            None => (self.done.take().unwrap_or_default(), Ok(())),
+            None => match self.done.take() {
+                Some(buffer) => (buffer, Ok(())),
+                None => (Vec::new(), Err(taken())),
+            },
         }
     }
 
@@ -79,8 +92,12 @@ impl<T> Future for Pending<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(started) = self.call.take() else {
-            return Poll::Ready(Ok(self.done.take().unwrap_or_default()));
+            return Poll::Ready(self.done.take().ok_or_else(taken));
         };
+        if let Err(error) = started.check_process() {
+            started.abandon();
+            return Poll::Ready(Err(error));
+        }
         match started.completion.poll(context) {
             Poll::Ready(result) => {
                 let (buffer, result) = started.conclude(result);
@@ -98,8 +115,27 @@ impl<T> Future for Pending<T> {
 impl<T> Unpin for Pending<T> {}
 
 impl<T> Started<T> {
+    fn check_process(&self) -> Result<()> {
+        let process = std::process::id();
+        if process == self.process {
+            return Ok(());
+        }
+        Err(ErrorKind::Forked { process, connected: self.process }.into())
+    }
+
+    /// In a fork the buffer is lent to a thread that is not there: nobody may free it.
+    fn abandon(self) {
+        std::mem::forget(self);
+    }
+
     fn conclude(self, result: Result<()>) -> (Vec<T>, Result<()>) {
         let result = self.world.conclude(result);
         (self.held.take(), result)
     }
+}
+
+/// The result was given out before.
+fn taken() -> Error {
+    let problem = "the result of this call has been taken already".to_string();
+    ErrorKind::Argument { problem }.into()
 }

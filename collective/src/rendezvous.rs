@@ -340,7 +340,7 @@ pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(25);
 /// And one that starts early does not flood a name server.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// 28 connections; beyond it the distances 2^k take over.
-const ALL_WATCH_ALL: u32 = 8;
+pub(crate) const ALL_WATCH_ALL: u32 = 8;
 
 #[cfg(test)]
 mod tests {

@@ -61,6 +61,8 @@ pub(crate) struct Limits {
 
 struct State {
     groups: HashMap<u64, Group>,
+    /// The pairs that this rank has made, by communicator.
+    pairs: HashMap<u64, Vec<u64>>,
     /// Goodbyes on communicators that this rank has not made yet.
     early: Vec<EarlyGoodbye>,
     /// Communicators that all members have closed: words about them may still come.
@@ -68,7 +70,7 @@ struct State {
     /// Which ranks have left the world.
     left: Vec<bool>,
     threads: Threads,
-    /// On rank 0.
+    /// On the collector.
     stuck: Reports,
     /// The next communicator of which a heartbeat speaks.
     turn: usize,
@@ -86,6 +88,7 @@ impl World {
         let whole = Group::new(epoch, WHOLE_WORLD, "", members, rank);
         let state = State {
             groups: HashMap::from([(WHOLE_WORLD, whole)]),
+            pairs: HashMap::new(),
             early: Vec::new(),
             over: VecDeque::new(),
             left: vec![false; peers.len()],
@@ -129,6 +132,11 @@ impl World {
         }
     }
 
+    /// A communicator was split off.
+    pub(crate) fn note_split(&self, group: u64) {
+        self.state().threads.awaits_caller(group);
+    }
+
     /// This thread waits for a call, until the answer is dropped.
     pub(crate) fn waiting(&self, group: u64, sequence: u64) -> Waiting<'_> {
         self.state().threads.waits(group, sequence);
@@ -145,11 +153,21 @@ impl World {
             Some(Wait { group: id, sequence, members: group.members().to_vec(), call })
         });
         let waits: Vec<Wait> = waits.collect();
-        let calls = state.groups.iter().map(|(id, group)| (*id, group.calls().0)).collect();
+        let calls = state
+            .groups
+            .iter()
+            .map(|(id, group)| (*id, group.calls().0, group.calls().1))
+            .collect();
         (!waits.is_empty()).then_some(Stuck { calls, waits })
     }
 
-    /// On rank 0: a rank says at `now` that it cannot go on.
+    /// The lowest rank that has not left, which collects what the stuck ranks say.
+    pub(crate) fn collector(&self) -> u32 {
+        let state = self.state();
+        (0..).zip(&state.left).find(|(_, left)| !**left).map_or(self.rank, |(rank, _)| rank)
+    }
+
+    /// On the collector: a rank says at `now` that it cannot go on.
     pub(crate) fn note_stuck(&self, rank: u32, stuck: Stuck, now: Instant) {
         let calls = {
             let mut state = self.state();

@@ -187,6 +187,9 @@ impl Program {
         let copy = world.split(Some(0), 0)?.unwrap();
         let half = world.split(Some((world.rank() % 2) as u32), 0)?.unwrap();
         let communicators = [&world, &copy, &half];
+        // Until a thread has used a communicator, any other might: no deadlock is certain.
+        copy.barrier()?;
+        half.barrier()?;
         let mut pending = Vec::new();
         for (index, call) in self.calls.iter().enumerate() {
             let communicator = communicators[call.communicator];

@@ -181,6 +181,8 @@ fn calls_in_opposite_order_are_a_deadlock_that_names_them_all() {
     for world in [memory, quic] {
         let ends = results(world, |rank| {
             let other = rank.split(Some(0), 0)?.unwrap();
+            // Until a thread has used a communicator, any other might: no deadlock is certain.
+            other.barrier()?;
             let (first, second) = if rank.rank() == 1 { (&other, rank) } else { (rank, &other) };
             first.barrier()?;
             second.all_reduce(&mut [0.0f32], ReduceOp::Sum)
@@ -199,6 +201,82 @@ fn calls_in_opposite_order_are_a_deadlock_that_names_them_all() {
             ] {
                 assert!(text.contains(&words), "`{words}` is missing in: {text}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_is_late_with_its_first_call_is_no_deadlock() {
+    let soon = Duration::from_millis(100);
+    let world = InMemory::new(2).unwrap().late_after(soon).start().unwrap();
+    let ends = results(world, |rank| -> Result<()> {
+        let (x, y) = (rank.split(Some(0), 0)?.unwrap(), rank.split(Some(0), 0)?.unwrap());
+        // Each rank waits in one at once and, from another thread, comes late to the other.
+        let (now, later) = if rank.rank() == 0 { (&x, &y) } else { (&y, &x) };
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| {
+                // Computing for several times the patience.
+                std::thread::sleep(soon * 8);
+                later.barrier()
+            });
+            now.barrier()?;
+            late.join().unwrap()
+        })
+    });
+    for end in ends {
+        end.unwrap();
+    }
+}
+
+#[test]
+fn a_split_is_numbered_alike_whatever_other_threads_call() {
+    for round in 0..40 {
+        let world = Communicator::in_memory(2).unwrap();
+        let ends = results(world, |rank| -> Result<()> {
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| {
+                    loop {
+                        match rank.labelled(round).barrier() {
+                            Err(error) if error.is_communicator_usable() => {
+                                std::thread::yield_now()
+                            }
+                            end => break end,
+                        }
+                    }
+                });
+                let part = loop {
+                    match rank.split(Some(0), 0) {
+                        Err(error) if error.is_communicator_usable() => std::thread::yield_now(),
+                        end => break end,
+                    }
+                };
+                // Which of the two came first differs between ranks at times: then it is a mismatch.
+                let (part, other) = (part, other.join().unwrap());
+                other?;
+                sum(&part?.unwrap(), 1).map(|found| assert_eq!(found, 2))
+            })
+        });
+        for end in ends {
+            if let Err(error) = end {
+                assert!(matches!(error.kind(), ErrorKind::Mismatch { .. }), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_in_errors_are_those_of_the_whole_world() {
+    let ends = results(Communicator::in_memory(4).unwrap(), |rank| {
+        let half = rank.split(Some(rank.rank() as u32 / 2), 0)?.unwrap();
+        let root = usize::from(rank.rank() == 3);
+        half.broadcast(&mut [1.0f32], root)?;
+        rank.barrier()
+    });
+    for end in ends {
+        let text = end.unwrap_err().to_string();
+        if text.contains("on split 1") {
+            assert!(text.contains("rank 2 called broadcast from rank 2 of f32 x 1"), "{text}");
+            assert!(text.contains("rank 3 called broadcast from rank 3 of f32 x 1"), "{text}");
         }
     }
 }

@@ -52,16 +52,21 @@ pub(crate) enum Message {
         reason: String,
         again: Again,
     },
-    /// The sender makes no more calls on a communicator.
+    /// Rank `origin` makes no more calls on a communicator. In worlds where not all ranks have a
+    /// link to each other it is passed on, like `Leave`.
     Goodbye {
+        origin: u32,
         group: u64,
+        members: Vec<u32>,
         calls: u64,
         hash: u64,
     },
-    /// The sender has said all its goodbyes.
-    Leave,
+    /// Rank `origin` has said all its goodbyes.
+    Leave {
+        origin: u32,
+    },
     LeaveRead,
-    /// To rank 0: every thread here waits, and no byte moves.
+    /// To the lowest rank: every thread here waits, and no byte moves.
     Stuck(Stuck),
     Verdict(Verdict),
 }

@@ -1,7 +1,8 @@
 //! The control endpoint once the world has begun: passes verdicts on, exchanges goodbyes, judges
 //! losses, and refuses newcomers with a reason.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use super::endpoint::{Control, Event, LinkEnd, Message};
 use super::launched::{Ending, Obituary};
 use super::{Command, Flooded};
+use crate::rendezvous::ALL_WATCH_ALL;
 use crate::report;
 use crate::trust::hello::{Again, Greeted, Purpose};
 use crate::verdict::Fault;
@@ -32,7 +34,8 @@ pub(crate) async fn serve(
     };
     let _ = control.world.set(world.clone());
     control.send_beats();
-    let running = Running { control, world, flooded, left: Cell::new(None) };
+    let running =
+        Running { control, world, flooded, left: Cell::new(None), spread: RefCell::default() };
     let mut closing = false;
     while !closing {
         tokio::select! {
@@ -68,6 +71,8 @@ struct Running {
     flooded: Flooded,
     /// When this rank left.
     left: Cell<Option<Instant>>,
+    /// Whose goodbyes were passed on: on a communicator, or to the world.
+    spread: RefCell<VecDeque<(u32, Option<u64>)>>,
 }
 
 impl Running {
@@ -86,21 +91,19 @@ impl Running {
                 false
             }
             Some(Command::Goodbye(Goodbye { group, members, calls, hash })) => {
-                let goodbye = Message::Goodbye { group, calls, hash };
-                for rank in members.iter().filter(|rank| **rank != self.world.rank) {
-                    self.control.post(*rank, goodbye.clone());
-                }
+                let (origin, members) = (self.world.rank, members.to_vec());
+                self.spread(None, Message::Goodbye { origin, group, members, calls, hash });
                 false
             }
             Some(Command::Leave) => {
                 self.left.set(Some(Instant::now()));
-                self.control.post_all(&Message::Leave);
+                self.spread(None, Message::Leave { origin: self.world.rank });
                 false
             }
-            Some(Command::Stuck(stuck)) => {
-                match self.world.rank {
-                    0 => self.world.note_stuck(0, stuck, Instant::now()),
-                    _ => self.control.post(0, Message::Stuck(stuck)),
+            Some(Command::Stuck(collector, stuck)) => {
+                match collector == self.world.rank {
+                    true => self.world.note_stuck(collector, stuck, Instant::now()),
+                    false => self.control.post(collector, Message::Stuck(stuck)),
                 }
                 false
             }
@@ -118,15 +121,23 @@ impl Running {
                 self.control.changed.notify_waiters();
                 self.world.settle(verdict.printable());
             }
-            Event::Message(rank, Message::Goodbye { group, calls, hash }) => {
-                self.world.note_goodbye(rank, group, calls, hash);
+            Event::Message(rank, message @ Message::Goodbye { .. }) => {
+                if let Message::Goodbye { origin, group, ref members, calls, hash } = message
+                    && members.contains(&self.world.rank)
+                {
+                    self.world.note_goodbye(origin, group, calls, hash);
+                }
+                self.spread(Some(rank), message);
             }
-            Event::Message(rank, Message::Stuck(stuck)) if self.world.rank == 0 => {
+            Event::Message(rank, Message::Stuck(stuck)) => {
                 self.world.note_stuck(rank, stuck, Instant::now());
             }
-            Event::Message(rank, Message::Leave) => {
-                self.world.note_left(rank);
-                self.control.post(rank, Message::LeaveRead);
+            Event::Message(rank, Message::Leave { origin }) => {
+                self.world.note_left(origin);
+                self.spread(Some(rank), Message::Leave { origin });
+                if origin == rank {
+                    self.control.post(rank, Message::LeaveRead);
+                }
                 self.control.changed.notify_waiters();
             }
             Event::Message(rank, Message::LeaveRead) => {
@@ -142,6 +153,34 @@ impl Running {
             Event::Greeted(greeted) => {
                 tokio::task::spawn_local(refuse(self.world.clone(), *greeted));
             }
+        }
+    }
+
+    /// Tells the other ranks of a goodbye: in small worlds each has a link, in large ones every rank
+    /// passes it on, once. On every link a rank's goodbyes keep their order.
+    fn spread(&self, from: Option<u32>, message: Message) {
+        let (origin, group) = match &message {
+            Message::Goodbye { origin, group, .. } => (*origin, Some(*group)),
+            Message::Leave { origin } => (*origin, None),
+            _ => return,
+        };
+        if self.world.peers.len() <= ALL_WATCH_ALL as usize {
+            if from.is_none() {
+                self.control.post_all(&message);
+            }
+            return;
+        }
+        let mut spread = self.spread.borrow_mut();
+        if spread.contains(&(origin, group)) {
+            return;
+        }
+        spread.push_back((origin, group));
+        if spread.len() > MAX_SPREAD {
+            spread.pop_front();
+        }
+        let links: Vec<u32> = self.control.links.borrow().keys().copied().collect();
+        for rank in links.into_iter().filter(|rank| Some(*rank) != from && *rank != origin) {
+            self.control.post(rank, message.clone());
         }
     }
 
@@ -257,3 +296,5 @@ const EXIT_GRACE: Duration = Duration::from_millis(300);
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// After a verdict the drop is prompt; the others hear of it from each other too.
 const VERDICT_LIMIT: Duration = Duration::from_millis(300);
+/// A goodbye goes round in milliseconds; it is known for as long as so many others have come.
+const MAX_SPREAD: usize = 65_536;

@@ -1,5 +1,5 @@
-//! Watches calls that do not end: says who is late, ends them at ALLFOLD_TIMEOUT, and tells rank 0
-//! when nothing moves and every thread waits.
+//! Watches calls that do not end: says who is late, ends them at ALLFOLD_TIMEOUT, and tells the
+//! collector when nothing moves and every thread waits.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -86,7 +86,7 @@ impl Driver {
         }
         if let (Some(stuck), Some(control)) = (self.world.stuck(), self.world.control()) {
             still.reported = Some(now);
-            control.report_stuck(stuck);
+            control.report_stuck(self.world.collector(), stuck);
         }
     }
 }

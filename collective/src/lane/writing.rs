@@ -47,9 +47,11 @@ impl Driver {
             let goodbye =
                 goodbye.or(self.closing.get().then(|| self.world.calls(flow.group)).flatten());
             if let Some((calls, hash)) = goodbye {
-                sender.write(self.goodbye(calls, hash)).await?;
-                sender.finish();
-                sender.answered().await;
+                // One that has left meanwhile needs no goodbye.
+                if sender.write(self.goodbye(calls, hash)).await.is_ok() {
+                    sender.finish();
+                    sender.answered().await;
+                }
                 return Ok(());
             }
             changed.await;

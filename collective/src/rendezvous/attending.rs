@@ -168,7 +168,7 @@ impl Attending {
             Event::Message(rank, message) => {
                 let for_the_world = matches!(
                     message,
-                    Message::Goodbye { .. } | Message::Leave | Message::Verdict(_)
+                    Message::Goodbye { .. } | Message::Leave { .. } | Message::Verdict(_)
                 );
                 if for_the_world && self.acknowledged && self.ahead.len() < MAX_AHEAD {
                     self.ahead.push((rank, message));
@@ -255,7 +255,7 @@ impl Attending {
             Message::Commit { .. }
             | Message::Prepared { .. }
             | Message::Goodbye { .. }
-            | Message::Leave
+            | Message::Leave { .. }
             | Message::LeaveRead
             | Message::Stuck(_)
             | Message::Verdict(_) => {}

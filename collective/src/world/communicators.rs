@@ -68,8 +68,26 @@ impl World {
             format!(" from rank {from} to rank {to}{on}")
         };
         let place = u32::from(self.rank == to);
-        self.add_group(Group::new(self.epoch, id, &suffix, vec![from, to], place));
+        let mut pair = Group::new(self.epoch, id, &suffix, vec![from, to], place);
+        {
+            let mut state = self.state();
+            let peer = if self.rank == to { from } else { to };
+            // One that has closed the communicator without a word of this pair makes no call on it.
+            let told = |group: &Group| group.place_of(peer).is_some_and(|p| group.has_told(p));
+            if state.groups.get(&group).is_some_and(told)
+                && !state.early.iter().any(|early| early.group == id)
+            {
+                let _ = pair.note_goodbye(1 - place, 0, contract::first_hash(self.epoch, id));
+            }
+            state.pairs.entry(group).or_default().push(id);
+        }
+        self.add_group(pair);
         id
+    }
+
+    /// The pairs of a communicator that this rank has made.
+    pub(crate) fn pairs(&self, group: u64) -> Vec<u64> {
+        self.state().pairs.get(&group).cloned().unwrap_or_default()
     }
 
     /// The next call's contract, plan and rolling hash on communicator `group`; an error if the
@@ -108,8 +126,12 @@ impl World {
 
     /// The oldest call under way on a communicator has ended, well or not.
     pub(crate) fn end_call(&self, group: u64) {
-        if let Some(group) = self.state().groups.get_mut(&group) {
+        let mut state = self.state();
+        if let Some(group) = state.groups.get_mut(&group) {
             group.end();
+            if group.is_over() {
+                state.forget_what_is_over();
+            }
         }
     }
 
@@ -192,6 +214,11 @@ impl World {
         let accusation = {
             let mut state = self.state();
             let mut accusation = None;
+            if let Some(group) = state.groups.get_mut(&group)
+                && let Some(place) = group.place_of(rank)
+            {
+                group.note_told(place);
+            }
             // A pair that the peer never made has had no calls from it.
             for (from, to) in [(self.rank, rank), (rank, self.rank)] {
                 if let Some(pair) = state.groups.get_mut(&pair_id(group, from, to))
@@ -212,12 +239,23 @@ impl World {
         let accusation = {
             let mut state = self.state();
             let State { groups, early, over, .. } = &mut *state;
-            let Some(known) = groups.get_mut(&group) else {
-                if early.len() < MAX_EARLY && !over.contains(&group) {
+            if over.contains(&group) {
+                return;
+            }
+            if !groups.contains_key(&group) {
+                // Messages on a communicator that this rank has closed without receiving them.
+                let is_pair = |id: &u64| pair_id(*id, rank, self.rank) == group;
+                let mut closed = groups.iter().filter(|(_, group)| group.is_closed());
+                if calls > 0 && closed.any(|(id, _)| is_pair(id)) {
+                    drop(state);
+                    return self.accuse(Some(unread(self.rank, rank, calls)));
+                }
+                if early.len() < MAX_EARLY {
                     early.push(EarlyGoodbye { rank, group, calls, hash });
                 }
                 return;
-            };
+            }
+            let Some(known) = groups.get_mut(&group) else { return };
             let Some(place) = known.place_of(rank) else { return };
             let accusation = known.note_goodbye(place, calls, hash);
             state.forget_what_is_over();
@@ -249,10 +287,7 @@ impl World {
                 if let Some(lost) =
                     early.iter().find(|early| early.group == pair && early.calls > 0)
                 {
-                    let EarlyGoodbye { rank, calls, .. } = lost;
-                    let call = format!("rank {rank} sent it {calls} messages and closed");
-                    let fault = Fault::CallCount { calls: 0, call };
-                    accusation = accusation.or(Some(Accusation { culprit: self.rank, fault }));
+                    accusation = accusation.or(Some(unread(self.rank, lost.rank, lost.calls)));
                 }
             }
             early.retain(|early| {
@@ -286,16 +321,23 @@ impl World {
 
 impl State {
     fn forget_what_is_over(&mut self) {
-        let Self { groups, over, .. } = self;
+        let Self { groups, over, pairs, .. } = self;
         groups.retain(|id, group| {
             let keep = *id == WHOLE_WORLD || !group.is_over();
             if !keep {
                 over.push_back(*id);
+                pairs.remove(id);
             }
             keep
         });
         over.drain(..over.len().saturating_sub(MAX_OVER));
     }
+}
+
+/// `reader` closed without receiving what `sender` sent it.
+fn unread(reader: u32, sender: u32, calls: u64) -> Accusation {
+    let call = format!("rank {sender} sent it {calls} messages and closed");
+    Accusation { culprit: reader, fault: Fault::CallCount { calls: 0, call } }
 }
 
 /// Equal on both ends, and another for every pair.
