@@ -216,8 +216,8 @@ const FORCED: [Option<Algorithm>; 6] = [
 /// A rank may be declared dead after 2 s of silence, of which a heartbeat's interval, a look's and
 /// the longest delay of a link may be no fault of a fault.
 const LEAST_SILENCE: u64 = 1_200 * MILLISECOND;
-/// Seeds that once failed.
-const KEPT: [u64; 0] = [];
+/// Seeds that once failed; some of them drew other jobs then.
+const KEPT: [u64; 2] = [0, 2];
 const KEPT_LARGE: [u64; 0] = [];
-const KEPT_DIVERGING: [u64; 0] = [];
-const KEPT_FAULTY: [u64; 0] = [];
+const KEPT_DIVERGING: [u64; 10] = [56, 171, 339, 848, 1_429, 1_640, 3_261, 10_219, 14_421, 32_499];
+const KEPT_FAULTY: [u64; 3] = [339, 887, 1_190];
