@@ -43,6 +43,7 @@ pub(super) struct Outcome {
 pub(super) struct Fate {
     /// None: it died.
     pub(super) ending: Option<Ending>,
+    pub(super) ended: u64,
     pub(super) verdict: Option<Verdict>,
     /// Goodbyes that nobody had answered when closing gave up.
     pub(super) unheard: usize,
@@ -249,6 +250,7 @@ impl Job {
             right += rank.right;
             Fate {
                 ending: rank.ending,
+                ended: rank.ended,
                 unheard: rank.unheard,
                 verdict: rank.world.verdict().cloned(),
                 hindered: died.is_none().then_some(hindered),

@@ -35,6 +35,8 @@ pub(super) struct Rank {
     /// When its verdict came.
     pub(super) judged: Option<u64>,
     pub(super) ending: Option<Ending>,
+    /// When its program ended.
+    pub(super) ended: u64,
     /// Calls that returned Ok.
     pub(super) right: u64,
     /// The ranks with a control link that have not read that this one leaves, while it does.
@@ -118,6 +120,7 @@ impl Rank {
             still: Stillness { moved: 0, since: 0, reported: 0 },
             judged: None,
             ending: None,
+            ended: 0,
             right: 0,
             unread: BTreeSet::new(),
             closed: BTreeSet::new(),
@@ -435,6 +438,7 @@ impl Rank {
         trace(|| format!("{now:>12} rank {} ends: {ending:?}", self.number));
         self.program.state = State::Ended;
         self.ending = Some(ending);
+        self.ended = now;
     }
 
     /// Whether it has said its goodbyes.
