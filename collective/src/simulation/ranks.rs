@@ -160,8 +160,11 @@ impl Outcome {
     /// on pairs: one that the other end has closed first is forgotten before the lane says
     /// goodbye on it.
     fn all_well(&self, have_messages: bool) -> Result<(), String> {
-        let is_well =
-            |fate: &Fate| fate.ending == Some(Ending::Well) && (fate.unheard == 0 || have_messages);
+        let last = self.ranks.iter().map(|fate| fate.ended).max();
+        let is_well = |fate: &Fate| {
+            let is_heard = fate.unheard == 0 || have_messages || Some(fate.ended) < last;
+            fate.ending == Some(Ending::Well) && is_heard
+        };
         let wrong = (0..).zip(&self.ranks).find(|(_, fate)| !is_well(fate));
         wrong.map_or(Ok(()), |(rank, fate)| Err(format!("rank {rank} ended with {fate:?}")))
     }
