@@ -144,7 +144,7 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
         Ok(())
     }
 
-    /// Placement this rank's contribution to the first iteration stands.
+    /// Where this rank's contribution to the first iteration stands.
     fn given(&mut self, trial: &Trial<'_>) -> &mut [T] {
         match trial.placement {
             Placement::OutOfPlace => region(&mut self.input, trial.layout.input, 0),

@@ -347,7 +347,8 @@ impl $type {
         self.caller(Location::caller()).barrier()
     }
 
-    /// Starts a [`barrier`](Self::barrier): its end says that every rank has started it.
+    /// Starts a [`barrier`](Self::barrier): its end, with an empty vector, says that every rank has
+    /// started it.
     ///
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
@@ -379,7 +380,8 @@ impl $type {
     }
 
     /// Sends to one rank and receives from another, or the same, at once: what ranks do that shift
-    /// their data round a ring. To and from this rank itself it is a copy.
+    /// their data round a ring. Both to and from this rank itself it is a copy; only one of the two
+    /// is an argument error.
     ///
     /// # Errors
     /// As [`send`](Self::send).

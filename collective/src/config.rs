@@ -26,7 +26,7 @@ pub struct Config {
     /// None: silence is never death.
     pub(crate) dead_after: Option<Duration>,
     pub(crate) limits: Limits,
-    /// Taken wherever a collective has it; None: the one that is predicted to be fastest.
+    /// That of all-reduces; None: the one that is predicted to be fastest.
     pub(crate) algorithm: Option<Algorithm>,
     /// The socket of `allfold run`.
     pub(crate) launcher: Option<PathBuf>,
@@ -88,7 +88,8 @@ impl Config {
         self
     }
 
-    /// How long a call may take before it is an error. Default: no limit.
+    /// How long a call may be waited for before it is an error; one that was started, from `wait`,
+    /// `.await`, drop or `close` on. Default: no limit.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.limits.timeout = Some(limit);
         self
@@ -101,8 +102,7 @@ impl Config {
         self
     }
 
-    /// The algorithm of every collective that has it: `ring`, `tree`, `recursive-doubling` or
-    /// `halving-doubling`; `auto` is the one that is predicted to be fastest. Equal on all ranks.
+    /// The algorithm of all-reduces: `ring`, `tree`, `recursive-doubling` or `halving-doubling`; `auto` is the one that is predicted to be fastest. Equal on all ranks.
     ///
     /// # Errors
     /// [`ErrorKind::Setting`] for another name.

@@ -21,7 +21,8 @@ pub struct InMemory {
 }
 
 impl InMemory {
-    /// A world of `size` ranks, with ALLFOLD_LATE_AFTER, ALLFOLD_TIMEOUT and ALLFOLD_ALGORITHM.
+    /// A world of `size` ranks, with ALLFOLD_LATE_AFTER, ALLFOLD_TIMEOUT and
+    /// ALLFOLD_ALGORITHM from the environment.
     ///
     /// # Errors
     /// [`ErrorKind::Argument`] if `size` is 0; [`ErrorKind::Setting`] where a variable is wrong.

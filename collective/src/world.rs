@@ -25,7 +25,7 @@ pub(crate) use communicators::Goodbye;
 /// A rank of the world, as it introduced itself at the start.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its number.
+    /// Its number in the communicator that was asked.
     pub rank: usize,
     /// The host name it gave.
     pub host: String,

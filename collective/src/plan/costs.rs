@@ -258,7 +258,7 @@ impl Default for CostTable {
     }
 }
 
-/// Large enough that headers (40 bytes) and wake-ups do not count, small enough that a few lie in
+/// Large enough that headers (44 bytes) and wake-ups do not count, small enough that a few lie in
 /// the L2 cache and that a 2-rank ring of 1 MiB has eight of them to overlap.
 const SEGMENT_BYTES: u64 = 64 * 1024;
 /// With `MESSAGE_NS`, half of the 100 us that an all-reduce of 8 bytes takes on a ring of two

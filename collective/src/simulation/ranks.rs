@@ -112,12 +112,12 @@ fn large_worlds_are_right_too() {
 fn calm(seed: u64, mut random: Random, ranks: u32, calls: u64) -> Result<(), String> {
     let scenario = Scenario::draw(&mut random, ranks, calls);
     let programs = Programs::draw(&mut random, scenario.size);
-    let (started, have_messages) = (programs.calls(), programs.have_messages());
+    let started = programs.calls();
     let outcome = Job::new(seed, &scenario, programs, FaultPlan::default()).run()?;
     if outcome.right != started {
         return Err(format!("{started} calls were made, {} returned", outcome.right));
     }
-    outcome.all_well(have_messages)
+    outcome.all_well()
 }
 
 #[test]
@@ -156,13 +156,11 @@ fn a_fault_ends_every_rank_in_time_or_none() {
 }
 
 impl Outcome {
-    /// No rank has a verdict, and every goodbye was read, if only by ranks that are slow. Except
-    /// on pairs: one that the other end has closed first is forgotten before the lane says
-    /// goodbye on it.
-    fn all_well(&self, have_messages: bool) -> Result<(), String> {
+    /// No rank has a verdict, and every goodbye was read, if only by ranks that are slow.
+    fn all_well(&self) -> Result<(), String> {
         let last = self.ranks.iter().map(|fate| fate.ended).max();
         let is_well = |fate: &Fate| {
-            let is_heard = fate.unheard == 0 || have_messages || Some(fate.ended) < last;
+            let is_heard = fate.unheard == 0 || Some(fate.ended) < last;
             fate.ending == Some(Ending::Well) && is_heard
         };
         let wrong = (0..).zip(&self.ranks).find(|(_, fate)| !is_well(fate));

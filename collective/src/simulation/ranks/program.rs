@@ -186,12 +186,6 @@ impl Programs {
         steps.filter(|step| matches!(step, Step::Start(..))).count() as u64
     }
 
-    /// Whether there is any call on a pair.
-    pub(super) fn have_messages(&self) -> bool {
-        let is_message = |step: &Step| matches!(step, Step::Start(Whom::Pair { .. }, _));
-        self.steps.iter().flatten().any(is_message)
-    }
-
     /// Whether some two ranks make different calls on a communicator that both belong to.
     pub(super) fn differ(&self) -> bool {
         let calls = |rank: usize, whom: Whom| {

@@ -407,16 +407,15 @@ impl Rank {
         if self.world.verdict().is_some() {
             return;
         }
-        let goodbyes = self.world.close_group(group);
+        let mut goodbyes = self.world.close_group(group);
         for goodbye in &goodbyes {
             let (group, calls, hash) = (goodbye.group, goodbye.calls, goodbye.hash);
             for member in goodbye.members.iter().filter(|member| **member != self.number) {
                 wires.post(self.number, *member, Control::Goodbye { group, calls, hash });
             }
         }
-        if group != WHOLE_WORLD {
-            self.lane.say_goodbye(&self.world, wires, &goodbyes);
-        }
+        goodbyes.retain(|goodbye| goodbye.group != WHOLE_WORLD);
+        self.lane.say_goodbye(&self.world, wires, &goodbyes);
         self.note_verdict(wires);
     }
 
