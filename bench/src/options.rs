@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use allfold::{Config, Identity};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::choices::{Algorithm, Choice, DataType, Op, one_or_all, rank_or_all};
 use crate::collective::Collective;
@@ -77,7 +77,7 @@ pub struct Options {
     #[arg(short = 'r', long, value_name = "RANK", default_value = "0", value_parser = rank_or_all, allow_negative_numbers = true)]
     pub root: Choice<usize>,
 
-    /// Takes this algorithm wherever the collective has it [ALLFOLD_ALGORITHM, else auto]
+    /// Algorithm of all_reduce; the others have no choice [ALLFOLD_ALGORITHM, else auto]
     #[arg(long, value_enum, value_name = "NAME")]
     pub algorithm: Option<Algorithm>,
 
@@ -125,7 +125,12 @@ impl Options {
     pub(crate) fn forced_algorithm(&self) -> Option<String> {
         let given = self.algorithm.map(|algorithm| algorithm.name().to_string());
         let name = given.or_else(|| env::var("ALLFOLD_ALGORITHM").ok());
-        name.filter(|name| !name.is_empty() && name != Algorithm::Auto.name())
+        let is_forced = |name: &String| {
+            // Only this collective has them; and a world of one reads no settings.
+            let known = Algorithm::value_variants().iter().any(|known| known.name() == name);
+            self.collective == Collective::AllReduce && known && name != Algorithm::Auto.name()
+        };
+        name.filter(is_forced)
     }
 
     pub(crate) fn check_root(&self, ranks: usize) -> Result<(), Error> {

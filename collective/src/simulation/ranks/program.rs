@@ -122,14 +122,7 @@ impl Programs {
         };
         let starts: Vec<usize> = (2..steps.len()).filter(|at| is_heard(&steps[*at])).collect();
         let Some(&at) = random.pick(&starts) else { return "nothing".into() };
-        let whom = |at: usize| match steps[at] {
-            Step::Start(whom, _) => Some(whom),
-            _ => None,
-        };
         let later = starts.iter().find(|other| **other > at).copied();
-        let is_message = |at: usize| matches!(whom(at), Some(Whom::Pair { .. }));
-        let needs_all = is_message(at)
-            || later.is_some_and(|later| is_message(later) || whom(later) != whom(at));
         let what = match random.below(6) {
             0 => {
                 // Its waits wait for other calls then, which is a divergence as well.
@@ -163,21 +156,7 @@ impl Programs {
                 _ => {}
             }
         }
-        if needs_all {
-            self.meet_at_the_end();
-        }
         format!("rank {rank} {what} at step {at}")
-    }
-
-    /// No rank closes before all have made all their calls. A pair that is made after the other
-    /// end's goodbye does not know of it: a receive waits for ever then, and a send is lost. And
-    /// nobody finds a deadlock once rank 0 has left.
-    fn meet_at_the_end(&mut self) {
-        for steps in &mut self.steps {
-            let started = steps.iter().filter(|step| matches!(step, Step::Start(..))).count();
-            steps.push(Step::Start(Whom::World, spec(Collective::Barrier, 0)));
-            steps.push(Step::Wait(started));
-        }
     }
 
     /// How many calls all ranks make together.

@@ -238,9 +238,9 @@ impl Rank {
         }
         if let Some(stuck) = self.world.stuck() {
             self.still.reported = time;
-            match self.number {
-                0 => self.world.note_stuck(0, stuck, wires.now()),
-                _ => wires.post(self.number, 0, Control::Stuck(stuck)),
+            match self.world.collector() {
+                own if own == self.number => self.world.note_stuck(own, stuck, wires.now()),
+                collector => wires.post(self.number, collector, Control::Stuck(stuck)),
             }
         }
     }
@@ -308,7 +308,7 @@ impl Rank {
                 self.go_on();
             }
             State::Flushing(group) => {
-                if !self.world.is_idle(group) {
+                if self.busy_group(group).is_some() {
                     return false;
                 }
                 self.go_on();
@@ -395,8 +395,14 @@ impl Rank {
     }
 
     /// Waits for the calls of a communicator that is to be closed.
+    /// The communicator or one of its pairs, if a call is under way there.
+    fn busy_group(&self, group: u64) -> Option<u64> {
+        let mut groups = std::iter::once(group).chain(self.world.pairs(group));
+        groups.find(|group| !self.world.is_idle(*group))
+    }
+
     fn flush(&mut self, group: u64) {
-        if !self.world.is_idle(group) {
+        if let Some(group) = self.busy_group(group) {
             let last = self.world.calls(group).map_or(0, |(calls, _)| calls.saturating_sub(1));
             self.wait(group, last);
         }
