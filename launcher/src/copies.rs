@@ -93,6 +93,9 @@ impl Collective for allfold_trainer::Options {
     fn check(&self, ranks: usize) -> Result<(), Error> {
         Ok(Self::check(self, ranks)?)
     }
+    fn configure(&self, config: Config) -> allfold::Result<Config> {
+        Self::configure(self, config)
+    }
     fn run(&self, world: &Communicator) -> Result<(), Error> {
         Ok(allfold_trainer::run(self, world)?)
     }

@@ -123,6 +123,16 @@ fn the_bench_forces_an_algorithm() {
 }
 
 #[test]
+fn training_forces_an_algorithm() {
+    let _one_at_a_time = machine_lock();
+    let ended = allfold(&["train", "-n", "2", "--steps", "2", "--algorithm", "tree"]);
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let ended = allfold(&["train", "-n", "2", "--steps", "2", "--algorithm", "star"]);
+    assert_eq!(ended.code(), 2, "{ended:#?}");
+    assert!(ended.errors().join("\n").contains("recursive-doubling"), "{ended:#?}");
+}
+
+#[test]
 fn run_starts_ranks_that_find_each_other() {
     let _one_at_a_time = machine_lock();
     let ended = allfold(&["run", "-n", "4", RANK, "calls", "3"]);

@@ -45,6 +45,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED, allow_negative_numbers = true)]
     pub seed: u64,
 
+    /// Algorithm of all-reduces [ALLFOLD_ALGORITHM, else auto]
+    #[arg(long, value_name = "NAME", value_parser = ALGORITHMS)]
+    pub algorithm: Option<String>,
+
     /// Element type of the model
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub precision: Precision,
@@ -95,6 +99,7 @@ impl Default for Options {
             epochs: DEFAULT_EPOCHS,
             steps: None,
             seed: DEFAULT_SEED,
+            algorithm: None,
             precision: Precision::F32,
             progress: Progress::Auto,
         }
@@ -102,6 +107,17 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How a rank connects: with the algorithm of the command line, if there is one.
+    ///
+    /// # Errors
+    /// As [`allfold::Config::algorithm`].
+    pub fn configure(&self, config: allfold::Config) -> allfold::Result<allfold::Config> {
+        match &self.algorithm {
+            Some(algorithm) => config.algorithm(algorithm),
+            None => Ok(config),
+        }
+    }
+
     /// Finds what cannot work with `ranks` ranks, before any of them is started.
     ///
     /// # Errors
@@ -218,6 +234,8 @@ const DEFAULT_MODEL: &str = "cnn";
 const DEFAULT_LR: f64 = 0.01;
 const DEFAULT_BATCH_SIZE: usize = 100;
 const DEFAULT_EPOCHS: usize = 20;
+/// As `allfold::Config::algorithm` takes them.
+const ALGORITHMS: [&str; 5] = ["auto", "ring", "tree", "recursive-doubling", "halving-doubling"];
 const DEFAULT_SEED: u64 = 1;
 
 /// A wider layer takes more memory than a mistyped number should.
