@@ -87,6 +87,18 @@ pub enum Error {
         groups: String,
     },
 
+    /// A model made of tracked parameters was used in a later step.
+    #[error("the model holds the parameters of an earlier step")]
+    StaleModel,
+
+    /// Two models made of tracked parameters are behind one loss.
+    #[error("a parameter has two gradients in one step")]
+    TwoGradients,
+
+    /// A setting of the optimiser that the first step has fixed.
+    #[error("the size of buckets cannot change after the first step")]
+    TooLate,
+
     /// The embedded data is damaged.
     #[error("embedded digits: line {line} is damaged")]
     Data {
@@ -138,6 +150,15 @@ impl Error {
                  as a bug in allfold"
                     .into(),
             ),
+            Self::StaleModel => {
+                Some("make it anew of `Distributed::tracked` for every loss".into())
+            }
+            Self::TwoGradients => Some(
+                "make one model of one `Distributed::tracked` for each loss; several losses of a \
+                 step: `Distributed::accumulate`"
+                    .into(),
+            ),
+            Self::TooLate => Some("set it where the optimiser is wrapped".into()),
             Self::Data { .. } => Some("build again from a clean checkout".into()),
             Self::Output { .. } | Self::Candle { .. } => None,
             Self::World(error) => error.help(),
@@ -157,6 +178,9 @@ impl Error {
             | Self::NoParameters
             | Self::NoSamples { .. }
             | Self::ListTooLong { .. }
+            | Self::StaleModel
+            | Self::TwoGradients
+            | Self::TooLate
             | Self::Data { .. }
             | Self::Output { .. }
             | Self::Candle { .. } => allfold::error::EXIT_USAGE,

@@ -18,13 +18,16 @@ mod distributed;
 mod error;
 mod initial;
 mod model;
+mod norm;
 mod options;
 mod output;
 mod parameters;
 mod random;
+mod reduction;
 mod report;
 mod sampler;
 mod tally;
+mod tracked;
 mod training;
 
 pub use data::{Dataset, Split, digits};

@@ -7,7 +7,8 @@ use candle_nn::VarMap;
 
 use crate::error::Result;
 
-/// All variables with their names, in the order of names.
+/// All variables with their names, in the order of names, numbers in them as numbers: `dense10`
+/// after `dense2`.
 ///
 /// candle's `VarMap::all_vars()` has another order in every process (it is a `HashMap`): two
 /// variables of one shape would be summed with each other.
@@ -15,8 +16,29 @@ pub(crate) fn by_name(vars: &VarMap) -> Vec<(String, Var)> {
     let map = vars.data().lock().unwrap_or_else(PoisonError::into_inner);
     let mut parameters: Vec<(String, Var)> =
         map.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
-    parameters.sort_by(|(a, _), (b, _)| a.cmp(b));
+    parameters.sort_by_cached_key(|(name, _)| (parts(name), name.clone()));
     parameters
+}
+
+/// A name as text and numbers in turn.
+fn parts(name: &str) -> Vec<(String, u64)> {
+    let is_end = |(one, next): (char, char)| one.is_ascii_digit() && !next.is_ascii_digit();
+    let ends = name.char_indices().zip(name.chars().skip(1));
+    let mut start = 0;
+    let mut parts = Vec::new();
+    let cuts = ends.filter(|((_, one), next)| is_end((*one, *next))).map(|((at, _), _)| at + 1);
+    for end in cuts.chain([name.len()]) {
+        let part = &name[start..end];
+        let text = part.trim_end_matches(|letter: char| letter.is_ascii_digit());
+        // What is no number, or one too long, is told apart by its text.
+        let (text, number) = match part[text.len()..].parse() {
+            Ok(number) => (text, number),
+            Err(_) => (part, 0),
+        };
+        parts.push((text.to_string(), number));
+        start = end;
+    }
+    parts
 }
 
 /// Name, element type and shape of each parameter in one line each.
@@ -65,6 +87,15 @@ mod tests {
             describe(&by_name(&map)),
             ["`a` f32 [2, 3]", "`b` f32 [2, 3]", "`c` f32 [2, 3]"]
         );
+    }
+
+    #[test]
+    fn numbers_in_names_count() {
+        let mut names = ["b10.w", "b9.w", "b09.w", "b", "b10.a", "b2", "b2.10", "b2.9", "7"];
+        names.sort_by_key(|name| (parts(name), *name));
+        assert_eq!(names, ["7", "b", "b2", "b2.9", "b2.10", "b09.w", "b9.w", "b10.a", "b10.w"]);
+        let long = "99999999999999999999999.w";
+        assert_eq!(parts(long), [("99999999999999999999999".into(), 0), (".w".into(), 0)]);
     }
 
     #[test]

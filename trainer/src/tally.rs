@@ -2,6 +2,8 @@
 
 use std::ops::AddAssign;
 
+use crate::error::{Error, Result};
+
 /// Counts over some samples; the counts of two sets of samples add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
@@ -25,13 +27,44 @@ impl Tally {
     }
 
     /// As numbers that can be added up between ranks.
-    pub(crate) fn to_numbers(self) -> [f64; NUMBERS] {
+    pub(crate) fn to_numbers(self) -> [f64; TALLY_NUMBERS] {
         [self.samples as f64, self.loss, self.correct as f64]
     }
 
     /// From the sums of [`to_numbers`](Self::to_numbers).
-    pub(crate) fn from_numbers([samples, loss, correct]: [f64; NUMBERS]) -> Self {
+    pub(crate) fn from_numbers([samples, loss, correct]: [f64; TALLY_NUMBERS]) -> Self {
         Self { samples: samples as usize, loss, correct: correct as usize }
+    }
+}
+
+/// What rides along with the gradients of a step: every rank's is added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Riders {
+    pub(crate) tally: Tally,
+    /// How many ranks were asked to stop.
+    pub(crate) stops: usize,
+}
+
+impl Riders {
+    pub(crate) fn to_numbers(self) -> [f64; NUMBERS] {
+        let [samples, loss, correct] = self.tally.to_numbers();
+        [samples, loss, correct, self.stops as f64]
+    }
+
+    pub(crate) fn from_numbers([samples, loss, correct, stops]: [f64; NUMBERS]) -> Self {
+        Self { tally: Tally::from_numbers([samples, loss, correct]), stops: stops as usize }
+    }
+
+    /// Whether a step can be taken of what all ranks have counted. All see the same sum, and so
+    /// all end here; `steps` are those done before.
+    pub(crate) fn check(&self, steps: u64) -> Result<()> {
+        if self.tally.samples == 0 {
+            return Err(Error::NoSamples { step: steps });
+        }
+        if !self.tally.loss.is_finite() {
+            return Err(Error::LossNotFinite { step: steps + 1 });
+        }
+        Ok(())
     }
 }
 
@@ -44,4 +77,6 @@ impl AddAssign for Tally {
 }
 
 /// The numbers of a tally.
-pub(crate) const NUMBERS: usize = 3;
+pub(crate) const TALLY_NUMBERS: usize = 3;
+/// The numbers of the riders.
+pub(crate) const NUMBERS: usize = TALLY_NUMBERS + 1;

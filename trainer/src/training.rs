@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::initial::fill_from_seed;
 use crate::options::{OptimizerKind, Options, Precision, Settings};
 use crate::sampler::{Sampler, share};
-use crate::tally::{NUMBERS, Tally};
+use crate::tally::{TALLY_NUMBERS, Tally};
 
 /// A model, its data and its optimiser, on one rank of a world.
 pub struct Training<'a> {
@@ -183,7 +183,7 @@ impl<'a> Training<'a> {
             let losses = sum_of_losses(&logits, &labels)?;
             own += count(&logits, &labels, &losses)?;
         }
-        let mut numbers: [f64; NUMBERS] = own.to_numbers();
+        let mut numbers: [f64; TALLY_NUMBERS] = own.to_numbers();
         self.world.all_reduce(&mut numbers, ReduceOp::Sum)?;
         Ok(Tally::from_numbers(numbers))
     }
