@@ -106,6 +106,17 @@ pub enum Error {
         line: usize,
     },
 
+    /// A checkpoint cannot be used.
+    #[error("checkpoint {file}: {problem}")]
+    Checkpoint {
+        /// Its file or folder.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+
     /// Standard output takes nothing more, and not because its reader left.
     #[error("cannot write to standard output: {problem}")]
     Output {
@@ -130,7 +141,7 @@ impl Error {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::UnknownModel { .. } => Some(format!("--model takes {}", crate::model::NAMES)),
-            Self::Option { help, .. } => Some(help.clone()),
+            Self::Option { help, .. } | Self::Checkpoint { help, .. } => Some(help.clone()),
             Self::Parameter { .. } => {
                 Some("allfold adds f32 and f64: build the model with one of them".into())
             }
@@ -182,6 +193,7 @@ impl Error {
             | Self::TwoGradients
             | Self::TooLate
             | Self::Data { .. }
+            | Self::Checkpoint { .. }
             | Self::Output { .. }
             | Self::Candle { .. } => allfold::error::EXIT_USAGE,
         }

@@ -7,11 +7,12 @@
 //! Reading order: [`run`] is `allfold train`; `training.rs` is its loop, [`Distributed`] the step
 //! of all ranks, `bucket.rs` how gradients travel, `sampler.rs` who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
-//! `initial.rs`, `random.rs`: what is trained and how it starts; `options.rs`, `report.rs`,
+//! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`]: how it goes on after an end; `options.rs`, `report.rs`,
 //! `error.rs`: what the user gives and sees.
 
 mod agreement;
 mod bucket;
+pub mod checkpoint;
 mod data;
 mod digest;
 mod distributed;
