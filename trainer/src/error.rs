@@ -117,6 +117,13 @@ pub enum Error {
         help: String,
     },
 
+    /// The system does not let the process hear SIGTERM.
+    #[error("cannot listen for SIGTERM: {problem}")]
+    Signals {
+        /// The system's word.
+        problem: String,
+    },
+
     /// Standard output takes nothing more, and not because its reader left.
     #[error("cannot write to standard output: {problem}")]
     Output {
@@ -171,7 +178,7 @@ impl Error {
             ),
             Self::TooLate => Some("set it where the optimiser is wrapped".into()),
             Self::Data { .. } => Some("build again from a clean checkout".into()),
-            Self::Output { .. } | Self::Candle { .. } => None,
+            Self::Signals { .. } | Self::Output { .. } | Self::Candle { .. } => None,
             Self::World(error) => error.help(),
         }
     }
@@ -194,6 +201,7 @@ impl Error {
             | Self::TooLate
             | Self::Data { .. }
             | Self::Checkpoint { .. }
+            | Self::Signals { .. }
             | Self::Output { .. }
             | Self::Candle { .. } => allfold::error::EXIT_USAGE,
         }

@@ -7,8 +7,8 @@
 //! Reading order: [`run`] is `allfold train`; `training.rs` is its loop, [`Distributed`] the step
 //! of all ranks, `bucket.rs` how gradients travel, `sampler.rs` who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
-//! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`]: how it goes on after an end; `options.rs`, `report.rs`,
-//! `error.rs`: what the user gives and sees.
+//! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`], [`Stop`]: how it
+//! ends early and goes on; `options.rs`, `report.rs`, `error.rs`: what the user gives and sees.
 
 mod agreement;
 mod bucket;
@@ -27,6 +27,7 @@ mod random;
 mod reduction;
 mod report;
 mod sampler;
+mod stop;
 mod tally;
 mod tracked;
 mod training;
@@ -39,6 +40,7 @@ pub use initial::fill_from_seed;
 pub use model::ModelKind;
 pub use options::{OptimizerKind, Options, Precision, Progress};
 pub use sampler::{Batch, Epoch, Sampler};
+pub use stop::Stop;
 pub use tally::Tally;
 pub use training::{EpochDone, Event, Outcome, StepDone, Training};
 

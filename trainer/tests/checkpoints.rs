@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by a panic that it failed")]
 
+mod python;
 mod skipped;
 
 use std::collections::HashMap;
@@ -13,7 +14,8 @@ use std::process::{Command, Stdio};
 use allfold_trainer::checkpoint::{Checkpoint, Folder, News, State, Writer};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Module, VarBuilder, VarMap};
-use skipped::{python_has, skip};
+use python::python_has;
+use skipped::skip;
 
 /// What a training has at a step, in `elements` numbers that tell the step.
 struct Training {
