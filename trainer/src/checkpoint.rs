@@ -21,7 +21,8 @@ use candle_core::{Tensor, Var};
 
 use crate::error::{Error, Result};
 
-pub use folder::{Folder, Found, Problem, Skipped, Written};
+pub use crate::problem::Problem;
+pub use folder::{Folder, Found, Skipped, Written};
 pub use pair::Stored;
 pub use schedule::{Every, Schedule};
 pub use writer::{News, Writer};

@@ -8,7 +8,8 @@
 //! of all ranks, `bucket.rs` how gradients travel, `sampler.rs` who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
 //! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`], [`Stop`]: how it
-//! ends early and goes on; `options.rs`, `report.rs`, `error.rs`: what the user gives and sees.
+//! ends early and goes on; `options.rs`, `report.rs`, [`EventFile`], `error.rs`, `problem.rs`: what
+//! the user gives and sees.
 
 mod agreement;
 mod bucket;
@@ -23,6 +24,7 @@ mod norm;
 mod options;
 mod output;
 mod parameters;
+mod problem;
 mod random;
 mod reduction;
 mod report;
@@ -30,6 +32,7 @@ mod sampler;
 mod stop;
 mod tally;
 mod tracked;
+mod tensorboard;
 mod training;
 
 pub use data::{Dataset, Split, digits};
@@ -39,9 +42,11 @@ pub use error::{Error, Result};
 pub use initial::fill_from_seed;
 pub use model::ModelKind;
 pub use options::{OptimizerKind, Options, Precision, Progress};
+pub use problem::Problem;
 pub use sampler::{Batch, Epoch, Sampler};
 pub use stop::Stop;
 pub use tally::Tally;
+pub use tensorboard::EventFile;
 pub use training::{EpochDone, Event, Outcome, StepDone, Training};
 
 /// `allfold train`: trains on all ranks of `world`; rank 0 prints.

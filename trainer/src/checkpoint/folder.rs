@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::file::Sealed;
 use super::pair::{Snapshot, Stored};
 use crate::error::{Error, Result};
+use crate::problem::Problem;
 
 /// A folder that holds checkpoints, or will.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,25 +50,6 @@ pub struct Written {
     pub at: SystemTime,
     /// How long writing it took.
     pub took: Duration,
-}
-
-/// Something about checkpoints that went wrong while training goes on. Prints as one line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    what: String,
-    path: PathBuf,
-    reason: String,
-}
-
-impl Problem {
-    pub(super) fn new(what: impl Into<String>, path: &Path, reason: &impl fmt::Display) -> Self {
-        Self { what: what.into(), path: path.into(), reason: reason.to_string() }
-    }
-
-    /// What to do about it.
-    pub fn help(&self) -> &'static str {
-        "training goes on; make room, or see that the folder can be written to"
-    }
 }
 
 impl Folder {
@@ -292,14 +274,6 @@ impl fmt::Display for Skipped {
         write!(f, "checkpoint {} is not used: {}", self.path.display(), self.reason)
     }
 }
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: {}", self.what, self.path.display(), self.reason)
-    }
-}
-
-impl std::error::Error for Problem {}
 
 /// A file that goes away when it is dropped, unless it was renamed.
 struct Temporary {

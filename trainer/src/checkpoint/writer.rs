@@ -4,9 +4,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use super::State;
-use super::folder::{Folder, Problem, Written};
+use super::folder::{Folder, Written};
 use super::pair::Snapshot;
 use crate::error::{Error, Result};
+use crate::problem::Problem;
 
 /// Saves checkpoints on a thread of its own. Rank 0 has one; no other rank needs it.
 ///
