@@ -5,7 +5,6 @@
 mod python;
 mod skipped;
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -224,44 +223,41 @@ print(notes['allfold.settings.lr'], list(load_file(sys.argv[2])))
 }
 
 #[test]
-fn pytorch_loads_the_model() {
-    let test = "pytorch_loads_the_model";
+fn pytorch_loads_the_model_by_the_program_in_the_docs() {
+    let test = "pytorch_loads_the_model_by_the_program_in_the_docs";
     if !python_has(test, &["torch", "safetensors.torch"]) {
         return;
     }
-    let folder = prepared("torch");
+    let folder = prepared("torch/ck");
     let vars = VarMap::new();
     let builder = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    candle_nn::linear(3, 2, builder.pp("dense1")).unwrap();
+    let layers = [("dense1", 64, 100), ("dense2", 100, 10)];
+    let [dense1, dense2] = layers.map(|(name, inputs, outputs)| {
+        candle_nn::linear(inputs, outputs, builder.pp(name)).unwrap()
+    });
     let parameters: Vec<(String, Var)> =
         vars.data().lock().unwrap().iter().map(|(n, v)| (n.clone(), v.clone())).collect();
     let mut writer = Writer::start(folder.clone(), 1).unwrap();
     let others = Training::at(0, 0);
-    let state = State { parameters: &parameters, ..others.state(7) };
-    writer.save(&state).unwrap();
+    writer.save(&State { parameters: &parameters, ..others.state(300) }).unwrap();
     writer.finish();
-    let program = "
-import sys, torch
-from collections import OrderedDict
-from safetensors.torch import load_file
-model = torch.nn.Sequential(OrderedDict(dense1=torch.nn.Linear(3, 2)))
-model.load_state_dict(load_file(sys.argv[1]))
-print(sorted(model.dense1.weight.flatten().tolist()))
-";
-    let output =
-        Command::new("python3").args(["-c", program]).arg(model_file(&folder, 7)).output().unwrap();
-    let all: HashMap<_, _> = parameters.into_iter().collect();
-    let mut expected: Vec<f64> = all["dense1.weight"]
-        .to_dtype(DType::F64)
-        .and_then(|tensor| tensor.flatten_all()?.to_vec1())
+    let page = include_str!("../../docs/checkpoints.md");
+    let (_, program) = page.split_once("```python\n").unwrap();
+    let (program, _) = program.split_once("```").unwrap();
+    let program = format!("{program}\nprint(*model(torch.ones(1, 1, 8, 8)).flatten().tolist())");
+    let output = Command::new("python3")
+        .args(["-c", &program])
+        .current_dir(folder.path().parent().unwrap())
+        .output()
         .unwrap();
-    expected.sort_by(f64::total_cmp);
-    assert_eq!(
-        String::from_utf8(output.stdout).unwrap(),
-        format!("{expected:?}\n"),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let theirs: Vec<f32> = text.split_whitespace().map(|it| it.parse().unwrap()).collect();
+    assert_eq!(theirs.len(), 10, "{}", String::from_utf8_lossy(&output.stderr));
+    let ones = Tensor::ones((1, 64), DType::F32, &Device::Cpu).unwrap();
+    let ours = ones.apply(&dense1).and_then(|it| it.relu()?.apply(&dense2)?.flatten_all());
+    for (ours, theirs) in ours.unwrap().to_vec1::<f32>().unwrap().into_iter().zip(theirs) {
+        assert!((ours - theirs).abs() < 1e-5, "{ours} here, {theirs} in PyTorch");
+    }
 }
 
 #[test]
