@@ -1,149 +1,173 @@
-//! The embedded data set: 1,797 handwritten digits of 8x8 pixels (data/README.md has the source,
-//! the licence and the format).
+//! What is trained on: samples by number, from the embedded sets or from the user's files.
 
-use candle_core::{DType, Device, Tensor};
+mod csv;
+mod digits;
+mod file;
+mod folder;
+mod idx;
+mod images;
+mod subset;
+mod text;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
+use crate::model::ModelKind;
+use subset::hold_out;
 
-/// Images with a label each.
-#[derive(Clone, Debug)]
-pub struct Dataset {
-    pixels: Vec<u8>,
-    labels: Vec<u8>,
-}
+pub(crate) use digits::SIDE;
+pub use digits::{Split, digits};
+pub(crate) use images::CLASSES;
+pub use images::Images;
+pub use text::{Text, Windows};
 
-/// A data set cut in two.
-#[derive(Clone, Debug)]
-pub struct Split {
-    /// To train with: 1,438 samples.
-    pub train: Dataset,
-    /// To test with: 359 samples, every fifth.
-    pub test: Dataset,
-}
-
-impl Dataset {
+/// Samples by number, so that a user's own store fits.
+///
+/// All ranks must have the same samples under the same numbers; each reads those that it is dealt
+/// (see [`Sampler`](crate::Sampler)).
+pub trait Dataset: Send + Sync {
     /// The number of samples.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
+    fn len(&self) -> usize;
 
     /// Whether there is no sample.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+    fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    /// The images of `samples` as a tensor of shape (n, 1, 8, 8), values 0 to 1, and their labels
-    /// as a u32 tensor of shape (n).
+    /// The inputs and the targets of `samples`, in this order.
+    ///
+    /// Images: the shape (n, channels, height, width) with values from 0 to 1 in `dtype`, and u32
+    /// labels of shape (n). Text: u32 characters of shape (n, length), and of the same shape the
+    /// u32 characters that come next.
     ///
     /// # Errors
-    /// A sample number that is not below [`len`](Self::len).
-    pub fn batch(&self, samples: &[usize], dtype: DType) -> Result<(Tensor, Tensor)> {
-        let mut pixels = Vec::with_capacity(samples.len() * PIXELS);
-        let mut labels = Vec::with_capacity(samples.len());
-        for &sample in samples {
-            let (Some(image), Some(&label)) =
-                (self.pixels.get(sample * PIXELS..(sample + 1) * PIXELS), self.labels.get(sample))
-            else {
-                return Err(candle_core::Error::Msg(format!(
-                    "sample {sample} of a data set of {}",
-                    self.len()
-                ))
-                .into());
-            };
-            pixels.extend(image.iter().map(|&ink| f32::from(ink) / f32::from(INK)));
-            labels.push(u32::from(label));
-        }
-        let images = Tensor::from_vec(pixels, (samples.len(), 1, SIDE, SIDE), &Device::Cpu)?;
-        let labels = Tensor::from_vec(labels, samples.len(), &Device::Cpu)?;
-        Ok((images.to_dtype(dtype)?, labels))
-    }
+    /// A sample number that is not below [`len`](Self::len); what the store says.
+    fn batch(&self, samples: &[usize], dtype: DType) -> Result<(Tensor, Tensor)>;
 }
 
-/// The embedded digits; every fifth is for testing.
-///
-/// # Errors
-/// [`Error::Data`] where the embedded file was damaged before the build.
-pub fn digits() -> Result<Split> {
-    parse(DIGITS)
+/// A data set in its parts, and what of it a model needs to know.
+#[derive(Clone)]
+pub struct Data {
+    /// To train with.
+    pub train: Arc<dyn Dataset>,
+    /// Held out of the training samples, where that was asked for.
+    pub validation: Option<Arc<dyn Dataset>>,
+    /// To test with.
+    pub test: Arc<dyn Dataset>,
+    /// What a sample looks like.
+    pub shape: Shape,
+    /// What it is and where it comes from, for people: `digits (embedded)`.
+    pub name: String,
+    /// SHA-256 over all samples as they were read, in hex: equal on ranks that have the same data.
+    pub fingerprint: String,
 }
 
-fn parse(text: &[u8]) -> Result<Split> {
-    let empty = Dataset { pixels: Vec::new(), labels: Vec::new() };
-    let mut split = Split { train: empty.clone(), test: empty };
-    for (at, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
-        let damaged = || Error::Data { line: at + 1 };
-        let (pixels, rest) = line.split_at_checked(PIXELS).ok_or_else(damaged)?;
-        let &[b' ', label @ b'0'..=b'9', b'\n'] = rest else {
-            return Err(damaged());
+/// What a sample looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// An image, to be put into a class.
+    Images {
+        /// Colours of a pixel.
+        channels: usize,
+        /// Rows of pixels.
+        height: usize,
+        /// Pixels of a row.
+        width: usize,
+        /// The number of different labels.
+        classes: usize,
+    },
+    /// A piece of a text, whose next characters are to be told.
+    Text {
+        /// Characters of a sample.
+        length: usize,
+        /// All characters of the text, in order; a character's number is its place here.
+        vocabulary: Vec<char>,
+    },
+}
+
+impl Data {
+    /// Opens the data that fits a model: for images the embedded digits (`None` or `digits`) or a
+    /// folder of the MNIST family, for text the embedded text (`None`) or a file. `held_out`
+    /// samples are taken out of the training samples, the same on every rank that has the same
+    /// `seed`.
+    ///
+    /// A folder holds IDX files under MNIST's names (`train-images-idx3-ubyte`, ..., also packed
+    /// by gzip), or `mnist_train.csv` and `mnist_test.csv`, or one `*_train.csv` and its
+    /// `*_test.csv`, one sample a line, the label first.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with file and place for what cannot be read; [`Error::Unfit`] where the
+    /// model needs other data; [`Error::Option`] where `held_out` leaves nothing to train with.
+    pub fn open(
+        source: Option<&str>,
+        model: ModelKind,
+        held_out: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut data = match source {
+            None | Some(EMBEDDED) => Self::of_images(digits()?, "digits (embedded)".into()),
+            Some(folder) => {
+                let (split, format) = folder::open(Path::new(folder))?;
+                Self::of_images(split, format!("{folder} ({format})"))
+            }
         };
-        let part = if at % EVERY == EVERY - 1 { &mut split.test } else { &mut split.train };
-        for &digit in pixels {
-            part.pixels.push(ink(digit).ok_or_else(damaged)?);
+        model.fits(&data.shape, &data.name)?;
+        (data.train, data.validation) = hold_out(data.train, held_out, seed)?;
+        Ok(data)
+    }
+
+    fn of_images(Split { train, test }: Split, name: String) -> Self {
+        let shape = train.shape();
+        let fingerprint = fingerprint(&shape, &[train.parts(), test.parts()].concat());
+        let (train, test): (Arc<dyn Dataset>, Arc<dyn Dataset>) = (Arc::new(train), Arc::new(test));
+        Self { train, validation: None, test, shape, name, fingerprint }
+    }
+}
+
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Data")
+            .field("name", &self.name)
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Shape {
+    /// `28x28`, or `64 of 75 characters`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Images { channels: 1, height, width, .. } => write!(f, "{height}x{width}"),
+            Self::Images { channels, height, width, .. } => {
+                write!(f, "{channels}x{height}x{width}")
+            }
+            Self::Text { length, vocabulary } => {
+                write!(f, "{length} of {} characters", vocabulary.len())
+            }
         }
-        part.labels.push(label - b'0');
-    }
-    Ok(split)
-}
-
-/// One digit of base 17.
-fn ink(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'g' => Some(digit - b'a' + 10),
-        _ => None,
     }
 }
 
-static DIGITS: &[u8] = include_bytes!("../data/digits.txt");
-
-/// The number of different labels.
-pub(crate) const CLASSES: usize = 10;
-/// Pixels along one side of an image.
-pub(crate) const SIDE: usize = 8;
-/// Pixels of an image.
-pub(crate) const PIXELS: usize = SIDE * SIDE;
-/// The value of a pixel full of ink.
-const INK: u8 = 16;
-/// Every fifth sample is for testing.
-const EVERY: usize = 5;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_embedded_digits_are_whole() {
-        let split = digits().unwrap();
-        assert_eq!((split.train.len(), split.test.len()), (1438, 359));
-        // The counts per digit that the UCI repository gives for its test set.
-        let mut counts = [0; CLASSES];
-        for &label in split.train.labels.iter().chain(&split.test.labels) {
-            counts[usize::from(label)] += 1;
-        }
-        assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
-        let most = split.train.pixels.iter().max();
-        assert_eq!(most, Some(&INK));
+/// SHA-256 over the shape and the bytes of the samples, each part with its length.
+fn fingerprint(shape: &Shape, parts: &[&[u8]]) -> String {
+    let mut hash = Context::new(&SHA256);
+    hash.update(format!("{shape:?}\n").as_bytes());
+    for part in parts {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
-
-    #[test]
-    fn a_batch_has_the_images_asked_for() {
-        let train = digits().unwrap().train;
-        let (images, labels) = train.batch(&[0, 4], DType::F64).unwrap();
-        assert_eq!(images.dims(), [2, 1, 8, 8]);
-        // Sample 4 of the training set is the sixth of the file.
-        assert_eq!(labels.to_vec1::<u32>().unwrap(), [0, 5]);
-        let row = images.get(0).unwrap().get(0).unwrap().get(0).unwrap();
-        let ink = [0., 0., 5., 13., 9., 1., 0., 0.].map(|value| value / 16.0);
-        assert_eq!(row.to_vec1::<f64>().unwrap(), ink);
-        assert!(train.batch(&[1438], DType::F32).is_err());
-    }
-
-    #[test]
-    fn damage_is_told_by_its_line() {
-        let mut text = DIGITS.to_vec();
-        text[67 * 2 + 3] = b'z';
-        let error = parse(&text).unwrap_err();
-        assert_eq!(error.to_string(), "embedded digits: line 3 is damaged");
-        assert!(parse(&DIGITS[..100]).is_err());
-    }
+    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// A sample number beyond the end: a mistake in the program, not in the data.
+fn no_such_sample(sample: usize, len: usize) -> Error {
+    candle_core::Error::Msg(format!("sample {sample} of a data set of {len}")).into()
+}
+
+/// The name of the embedded digits.
+const EMBEDDED: &str = "digits";

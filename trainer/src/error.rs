@@ -117,11 +117,35 @@ pub enum Error {
         help: String,
     },
 
+    /// A file or folder of the user's cannot be used.
+    #[error("{place}: {problem}")]
+    Input {
+        /// Its path, and behind a colon the line, from 1, where there is one.
+        place: String,
+        /// What is wrong with it, what was found and what expected.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+
     /// The system does not let the process hear SIGTERM.
     #[error("cannot listen for SIGTERM: {problem}")]
     Signals {
         /// The system's word.
         problem: String,
+    },
+
+    /// The model cannot take this data.
+    #[error("model {model} does not fit {data}: {problem}")]
+    Unfit {
+        /// The model's name.
+        model: String,
+        /// The name of the data.
+        data: String,
+        /// Why not.
+        problem: String,
+        /// What to do.
+        help: String,
     },
 
     /// Standard output takes nothing more, and not because its reader left.
@@ -148,7 +172,10 @@ impl Error {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::UnknownModel { .. } => Some(format!("--model takes {}", crate::model::NAMES)),
-            Self::Option { help, .. } | Self::Checkpoint { help, .. } => Some(help.clone()),
+            Self::Option { help, .. }
+            | Self::Checkpoint { help, .. }
+            | Self::Input { help, .. }
+            | Self::Unfit { help, .. } => Some(help.clone()),
             Self::Parameter { .. } => {
                 Some("allfold adds f32 and f64: build the model with one of them".into())
             }
@@ -202,6 +229,8 @@ impl Error {
             | Self::Data { .. }
             | Self::Checkpoint { .. }
             | Self::Signals { .. }
+            | Self::Input { .. }
+            | Self::Unfit { .. }
             | Self::Output { .. }
             | Self::Candle { .. } => allfold::error::EXIT_USAGE,
         }

@@ -35,7 +35,7 @@ mod tracked;
 mod tensorboard;
 mod training;
 
-pub use data::{Dataset, Split, digits};
+pub use data::{Data, Dataset, Images, Shape, Split, Text, Windows, digits};
 pub use digest::Digest;
 pub use distributed::Distributed;
 pub use error::{Error, Result};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use candle_core::{Result as Candle, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Linear, Module, VarBuilder, conv2d, linear};
 
-use crate::data::{CLASSES, PIXELS, SIDE};
+use crate::data::{CLASSES, SIDE, Shape};
 use crate::error::{Error, Result};
 
 /// A model by name.
@@ -35,6 +35,32 @@ impl ModelKind {
             Self::Cnn => Box::new(Cnn::new(hidden, vars)?),
             Self::Mlp => Box::new(Mlp::new(hidden, vars)?),
         })
+    }
+}
+
+impl ModelKind {
+    /// Whether the model can take this data, called `name`.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`].
+    pub(crate) fn fits(self, shape: &Shape, name: &str) -> Result<()> {
+        let unfit = |problem: String, help: &str| Error::Unfit {
+            model: self.to_string(),
+            data: name.into(),
+            problem,
+            help: help.into(),
+        };
+        match (self, shape) {
+            (Self::Cnn, &Shape::Images { height, width, .. }) if height.min(width) < SMALLEST => {
+                let problem =
+                    format!("images of {shape} cannot be halved twice, {SMALLEST}x{SMALLEST} can");
+                Err(unfit(problem, "train `--model mlp` on them"))
+            }
+            (Self::Cnn | Self::Mlp, Shape::Images { .. }) => Ok(()),
+            (Self::Cnn | Self::Mlp, Shape::Text { .. }) => {
+                Err(unfit("it takes images, not text".into(), "train `--model lm` on a text"))
+            }
+        }
     }
 }
 
@@ -104,7 +130,7 @@ struct Mlp {
 impl Mlp {
     fn new(hidden: usize, vars: VarBuilder) -> Candle<Self> {
         Ok(Self {
-            dense1: linear(PIXELS, hidden, vars.pp("dense1"))?,
+            dense1: linear(SIDE * SIDE, hidden, vars.pp("dense1"))?,
             dense2: linear(hidden, CLASSES, vars.pp("dense2"))?,
         })
     }
@@ -121,6 +147,8 @@ pub(crate) const NAMES: &str = "cnn or mlp";
 
 /// Side of a convolution's window, in pixels.
 const KERNEL: usize = 3;
+/// Pixels along a side that can be halved twice.
+const SMALLEST: usize = 4;
 /// Output channels of the two convolutions.
 const CHANNELS: [usize; 2] = [16, 32];
 
