@@ -148,6 +148,15 @@ pub enum Error {
         help: String,
     },
 
+    /// A saved state of an optimiser is not that of this one.
+    #[error("optimizer state `{name}` {problem}")]
+    OptimizerState {
+        /// The name of the part.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// Standard output takes nothing more, and not because its reader left.
     #[error("cannot write to standard output: {problem}")]
     Output {
@@ -205,6 +214,9 @@ impl Error {
             ),
             Self::TooLate => Some("set it where the optimiser is wrapped".into()),
             Self::Data { .. } => Some("build again from a clean checkout".into()),
+            Self::OptimizerState { .. } => {
+                Some("give the model and the --optimizer that the state was saved with".into())
+            }
             Self::Signals { .. } | Self::Output { .. } | Self::Candle { .. } => None,
             Self::World(error) => error.help(),
         }
@@ -231,6 +243,7 @@ impl Error {
             | Self::Signals { .. }
             | Self::Input { .. }
             | Self::Unfit { .. }
+            | Self::OptimizerState { .. }
             | Self::Output { .. }
             | Self::Candle { .. } => allfold::error::EXIT_USAGE,
         }

@@ -61,8 +61,12 @@ pub struct Options {
 /// An optimiser by name.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptimizerKind {
-    /// AdamW with candle's defaults: betas 0.9 and 0.999, weight decay 0.01
+    /// AdamW with the usual defaults: betas 0.9 and 0.999, weight decay 0.01
     Adamw,
+    /// Stochastic gradient descent with momentum, 0.9 where no other is asked for
+    Sgd,
+    /// Adagrad as TensorFlow has it: the sums of squares start at 0.1
+    Adagrad,
 }
 
 /// The element type of a model.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use allfold::{Communicator, ReduceOp};
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::{AdamW, Module, VarBuilder, VarMap, ops::log_softmax};
+use candle_nn::{Module, VarBuilder, VarMap, ops::log_softmax};
 
 use crate::agreement;
 use crate::data::{Split, digits};
@@ -12,7 +12,9 @@ use crate::digest::Digest;
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
 use crate::initial::fill_from_seed;
-use crate::options::{OptimizerKind, Options, Precision, Settings};
+use crate::optimizer::{Optimiser, OptimizerConfig};
+use crate::options::{Options, Precision, Settings};
+use crate::parameters::by_name;
 use crate::sampler::{Sampler, share};
 use crate::tally::{TALLY_NUMBERS, Tally};
 
@@ -21,7 +23,7 @@ pub struct Training<'a> {
     pub(crate) settings: Settings,
     pub(crate) world: &'a Communicator,
     pub(crate) split: Split,
-    pub(crate) optimizer: Distributed<'a, AdamW>,
+    pub(crate) optimizer: Distributed<'a, Optimiser>,
     sampler: Sampler,
     model: Box<dyn Module>,
 }
@@ -92,9 +94,9 @@ impl<'a> Training<'a> {
         let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &Device::Cpu);
         let model = settings.model.build(settings.hidden, builder)?;
         fill_from_seed(&vars, settings.seed)?;
-        let optimizer = match settings.optimizer {
-            OptimizerKind::Adamw => AdamW::new_lr(vars.all_vars(), settings.lr)?,
-        };
+        let config =
+            OptimizerConfig { lr: settings.lr, ..OptimizerConfig::new(settings.optimizer) };
+        let optimizer = Optimiser::new(config, &by_name(&vars))?;
         Ok(Self {
             optimizer: Distributed::new(optimizer, &vars, world)?,
             sampler: Sampler::new(world, split.train.len(), settings.batch_size, settings.seed),
