@@ -88,6 +88,7 @@ impl ActiveCall {
             if self.told.insert(flow) { (&contract, self.location.as_bytes()) } else { (&[], &[]) };
         let header = Header {
             kind: MessageKind::Segment,
+            is_unprompted: transfer.is_unprompted,
             contract_bytes: (contract.len() + location.len()) as u16,
             payload_bytes: payload.len() as u32,
             epoch,

@@ -12,6 +12,7 @@ use crate::in_memory::InMemory;
 use crate::lane::Lane;
 use crate::rendezvous;
 use crate::report;
+use crate::statistics::Counters;
 use crate::world::{Peer, World};
 
 /// One rank's end of the world; its methods are the collectives.
@@ -110,7 +111,8 @@ impl Communicator {
         }
         let (rank, local_rank, local_size) =
             (config.rank(), config.local_rank(), config.local_size());
-        let joined = rendezvous::join(config)?;
+        let counters = Arc::new(Counters::new(rank as u32, config.size(), "quic"));
+        let joined = rendezvous::join(config, &counters)?;
         Ok(Self {
             kind: Kind::Joined(Engine::new(joined.world, joined.lane)),
             rank,

@@ -116,6 +116,31 @@ impl Contract {
 }
 
 impl Collective {
+    /// Its name, as the method that makes it.
+    pub(crate) fn name(self) -> &'static str {
+        Self::NAMES[self.index()]
+    }
+
+    /// Its place in `NAMES`.
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.to_wire().0) - 1
+    }
+
+    /// In the order of the numbers on the wire.
+    pub(crate) const NAMES: [&str; 11] = [
+        "all_reduce",
+        "broadcast",
+        "barrier",
+        "reduce_scatter",
+        "all_gather",
+        "all_gather_v",
+        "reduce",
+        "gather",
+        "scatter",
+        "all_to_all",
+        "send",
+    ];
+
     /// The rank that a rooted collective comes from or goes to.
     pub(crate) fn root(self) -> Option<u32> {
         use Collective::*;
@@ -177,19 +202,7 @@ impl fmt::Display for Contract {
         if self.splits {
             return f.write_str("split");
         }
-        f.write_str(match self.collective {
-            Collective::AllReduce => "all_reduce",
-            Collective::ReduceScatter => "reduce_scatter",
-            Collective::AllGather => "all_gather",
-            Collective::AllGatherV => "all_gather_v",
-            Collective::Broadcast { .. } => "broadcast",
-            Collective::Reduce { .. } => "reduce",
-            Collective::Gather { .. } => "gather",
-            Collective::Scatter { .. } => "scatter",
-            Collective::AllToAll => "all_to_all",
-            Collective::Barrier => "barrier",
-            Collective::Send => "send",
-        })?;
+        f.write_str(self.collective.name())?;
         match self.collective {
             Collective::Broadcast { root } | Collective::Scatter { root } => {
                 write!(f, " from rank {root}")?;

@@ -288,6 +288,7 @@ impl Engine {
             location: contract::show_location(shape.location),
             hash: begun.hash,
             members: begun.members,
+            algorithm: begun.plan.algorithm(),
             machine: Machine::new(begun.plan, segment),
             lent,
             done,
@@ -327,6 +328,7 @@ impl Runtime {
 
     /// Leaves the world: waits for the peers' readers, at most a second, and ends the threads.
     fn end(&self) {
+        self.world.counters.closed();
         if let Some(control) = self.world.control()
             && self.world.error().is_none()
         {

@@ -10,6 +10,7 @@ use crate::error::{ErrorKind, Result};
 use crate::lane::Lane;
 use crate::link::{Links, memory};
 use crate::plan::costs::Choice;
+use crate::statistics::Counters;
 use crate::world::{Peer, World};
 
 /// Settings of a world within this process; [`Communicator::in_memory`] is one with none.
@@ -65,8 +66,11 @@ impl InMemory {
         }
         let peer = |rank| Peer { rank, host: "this process".into(), pid: std::process::id() };
         let peers: Vec<Peer> = (0..self.size as usize).map(peer).collect();
-        let world =
-            |rank| World::new(rank, MEMORY_EPOCH, peers.clone(), self.limits, self.choice.clone());
+        let world = |rank| {
+            let counters = Arc::new(Counters::new(rank, peers.len(), "memory"));
+            let choice = self.choice.clone();
+            World::new(rank, MEMORY_EPOCH, peers.clone(), self.limits, choice, counters)
+        };
         let worlds: Vec<Arc<World>> = (0..self.size).map(|rank| Arc::new(world(rank))).collect();
         let controls = MemoryControl::join(&worlds);
         let links = memory::Hub::links(self.size);

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
@@ -24,6 +24,8 @@ use crate::contract::Contract;
 use crate::error::{Error, Result};
 use crate::link::{Flow, Links};
 use crate::machine::{FlowKey, Machine};
+use crate::plan::Algorithm;
+use crate::statistics::CallKey;
 use crate::verdict::Fault;
 use crate::world::{Goodbye, World};
 
@@ -51,6 +53,7 @@ pub(crate) struct Call {
     pub(crate) hash: u64,
     /// The communicator's ranks in the world.
     pub(crate) members: Arc<[u32]>,
+    pub(crate) algorithm: Algorithm,
     pub(crate) machine: Machine,
     pub(crate) lent: Lent,
     pub(crate) done: Completer,
@@ -156,6 +159,9 @@ struct Calls {
 struct Active {
     call: ActiveCall,
     done: Completer,
+    algorithm: Algorithm,
+    /// When its turn came.
+    since: Instant,
     /// Waited so long, it is time for a warning.
     next_warning: Duration,
 }
@@ -254,6 +260,9 @@ impl Driver {
                     let ended = calls.active.take();
                     drop(all);
                     if let Some(active) = ended {
+                        let collective = active.call.contract.collective;
+                        let key = CallKey { collective, algorithm: active.algorithm };
+                        self.world.counters.call(key, active.since.elapsed());
                         self.world.end_call(group);
                         self.end(active, Ok(()));
                     }
@@ -278,7 +287,7 @@ impl Driver {
 
     /// Makes a call the one under way: its flows are opened, its relay is ready.
     fn activate(self: &Rc<Self>, call: Call) -> Active {
-        let Call { contract, location, hash, members, machine, lent, done } = call;
+        let Call { contract, location, hash, members, algorithm, machine, lent, done } = call;
         let flow = |key: FlowKey| Flow {
             peer: members.get(key.peer as usize).copied().unwrap_or(self.world.rank),
             group: contract.group,
@@ -302,7 +311,8 @@ impl Driver {
         }
         let memory = CallMemory::new(lent, relay, element_bytes);
         let call = ActiveCall::new(contract, location, hash, members, machine, memory);
-        Active { call, done, next_warning: self.world.limits.late_after }
+        let next_warning = self.world.limits.late_after;
+        Active { call, done, algorithm, since: Instant::now(), next_warning }
     }
 
     /// Lets go of the user's memory, then wakes the caller.

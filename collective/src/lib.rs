@@ -80,6 +80,7 @@ mod rendezvous;
 mod report;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
+mod statistics;
 mod trust;
 mod verdict;
 mod wire;
@@ -94,5 +95,6 @@ pub use identity::Identity;
 pub use in_memory::InMemory;
 pub use pending::Pending;
 pub use reduce::{Element, ReduceOp, Reducible};
+pub use statistics::{CallStatistics, PeerStatistics, ReasonCount, Statistics};
 pub use trust::secret::Secret;
 pub use world::Peer;

@@ -44,6 +44,8 @@ pub(crate) struct Transfer {
     pub(crate) ordinal: u32,
     pub(crate) segment: u64,
     pub(crate) elements: u64,
+    /// A send, the first of its flow, that waits for nothing that another rank has to do first.
+    pub(crate) is_unprompted: bool,
     /// Its places are those of this segment.
     pub(crate) action: Action,
 }
@@ -171,6 +173,11 @@ impl Machine {
             ordinal: at.ordinal,
             segment: at.segment,
             elements,
+            is_unprompted: at.ordinal == 0
+                && at.segment == 0
+                && at.step.is_send()
+                && at.after.is_none()
+                && at.room.is_none(),
             action: self.at_offset(at.step.action, offset),
         })
     }

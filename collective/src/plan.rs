@@ -171,7 +171,7 @@ impl Plan {
         self.shape.steps().relay_elements(segment_elements)
     }
 
-    #[cfg(test)]
+    /// The algorithm whose steps they are.
     pub(crate) fn algorithm(&self) -> Algorithm {
         self.shape.algorithm()
     }
@@ -212,9 +212,21 @@ impl Space {
     }
 }
 
-impl fmt::Display for Algorithm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Algorithm {
+    /// All of them, in order.
+    pub(crate) const ALL: [Self; 8] = [
+        Algorithm::Ring,
+        Algorithm::Tree,
+        Algorithm::RecursiveDoubling,
+        Algorithm::HalvingDoubling,
+        Algorithm::Chain,
+        Algorithm::Binomial,
+        Algorithm::Direct,
+        Algorithm::Dissemination,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Algorithm::Ring => "ring",
             Algorithm::Tree => "tree",
             Algorithm::RecursiveDoubling => "recursive-doubling",
@@ -223,7 +235,13 @@ impl fmt::Display for Algorithm {
             Algorithm::Binomial => "binomial",
             Algorithm::Direct => "direct",
             Algorithm::Dissemination => "dissemination",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -37,6 +37,7 @@ use crate::link::Links;
 use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
+use crate::statistics::Counters;
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{Again, Greeted, Hello, Purpose};
 use crate::trust::secret::fill_random;
@@ -100,7 +101,7 @@ impl Knock {
 }
 
 /// Meets the other ranks and makes this one's part of the world.
-pub(crate) fn join(config: Config) -> Result<Joined> {
+pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
     let rank = config.rank() as u32;
     let membership = Arc::new(Membership::new(&config.secrets, &config.job, rank)?);
     let security = format!("mutual TLS, secret {}", membership.fingerprint());
@@ -136,7 +137,7 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
     };
     let me = Me { hello: hello.clone(), address };
     let (control, meeting) =
-        start_control(config, membership.clone(), (socket, turn), launched, me)?;
+        start_control(config, counters, membership.clone(), (socket, turn), launched, me)?;
     let peers: Vec<Peer> = meeting
         .table
         .iter()
@@ -155,10 +156,11 @@ pub(crate) fn join(config: Config) -> Result<Joined> {
         Some(_) => "quic between hosts".into(),
     };
     let choice = Choice { costs: meeting.costs, forced };
-    let world = Arc::new(World::new(rank, meeting.epoch, peers, limits, choice));
     let epoch = meeting.epoch;
+    let world = Arc::new(World::new(rank, epoch, peers, limits, choice, counters.clone()));
+    let counters = counters.clone();
     let lane = Lane::start(world.clone(), move || {
-        QuicLinks::new(lane_socket, membership, hello, epoch, lanes).map(Links::Quic)
+        QuicLinks::new(lane_socket, membership, hello, epoch, lanes, counters).map(Links::Quic)
     })?;
     world.attach(lane.commands(), ControlHandle::Network(control));
     // Only now, so that the first verdict already finds lane and control.
@@ -179,6 +181,7 @@ pub(crate) struct Me {
 /// Starts the control thread and waits until the ranks have met.
 fn start_control(
     config: Config,
+    counters: &Arc<Counters>,
     membership: Arc<Membership>,
     (socket, turn): (UdpSocket, Option<SocketTurn>),
     launched: Option<Launched>,
@@ -188,6 +191,7 @@ fn start_control(
     let (met, meeting) = std::sync::mpsc::sync_channel(1);
     let flooded = Flooded::default();
     let flag = flooded.clone();
+    let counters = counters.clone();
     let main = move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -210,6 +214,7 @@ fn start_control(
                 config,
                 membership,
                 endpoint,
+                counters,
                 links: RefCell::new(BTreeMap::new()),
                 world: OnceCell::new(),
                 events,
@@ -244,11 +249,15 @@ async fn serve(
     met: std::sync::mpsc::SyncSender<Result<Meeting>>,
     flooded: Flooded,
 ) {
-    let events = control.events.clone();
-    let door =
-        endpoint::accept(control.endpoint.clone(), control.membership.clone(), move |greeted| {
+    let (events, counters) = (control.events.clone(), control.counters.clone());
+    let door = endpoint::accept(
+        control.endpoint.clone(),
+        control.membership.clone(),
+        counters,
+        move |greeted| {
             let _ = events.send(Event::Greeted(Box::new(greeted)));
-        });
+        },
+    );
     tokio::task::spawn_local(door);
     tokio::task::spawn_local(control.clone().beat());
     let meeting = if control.rank() == 0 {

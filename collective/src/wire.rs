@@ -21,6 +21,8 @@ pub(crate) struct Preamble {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: MessageKind,
+    /// Its sender waited for no other rank before it sent this: it comes when the sender does.
+    pub(crate) is_unprompted: bool,
     /// Bytes of contract and source location between this header and the payload.
     pub(crate) contract_bytes: u16,
     pub(crate) payload_bytes: u32,
@@ -67,6 +69,7 @@ impl Header {
     pub(crate) fn to_wire(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0] = self.kind as u8;
+        bytes[1] = u8::from(self.is_unprompted);
         bytes[2..4].copy_from_slice(&self.contract_bytes.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.epoch.to_le_bytes());
@@ -86,6 +89,7 @@ impl Header {
                 2 => MessageKind::Goodbye,
                 other => return Err(format!("a message of unknown kind {other}")),
             },
+            is_unprompted: bytes[1] & 1 != 0,
             contract_bytes: fields.u16(),
             payload_bytes: fields.u32(),
             epoch: fields.u64(),
@@ -180,10 +184,10 @@ mod tests {
         #[test]
         fn a_header_survives_the_wire(
             contract in prop_oneof![Just(0u16), 56u16..176], payload_bytes in 0..MAX_PAYLOAD_BYTES,
-            epoch: u64, sequence: u64, hash: u64, segment: u64, step: u32,
+            epoch: u64, sequence: u64, hash: u64, segment: u64, step: u32, is_unprompted: bool,
         ) {
             let header = Header {
-                kind: MessageKind::Segment, contract_bytes: contract, payload_bytes, epoch,
+                kind: MessageKind::Segment, is_unprompted, contract_bytes: contract, payload_bytes, epoch,
                 sequence, hash, segment, step,
             };
             prop_assert_eq!(Header::from_wire(&header.to_wire()), Ok(header));

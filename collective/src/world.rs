@@ -6,7 +6,7 @@ mod words;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::group::{Accusation, Group};
 use crate::lane;
 use crate::plan::costs::Choice;
+use crate::statistics::Counters;
 use crate::verdict::{Fault, Verdict};
 
 use communicators::EarlyGoodbye;
@@ -41,6 +42,7 @@ pub(crate) struct World {
     pub(crate) limits: Limits,
     /// How plans are chosen, alike on all ranks.
     pub(crate) choice: Choice,
+    pub(crate) counters: Arc<Counters>,
     state: Mutex<State>,
     verdict: OnceLock<(Verdict, Error)>,
     /// A call has returned the error that ended the world.
@@ -83,7 +85,9 @@ impl World {
         peers: Vec<Peer>,
         limits: Limits,
         choice: Choice,
+        counters: Arc<Counters>,
     ) -> Self {
+        counters.connected(epoch);
         let members = (0..peers.len() as u32).collect();
         let whole = Group::new(epoch, WHOLE_WORLD, "", members, rank);
         let state = State {
@@ -102,6 +106,7 @@ impl World {
             peers,
             limits,
             choice,
+            counters,
             state: Mutex::new(state),
             verdict: OnceLock::new(),
             told: AtomicBool::new(false),
@@ -200,6 +205,9 @@ impl World {
         let error = self.error_of(&verdict);
         if self.verdict.set((verdict, error)).is_err() {
             return;
+        }
+        if let Some((verdict, error)) = self.verdict.get() {
+            self.counters.aborted(&verdict.fault, &error.to_string());
         }
         if let Some(lane) = self.lane.get() {
             let _ = lane.send(lane::Command::Abort);

@@ -19,6 +19,7 @@ use crate::group::Standing;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::rendezvous::Entry;
+use crate::statistics::Counters;
 use crate::trust::certificates::Membership;
 use crate::trust::hello::{self, Again, Greeted};
 use crate::verdict::Verdict;
@@ -106,6 +107,7 @@ pub(crate) struct Control {
     pub(crate) config: Config,
     pub(crate) membership: Arc<Membership>,
     pub(crate) endpoint: Endpoint,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) links: RefCell<BTreeMap<u32, Rc<ControlLink>>>,
     pub(crate) world: OnceCell<Arc<World>>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
@@ -263,6 +265,7 @@ impl Control {
             let Some((_, body)) = datagram.split_first_chunk::<4>() else { continue };
             let Ok(beat) = wire::decode_control::<Beat>(body) else { continue };
             link.heard.set(Instant::now());
+            self.counters.heard(rank);
             if let Some(world) = self.world.get()
                 && world.epoch == beat.epoch
             {

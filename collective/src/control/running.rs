@@ -14,6 +14,7 @@ use super::launched::{Ending, Obituary};
 use super::{Command, Flooded};
 use crate::rendezvous::ALL_WATCH_ALL;
 use crate::report;
+use crate::statistics::Refusal;
 use crate::trust::hello::{Again, Greeted, Purpose};
 use crate::verdict::Fault;
 use crate::world::{Goodbye, World};
@@ -269,6 +270,7 @@ async fn refuse(world: Arc<World>, greeted: Greeted) {
         let reason = "rank 0 has not closed its last communicator yet".to_string();
         return greeted.refuse(reason, Again::Soon).await;
     }
+    world.counters.refused(Refusal::Running);
     if matches!(greeted.hello.purpose, Purpose::Watch { .. }) {
         // A late attempt for a world that was given up before this one began.
         let reason = "this rank is in another world by now".to_string();

@@ -67,6 +67,7 @@ impl Driver {
             let mut pool = self.pool.borrow_mut();
             active.call.next_message(key, self.world.epoch, |parts| pool.message(parts))?
         };
+        self.world.counters.sent(flow.peer, message.len());
         self.progressed(flow.group);
         Some(message)
     }
@@ -74,6 +75,7 @@ impl Driver {
     fn goodbye(&self, calls: u64, hash: u64) -> Bytes {
         let header = Header {
             kind: MessageKind::Goodbye,
+            is_unprompted: false,
             contract_bytes: 0,
             payload_bytes: 0,
             epoch: self.world.epoch,

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Flow, FlowReceiver, FlowSender, Incoming};
 use crate::error::Result;
 use crate::report;
+use crate::statistics::{Counters, Refusal};
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
 use crate::wire::{PREAMBLE_BYTES, Preamble};
@@ -43,6 +44,7 @@ struct Shared {
     addresses: Vec<LaneAddress>,
     connections: RefCell<HashMap<u32, watch::Sender<Option<Connection>>>>,
     flows: mpsc::UnboundedSender<Incoming>,
+    counters: Arc<Counters>,
     inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
     closed: Cell<bool>,
 }
@@ -55,6 +57,7 @@ impl QuicLinks {
         hello: Hello,
         epoch: u64,
         addresses: Vec<LaneAddress>,
+        counters: Arc<Counters>,
     ) -> Result<Self> {
         let endpoint = endpoint::open(socket, &membership, Traffic::Data)?;
         let (flows, inbox) = mpsc::unbounded_channel();
@@ -67,13 +70,15 @@ impl QuicLinks {
             addresses,
             connections: RefCell::new(HashMap::new()),
             flows,
+            counters: counters.clone(),
             inbox: tokio::sync::Mutex::new(inbox),
             closed: Cell::new(false),
         });
         let door = shared.clone();
-        let accepting = endpoint::accept(endpoint, shared.membership.clone(), move |greeted| {
-            tokio::task::spawn_local(door.clone().welcome(greeted));
-        });
+        let accepting =
+            endpoint::accept(endpoint, shared.membership.clone(), counters, move |greeted| {
+                tokio::task::spawn_local(door.clone().welcome(greeted));
+            });
         tokio::task::spawn_local(accepting);
         Ok(Self(shared))
     }
@@ -168,6 +173,7 @@ impl Shared {
         };
         let known = self.addresses.get(hello.rank as usize);
         if epoch != self.epoch || known.is_none_or(|known| known.leaf != greeted.leaf) {
+            self.counters.refused(Refusal::OtherRun);
             let reason = "this lane belongs to another run of the job".to_string();
             return greeted.refuse(reason, Again::Soon).await;
         }
@@ -190,6 +196,10 @@ impl Shared {
             .or_insert_with(|| watch::channel(None).0)
             .clone();
         sender.send_replace(Some(connection.clone()));
+        // Whoever asks for the round trip must not keep the connection open.
+        let connection = Arc::new(connection);
+        let link = Arc::downgrade(&connection);
+        self.counters.linked(peer, move || link.upgrade().map(|connection| connection.rtt()));
         tokio::task::spawn_local(async move {
             while let Ok(mut stream) = connection.accept_uni().await {
                 let mut preamble = [0; PREAMBLE_BYTES];

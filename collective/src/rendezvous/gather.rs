@@ -12,6 +12,7 @@ use super::{Entry, Knock, Me, Meeting};
 use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
 use crate::report;
+use crate::statistics::Refusal;
 use crate::trust::hello::{self, Again, Answer, Greeted, Purpose};
 use crate::trust::secret::fill_random;
 
@@ -124,6 +125,9 @@ impl Door<'_> {
             }
             Action::Refuse { link, reason, again } => {
                 let greeted = self.waiting.remove(&link)?;
+                if again != Again::Soon {
+                    self.control.counters.refused(Refusal::Rendezvous);
+                }
                 if again == Again::Never {
                     report::warn(&format!("refused {}: {reason}", greeted.who()));
                 }

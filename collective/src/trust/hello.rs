@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::certificates::{LeafHash, Membership, Seen};
+use crate::statistics::Refusal;
 use crate::wire;
 
 /// What a dialler says first.
@@ -130,9 +131,17 @@ pub(crate) async fn introduce(
     }
 }
 
-/// Finishes an incoming connection's handshake and reads its hello. An error is for the log: the
-/// peer is nobody yet.
-pub(crate) async fn greet(incoming: Incoming, membership: &Membership) -> Result<Greeted, String> {
+/// Who knocked and is nobody yet: why it is turned away, by kind and for the log.
+pub(crate) struct Stranger {
+    pub(crate) refusal: Refusal,
+    pub(crate) problem: String,
+}
+
+/// Finishes an incoming connection's handshake and reads its hello.
+pub(crate) async fn greet(
+    incoming: Incoming,
+    membership: &Membership,
+) -> Result<Greeted, Stranger> {
     let from = incoming.remote_address();
     let greeting = async {
         let connection = incoming.await.map_err(|error| error.to_string())?;
@@ -146,15 +155,21 @@ pub(crate) async fn greet(incoming: Incoming, membership: &Membership) -> Result
             _ => Err(format!("its certificate is not that of rank {}", hello.rank)),
         }
     };
-    match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
-        Ok(Ok(greeted)) => Ok(greeted),
-        Ok(Err(problem)) if is_tls(&problem) => Err(format!(
-            "a process at {from} and this rank do not accept each other: it has another secret, \
-             another job or another version of allfold"
-        )),
-        Ok(Err(problem)) => Err(format!("refused a connection from {from}: {problem}")),
-        Err(_) => Err(format!("a connection from {from} said no hello for 5 s")),
-    }
+    let (refusal, problem) = match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
+        Ok(Ok(greeted)) => return Ok(greeted),
+        Ok(Err(problem)) if is_tls(&problem) => (
+            Refusal::Untrusted,
+            format!(
+                "a process at {from} and this rank do not accept each other: it has another \
+                 secret, another job or another version of allfold"
+            ),
+        ),
+        Ok(Err(problem)) => {
+            (Refusal::NoHello, format!("refused a connection from {from}: {problem}"))
+        }
+        Err(_) => (Refusal::NoHello, format!("a connection from {from} said no hello for 5 s")),
+    };
+    Err(Stranger { refusal, problem })
 }
 
 /// Sends one control message.

@@ -12,8 +12,9 @@ use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
 use super::tuning::{self, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
+use crate::statistics::{Counters, Refusal};
 use crate::trust::certificates::{Membership, Seen};
-use crate::trust::hello::{self, DialError, Greeted, Hello, Welcomed};
+use crate::trust::hello::{self, DialError, Greeted, Hello, Stranger, Welcomed};
 
 /// Binds a UDP socket with large buffers.
 pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
@@ -111,6 +112,7 @@ fn client(
 pub(crate) async fn accept(
     endpoint: Endpoint,
     membership: Arc<Membership>,
+    counters: Arc<Counters>,
     each: impl Fn(Greeted) + 'static,
 ) {
     let each = Rc::new(each);
@@ -118,6 +120,7 @@ pub(crate) async fn accept(
     let complaints = Rc::new(Complaints::default());
     while let Some(incoming) = endpoint.accept().await {
         if half_open.get() >= tuning::HALF_OPEN_MAX {
+            counters.refused(Refusal::TooMany);
             incoming.refuse();
             continue;
         }
@@ -127,14 +130,17 @@ pub(crate) async fn accept(
             continue;
         }
         let (membership, each, half_open) = (membership.clone(), each.clone(), half_open.clone());
-        let complaints = complaints.clone();
+        let (complaints, counters) = (complaints.clone(), counters.clone());
         half_open.set(half_open.get() + 1);
         tokio::task::spawn_local(async move {
             let greeted = hello::greet(incoming, &membership).await;
             half_open.set(half_open.get() - 1);
             match greeted {
                 Ok(greeted) => each(greeted),
-                Err(problem) => complaints.say(&problem),
+                Err(Stranger { refusal, problem }) => {
+                    counters.refused(refusal);
+                    complaints.say(&problem);
+                }
             }
         });
     }

@@ -1,5 +1,6 @@
 //! All ranks of a job, and the loop that lets them act.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::program::Programs;
@@ -8,6 +9,7 @@ use super::wires::Wires;
 use super::{Event, Scenario};
 use crate::plan::costs::{Choice, CostTable};
 use crate::simulation::{Fault, FaultPlan, Fitness, Health, MILLISECOND, SECOND, Transit, trace};
+use crate::statistics::Counters;
 use crate::verdict::Verdict;
 use crate::world::{Limits, Peer, World};
 
@@ -76,7 +78,9 @@ impl Job {
         let Programs { colours, steps } = programs;
         let ranks = (0..).zip(steps).map(|(number, steps)| {
             trace(|| format!("rank {number}: {steps:?}"));
-            let world = World::new(number, EPOCH, peers.clone(), limits, choice.clone());
+            let counters = Arc::new(Counters::new(number, peers.len(), "simulated"));
+            let choice = choice.clone();
+            let world = World::new(number, EPOCH, peers.clone(), limits, choice, counters);
             let mut rank = Rank::new(number, world, steps, &colours, scenario.size.segment, &wires);
             rank.lane.hesitates = scenario.hesitates;
             rank

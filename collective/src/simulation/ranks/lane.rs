@@ -298,6 +298,7 @@ impl Lane {
         let Some((calls, hash)) = goodbye else { return false };
         let header = Header {
             kind: MessageKind::Goodbye,
+            is_unprompted: false,
             contract_bytes: 0,
             payload_bytes: 0,
             epoch: world.epoch,

@@ -1,0 +1,109 @@
+//! What a rank has counted since its world began: bytes, calls, lateness, refusals.
+
+mod counters;
+
+use std::time::Duration;
+
+use crate::communicator::{Communicator, Kind};
+
+pub(crate) use counters::{CallKey, Counters, Refusal};
+
+/// What this rank has counted since its world began; see [`Communicator::statistics`].
+///
+/// Counters only grow. They are of the whole world, whichever of its communicators is asked, and
+/// ranks are numbered as in the whole world.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// The other ranks, in order; those that this rank never had to do with as well.
+    pub peers: Vec<PeerStatistics>,
+    /// Calls that ended well, by kind: those kinds of which there was one.
+    pub calls: Vec<CallStatistics>,
+    /// Why the world ended in an error, if it did: all reasons there are, 0 or 1 each.
+    pub aborts: Vec<ReasonCount>,
+    /// Connections that this rank turned away, by reason: all reasons there are.
+    pub refused_connections: Vec<ReasonCount>,
+}
+
+/// What this rank has exchanged with another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStatistics {
+    /// The other rank, as numbered in the whole world.
+    pub rank: usize,
+    /// Bytes of calls handed to the link: data and allfold's headers, each once, without QUIC's own
+    /// framing and what it sends again.
+    pub bytes_sent: u64,
+    /// Bytes of calls read from the link, counted alike.
+    pub bytes_received: u64,
+    /// How long this rank waited, with a call under way, for this peer to come.
+    ///
+    /// Counted is the time from this rank's own beginning of a call (its turn has come, on the lane)
+    /// until the header of the peer's first message of that call is read here, for each flow whose
+    /// first message depends on nothing but that the peer has begun the call. A message that has to
+    /// wait for a third rank is not counted, so the peer is blamed for no other's lateness. A peer
+    /// that came first counts nothing. It includes the network's latency, and where calls follow
+    /// each other at once also by how much this rank ended the call before sooner. It grows when
+    /// the peer comes, not while it is waited for; calls that are under way at the same time count
+    /// each for itself.
+    ///
+    /// In a ring it is known of the left neighbour only, in a tree of the leaves: the lateness of
+    /// rank r is found on the ranks that receive from it first.
+    pub late: Duration,
+    /// The smoothed round trip of the data link, as it is now; None without a link, or where it is
+    /// not a network.
+    pub rtt: Option<Duration>,
+    /// Since the last heartbeat; None of ranks that this one does not watch, and before the first.
+    pub heartbeat_age: Option<Duration>,
+}
+
+/// The calls of one kind that ended well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CallStatistics {
+    /// Such as `all_reduce`; a split counts as the `all_gather` that it makes.
+    pub collective: &'static str,
+    /// Such as `ring`.
+    pub algorithm: &'static str,
+    /// `quic` or `memory`.
+    pub transport: &'static str,
+    /// How many.
+    pub calls: u64,
+    /// From when a call's turn came until it was done, the sum.
+    pub time: Duration,
+}
+
+/// How often something happened for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReasonCount {
+    /// One word, or several joined by `_`.
+    pub reason: &'static str,
+    /// How often.
+    pub count: u64,
+}
+
+impl Statistics {
+    /// Bytes of calls that this rank has handed to its links, to all peers.
+    pub fn bytes_sent(&self) -> u64 {
+        self.peers.iter().map(|peer| peer.bytes_sent).sum()
+    }
+
+    /// Bytes of calls that this rank has read from its links, from all peers.
+    pub fn bytes_received(&self) -> u64 {
+        self.peers.iter().map(|peer| peer.bytes_received).sum()
+    }
+}
+
+impl Communicator {
+    /// What this rank has counted since the world began. Cheap enough to ask before and after a
+    /// call; counting goes on meanwhile, so the numbers of one answer may be a segment apart.
+    ///
+    /// A world of one counts nothing: its calls are done where they are made.
+    pub fn statistics(&self) -> Statistics {
+        match &self.kind {
+            Kind::Single => Statistics::default(),
+            Kind::Joined(engine) => engine.world().counters.statistics(),
+        }
+    }
+}
