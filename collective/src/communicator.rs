@@ -4,12 +4,14 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::caller::Caller;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::{Engine, MAX_COMMUNICATORS};
 use crate::error::{ErrorKind, Result};
-use crate::identity::Identity;
+use crate::identity::{Identity, host_name};
 use crate::in_memory::InMemory;
 use crate::lane::Lane;
+use crate::metrics::address::Address;
+use crate::metrics::{About, Metrics};
 use crate::rendezvous;
 use crate::report;
 use crate::statistics::Counters;
@@ -33,6 +35,18 @@ pub struct Communicator {
     local_size: usize,
     transport: String,
     security: String,
+    pub(crate) metrics: Metrics,
+    /// Only in a world of one; shared with the communicators split off.
+    _alone: Option<Arc<Alone>>,
+}
+
+/// A world of one: it is over when its last communicator is dropped.
+struct Alone(Arc<Counters>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.0.closed();
+    }
 }
 
 pub(crate) enum Kind {
@@ -62,12 +76,28 @@ impl Communicator {
     pub fn from_env_or_single() -> Result<Self> {
         match Identity::from_env()? {
             Some(identity) => Self::connect(Config::from_env(identity)?),
-            None => Ok(Self::single()),
+            None => {
+                let about = About { job: "default".into(), host: host_name() };
+                Self::alone(config::metrics_from_env()?, about)
+            }
         }
     }
 
-    /// A world of one, without a socket.
+    /// A world of one, without a socket; it serves no metrics.
     pub fn single() -> Self {
+        Self::of_one(Metrics::default(), None)
+    }
+
+    /// A world of one that serves its metrics at this address.
+    fn alone(metrics: Option<Address>, about: About) -> Result<Self> {
+        let Some(address) = metrics else { return Ok(Self::single()) };
+        let counters = Arc::new(Counters::new(0, 1, "alone"));
+        let metrics = Metrics::serve(address, about, counters.clone())?;
+        counters.connected(0);
+        Ok(Self::of_one(metrics, Some(Arc::new(Alone(counters)))))
+    }
+
+    fn of_one(metrics: Metrics, alone: Option<Arc<Alone>>) -> Self {
         Self {
             kind: Kind::Single,
             rank: 0,
@@ -75,6 +105,8 @@ impl Communicator {
             local_size: 1,
             transport: "alone".into(),
             security: "no network".into(),
+            metrics,
+            _alone: alone,
         }
     }
 
@@ -98,6 +130,8 @@ impl Communicator {
             local_size: size,
             transport: "memory".into(),
             security: "one process".into(),
+            metrics: Metrics::default(),
+            _alone: None,
         }
     }
 
@@ -106,13 +140,21 @@ impl Communicator {
     /// # Errors
     /// As [`from_env`](Self::from_env).
     pub fn connect(config: Config) -> Result<Self> {
+        let about = About { job: config.job.clone(), host: host_name() };
+        let metrics = config.metrics.map(|address| address.for_local_rank(config.local_rank()));
+        let metrics = metrics.transpose()?;
         if config.size() == 1 {
-            return Ok(Self::single());
+            return Self::alone(metrics, about);
         }
         let (rank, local_rank, local_size) =
             (config.rank(), config.local_rank(), config.local_size());
         let counters = Arc::new(Counters::new(rank as u32, config.size(), "quic"));
-        let joined = rendezvous::join(config, &counters)?;
+        // Before the ranks meet: a rank that waits for others can be watched as well.
+        let metrics = match metrics {
+            Some(address) => Metrics::serve(address, about, counters.clone())?,
+            None => Metrics::default(),
+        };
+        let joined = rendezvous::join(config, &counters).inspect_err(|_| counters.closed())?;
         Ok(Self {
             kind: Kind::Joined(Engine::new(joined.world, joined.lane)),
             rank,
@@ -120,6 +162,8 @@ impl Communicator {
             local_size,
             transport: joined.transport,
             security: joined.security,
+            metrics,
+            _alone: None,
         })
     }
 
@@ -150,7 +194,7 @@ impl Communicator {
     pub fn peers(&self) -> Vec<Peer> {
         match &self.kind {
             Kind::Single => {
-                let host = crate::identity::host_name();
+                let host = host_name();
                 vec![Peer { rank: 0, host, pid: std::process::id() }]
             }
             Kind::Joined(engine) => {
@@ -206,7 +250,9 @@ impl Communicator {
             return Err(ErrorKind::Argument { problem }.into());
         }
         let Some(color) = color else { return Ok(None) };
-        let Kind::Joined(engine) = &self.kind else { return Ok(Some(Self::single())) };
+        let Kind::Joined(engine) = &self.kind else {
+            return Ok(Some(Self::of_one(self.metrics.clone(), self._alone.clone())));
+        };
         let mut chosen: Vec<(u32, usize)> = words
             .chunks_exact(2)
             .enumerate()
@@ -233,6 +279,8 @@ impl Communicator {
             local_size: on_host.len(),
             transport: self.transport.clone(),
             security: self.security.clone(),
+            metrics: self.metrics.clone(),
+            _alone: None,
             kind: Kind::Joined(engine),
         }))
     }

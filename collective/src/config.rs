@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
 use crate::identity::{Environment, Identity, invalid};
+use crate::metrics::address::Address;
 use crate::plan::Algorithm;
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
@@ -28,6 +29,8 @@ pub struct Config {
     pub(crate) limits: Limits,
     /// That of all-reduces; None: the one that is predicted to be fastest.
     pub(crate) algorithm: Option<Algorithm>,
+    /// Where metrics are served, the local rank not yet counted in.
+    pub(crate) metrics: Option<Address>,
     /// The socket of `allfold run`.
     pub(crate) launcher: Option<PathBuf>,
 }
@@ -108,6 +111,17 @@ impl Config {
     /// [`ErrorKind::Setting`] for another name.
     pub fn algorithm(mut self, name: &str) -> Result<Self> {
         self.algorithm = parse_algorithm(name)?;
+        Ok(self)
+    }
+
+    /// Where this rank serves its metrics and probes over plain HTTP: `:9200` (all addresses),
+    /// `127.0.0.1:9200`, `[::1]:9200`, port 0 for any free one; `off`. With several ranks on one
+    /// host each listens on the port plus its local rank. Default: off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] for what is no address.
+    pub fn metrics(mut self, address: &str) -> Result<Self> {
+        self.metrics = Address::parse(address)?;
         Ok(self)
     }
 
@@ -196,6 +210,7 @@ impl Config {
             dead_after,
             limits: Limits::read(environment)?,
             algorithm: algorithm(environment)?,
+            metrics: metrics(environment)?,
             launcher: environment.get("ALLFOLD_LAUNCHER").map(PathBuf::from),
             identity,
         })
@@ -206,6 +221,15 @@ impl Config {
 pub(crate) fn choice_from_env() -> Result<Choice> {
     let forced = algorithm(&Environment::of_process())?;
     Ok(Choice { costs: CostTable::default(), forced })
+}
+
+/// Where a world of one without a launcher serves its metrics.
+pub(crate) fn metrics_from_env() -> Result<Option<Address>> {
+    metrics(&Environment::of_process())
+}
+
+fn metrics(environment: &Environment) -> Result<Option<Address>> {
+    environment.get("ALLFOLD_METRICS").map_or(Ok(None), Address::parse)
 }
 
 fn algorithm(environment: &Environment) -> Result<Option<Algorithm>> {
@@ -337,7 +361,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -353,6 +377,7 @@ const NAMES: [&str; 17] = [
     "DEAD_AFTER",
     "LATE_AFTER",
     "ALGORITHM",
+    "METRICS",
     "LOG",
     "LAUNCHER",
 ];

@@ -121,6 +121,11 @@ impl Collective {
         Self::NAMES[self.index()]
     }
 
+    /// All kinds, those with a root from rank 0, in the order of `NAMES`.
+    pub(crate) fn kinds() -> impl Iterator<Item = Self> {
+        (1..=Self::NAMES.len() as u8).filter_map(|kind| Self::from_wire(kind, 0))
+    }
+
     /// Its place in `NAMES`.
     pub(crate) fn index(self) -> usize {
         usize::from(self.to_wire().0) - 1

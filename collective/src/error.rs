@@ -38,6 +38,7 @@ impl Error {
                     .into(),
             ),
             Setting { help, .. } | Secret { help, .. } | Bind { help, .. } => help.clone(),
+            ServeMetrics { help, .. } => Some(help.clone()),
             UnknownHost { name, .. } => Some(format!(
                 "check the name with `getent hosts {name}`, or give an address in \
                  ALLFOLD_RENDEZVOUS or MASTER_ADDR"
@@ -93,9 +94,12 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         use ErrorKind::*;
         match self.kind() {
-            NoEnvironment | Setting { .. } | Secret { .. } | Bind { .. } | UnknownHost { .. } => {
-                EXIT_USAGE
-            }
+            NoEnvironment
+            | Setting { .. }
+            | Secret { .. }
+            | Bind { .. }
+            | ServeMetrics { .. }
+            | UnknownHost { .. } => EXIT_USAGE,
             Refused { retryable, .. } => {
                 if *retryable {
                     EXIT_TRY_AGAIN
@@ -157,6 +161,17 @@ pub enum ErrorKind {
         problem: String,
         /// What to do.
         help: Option<String>,
+    },
+
+    /// The address of `ALLFOLD_METRICS` cannot be listened on.
+    #[error("cannot serve metrics at {address}: {problem}")]
+    ServeMetrics {
+        /// Address and port, the local rank counted in.
+        address: String,
+        /// What is in the way.
+        problem: String,
+        /// What to do.
+        help: String,
     },
 
     /// A host name could not be resolved until the deadline.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::communicator::{Communicator, Kind};
 
-pub(crate) use counters::{CallKey, Counters, Refusal};
+pub(crate) use counters::{CallKey, Counters, Phase, Refusal};
 
 /// What this rank has counted since its world began; see [`Communicator::statistics`].
 ///

@@ -76,7 +76,7 @@ pub(crate) fn predicted_ns(request: &Request, algorithm: Algorithm, costs: &Cost
 }
 
 /// The algorithms of a collective, in the order that decides between equals.
-pub(super) fn algorithms(collective: Collective) -> &'static [Algorithm] {
+pub(crate) fn algorithms(collective: Collective) -> &'static [Algorithm] {
     match collective {
         Collective::AllReduce => &[
             Algorithm::Ring,

@@ -173,6 +173,33 @@ impl Counters {
         self.phase.store(Phase::Closed as u8, Relaxed);
     }
 
+    pub(crate) fn phase(&self) -> Phase {
+        let phase = self.phase.load(Relaxed);
+        let known = [Phase::Connecting, Phase::Connected];
+        known.into_iter().find(|known| *known as u8 == phase).unwrap_or(Phase::Closed)
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// Why the world ended, if it did.
+    pub(crate) fn abort(&self) -> Option<&str> {
+        self.abort.get().map(String::as_str)
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub(crate) fn transport(&self) -> &'static str {
+        self.transport
+    }
+
     pub(crate) fn statistics(&self) -> Statistics {
         let count = |(reason, count): (&&'static str, &AtomicU64)| ReasonCount {
             reason,
@@ -198,6 +225,15 @@ impl Counters {
                 Some(((collective, algorithm.name()), &**cell.get()?))
             })
         })
+    }
+
+    /// Those of one kind, if one has ended well.
+    pub(crate) fn calls_of_kind(
+        &self,
+        collective: Collective,
+        algorithm: Algorithm,
+    ) -> Option<&CallCounters> {
+        self.calls[collective.index()][algorithm as usize].get().map(|calls| &**calls)
     }
 
     fn calls_of(
