@@ -18,6 +18,7 @@ mod data;
 mod digest;
 mod distributed;
 mod error;
+mod gauges;
 mod initial;
 mod model;
 mod norm;

@@ -115,6 +115,7 @@ impl<'a> Training<'a> {
     /// own errors; those of `watch`.
     pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
+        let gauges = crate::gauges::Gauges::new(self.world);
         let mut test = Tally::default();
         let mut step = 0;
         let mut epoch = 0;
@@ -126,6 +127,7 @@ impl<'a> Training<'a> {
                 let tally = self.step(&batch)?;
                 train += tally;
                 step += 1;
+                gauges.step(step as u64, tally.mean_loss(), tally.samples as u64);
                 let train = tally;
                 watch(Event::Step(StepDone { step, train }))?;
             }
