@@ -146,6 +146,7 @@ fn a_world_that_follows_takes_the_place_of_one_that_is_over() {
         let text = ask(addresses[0], "/metrics").body;
         assert!(text.contains(&format!("my_rounds_total {}\n", round + 1)), "{text}");
         assert_eq!(numbers(&text, "allfold_calls_total{collective=\"barrier\""), [1.0]);
+        assert_eq!(numbers(&text, "allfold_epoch"), [0.0]);
     }
 }
 

@@ -114,7 +114,7 @@ fn about(encoder: &mut DescriptorEncoder<'_>, Shown { about, counters }: &Shown)
     let size = counters.size() as f64;
     gauge(encoder, "allfold_world_size", "ranks of the world", size)?;
     let help = "number of the world, drawn anew at every start and equal on all its ranks; 0 while \
-                they meet";
+                they meet and once it is closed";
     // Prometheus' numbers have 53 bits.
     gauge(encoder, "allfold_epoch", help, (counters.epoch() & ((1 << 53) - 1)) as f64)
 }

@@ -170,6 +170,7 @@ impl Counters {
 
     /// This rank has left the world, or never came into it.
     pub(crate) fn closed(&self) {
+        self.epoch.store(0, Relaxed);
         self.phase.store(Phase::Closed as u8, Relaxed);
     }
 
@@ -179,6 +180,7 @@ impl Counters {
         known.into_iter().find(|known| *known as u8 == phase).unwrap_or(Phase::Closed)
     }
 
+    /// 0 unless connected.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Relaxed)
     }
