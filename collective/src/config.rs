@@ -380,6 +380,7 @@ const NAMES: [&str; 18] = [
     "METRICS",
     "LOG",
     "LAUNCHER",
+    "RESTART",
 ];
 /// PyTorch's default too, so that firewalls that let it through fit.
 const DEFAULT_PORT: u16 = 29_500;
