@@ -1,12 +1,13 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::keeper;
+use crate::options::{BenchOptions, RunOptions, TrainOptions};
 
 /// All-reduce between the ranks of a training job, without a parameter server
 #[derive(Parser, Debug)]
@@ -23,24 +24,13 @@ pub(crate) enum Command {
     /// Start a program on N ranks
     Run(RunOptions),
     /// Train a model on N ranks
-    Train(allfold_trainer::Options),
+    Train(TrainOptions),
     /// Measure a collective, with nccl-tests' table
-    Bench(allfold_bench::Options),
+    Bench(BenchOptions),
     /// Print a new secret for a job
     Secret,
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     Keeper,
-}
-
-/// `allfold run`
-#[derive(clap::Args, Debug)]
-pub(crate) struct RunOptions {
-    /// Number of ranks (also -np)
-    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) ranks: usize,
-    /// The program and its arguments; standard input goes to rank 0 only
-    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
-    pub(crate) command: Vec<OsString>,
 }
 
 impl Arguments {
@@ -71,6 +61,8 @@ fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
     if words.get(1).is_none_or(|word| word != "run") {
         return words;
     }
+    let command = Arguments::command();
+    let run = command.find_subcommand("run");
     let mut index = 2;
     while let Some(word) = words.get_mut(index) {
         if word == "-np" {
@@ -79,10 +71,25 @@ fn with_plain_n(mut words: Vec<OsString>) -> Vec<OsString> {
         if word == "--" || !word.as_encoded_bytes().starts_with(b"-") {
             break;
         }
-        // What follows these is their value, and not the program.
-        index += if word == "-n" || word == "--ranks" { 2 } else { 1 };
+        // What follows some is their value, and not the program.
+        index += if run.is_some_and(|run| takes_next(run, word)) { 2 } else { 1 };
     }
     words
+}
+
+/// Whether the word is an option whose value is the next word.
+fn takes_next(command: &clap::Command, word: &OsStr) -> bool {
+    let Some(word) = word.to_str() else {
+        return false;
+    };
+    let is_meant = |option: &clap::Arg| match word.strip_prefix("--") {
+        Some(long) => {
+            option.get_long() == Some(long)
+                || option.get_all_aliases().is_some_and(|aliases| aliases.contains(&long))
+        }
+        None => option.get_short().is_some_and(|short| word == format!("-{short}")),
+    };
+    command.get_arguments().filter(|option| option.get_action().takes_values()).any(is_meant)
 }
 
 /// One line and what to do, from the parser's several.
@@ -128,7 +135,7 @@ mod tests {
 
     fn run_of(line: &str) -> (usize, Vec<OsString>) {
         match parse(line).unwrap().unwrap().command {
-            Command::Run(options) => (options.ranks, options.command),
+            Command::Run(options) => (options.ranks.number(), options.command),
             other => panic!("{other:?}"),
         }
     }
@@ -142,6 +149,9 @@ mod tests {
             "allfold run --ranks=4 prog -n 7 --help -- x",
             "allfold run -n4 prog -n 7 --help -- x",
             "allfold run -n 4 -- prog -n 7 --help -- x",
+            "allfold run --np 4 prog -n 7 --help -- x",
+            "allfold run --log-dir d --timestamp -x A=b -np 4 prog -n 7 --help -- x",
+            "allfold run --prefix=never --only-rank 0,1 --grace 2m -np 4 prog -n 7 --help -- x",
         ] {
             let (ranks, command) = run_of(line);
             assert_eq!(ranks, 4, "{line}");
@@ -154,10 +164,26 @@ mod tests {
     #[test]
     fn a_usage_error_is_one_line_and_help() {
         for (line, problem) in [
-            ("allfold run prog", "the following required arguments were not provided: --ranks <N>"),
+            (
+                "allfold run prog",
+                "the following required arguments were not provided: --ranks <N|auto>",
+            ),
             (
                 "allfold run -n x prog",
-                "invalid value 'x' for '--ranks <N>': invalid digit found in string",
+                "invalid value 'x' for '--ranks <N|auto>': must be a number or auto",
+            ),
+            (
+                "allfold run -n -2 prog",
+                "invalid value '-2' for '--ranks <N|auto>': must not be negative",
+            ),
+            (
+                "allfold run -n 2 --grace 1h prog",
+                "invalid value '1h' for '--grace <TIME>': must be a duration such as 90, 90s, \
+                 500ms or 2m",
+            ),
+            (
+                "allfold run -n 2 --max-restarts -1 prog",
+                "invalid value '-1' for '--max-restarts <N>': must not be negative",
             ),
             ("allfold run -n 2 --frob prog", "unexpected argument '--frob' found"),
             ("allfold frob", "unrecognized subcommand 'frob'"),

@@ -4,6 +4,7 @@ use allfold::{Communicator, Config, ErrorKind, Identity};
 
 use crate::error::Error;
 use crate::job::{Job, Kind, check_ranks};
+use crate::options::{JobOptions, OutputOptions};
 use crate::program::Program;
 use crate::report;
 
@@ -26,25 +27,29 @@ pub(crate) trait Collective {
     fn run(&self, world: &Communicator) -> Result<(), Error>;
 }
 
-/// Joins the job this process is part of, or starts one.
-pub(crate) fn join_or_start<C: Collective>(collective: &C) -> Result<(), Error> {
+/// Joins the job this process is part of, or starts one with these options.
+pub(crate) fn join_or_start<C: Collective>(
+    collective: &C,
+    options: &JobOptions,
+) -> Result<(), Error> {
     let identity = Identity::from_env()?;
-    let given = collective.ranks().map(|ranks| (ranks, C::RANKS_OPTION));
+    let given = collective.ranks().map(|_| C::RANKS_OPTION).or(options.first_given());
     match role(identity, given, report::is_copy())? {
         Role::Member(identity) => {
             collective.check(identity.size)?;
             let config = collective.configure(Config::from_env(identity)?)?;
             take_part(collective, Communicator::connect(config)?)
         }
-        Role::Starter { ranks } => {
-            let ranks = ranks.unwrap_or(C::DEFAULT_RANKS);
+        Role::Starter => {
+            let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
             check_ranks(ranks, C::RANKS_OPTION)?;
             collective.check(ranks)?;
-            if ranks == 1 {
+            if ranks == 1 && options.first_given().is_none() {
                 return take_part(collective, Communicator::single());
             }
             let (program, kind) = (Program::own_copy(), Kind::Copies);
-            Job { ranks, program, kind }.run()
+            let (options, output) = (options.clone(), OutputOptions::default());
+            Job { ranks, program, kind, options, output, variables: Vec::new() }.run()
         }
     }
 }
@@ -59,21 +64,22 @@ enum Role {
     /// A rank of a job that is there.
     Member(Identity),
     /// The one who starts the job.
-    Starter { ranks: Option<usize> },
+    Starter,
 }
 
-/// What this process is, by its environment and by the number of ranks given with an option.
+/// What this process is, by its environment and by an option that was given and that only a
+/// starter can heed.
 fn role(
     identity: Option<Identity>,
-    given: Option<(usize, &'static str)>,
+    given: Option<&'static str>,
     is_copy: bool,
 ) -> Result<Role, Error> {
     match (identity, given) {
         // Starting copies here would never end.
         (None, _) if is_copy => Err(allfold::Error::from(ErrorKind::NoEnvironment).into()),
-        (None, _) => Ok(Role::Starter { ranks: given.map(|(ranks, _)| ranks) }),
-        // A copy has the arguments of the one that started it, the number of ranks included.
-        (Some(identity), Some((_, option))) if !is_copy => Err(Error::AlreadyLaunched {
+        (None, _) => Ok(Role::Starter),
+        // A copy has the arguments of the one that started it, these included.
+        (Some(identity), Some(option)) if !is_copy => Err(Error::AlreadyLaunched {
             rank: identity.rank,
             size: identity.size,
             launcher: identity.launcher,
@@ -139,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_launched_process_takes_no_number_of_ranks() {
-        let error = role(Some(identity()), Some((4, "-n")), false).unwrap_err();
+        let error = role(Some(identity()), Some("-n"), false).unwrap_err();
         assert_eq!(error.to_string(), "already rank 2 of 4 under allfold run");
         assert_eq!(error.exit_code(), 2);
         assert_eq!(error.help().unwrap(), "drop -n");
@@ -149,10 +155,10 @@ mod tests {
     fn member_or_starter() {
         let member = |role| matches!(role, Role::Member(Identity { rank: 2, size: 4, .. }));
         assert!(member(role(Some(identity()), None, false).unwrap()));
-        assert!(member(role(Some(identity()), Some((9, "-n")), true).unwrap()));
-        let starter = |given| role(None, given, false).unwrap();
-        assert!(matches!(starter(Some((3, "-n"))), Role::Starter { ranks: Some(3) }));
-        assert!(matches!(starter(None), Role::Starter { ranks: None }));
-        assert!(role(None, Some((3, "-n")), true).is_err());
+        assert!(member(role(Some(identity()), Some("-n"), true).unwrap()));
+        for given in [None, Some("-n")] {
+            assert!(matches!(role(None, given, false).unwrap(), Role::Starter));
+        }
+        assert!(role(None, Some("-n"), true).is_err());
     }
 }

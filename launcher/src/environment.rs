@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread::available_parallelism;
 
 use crate::directory;
+use crate::variables::Variable;
 
 /// What all ranks of one job have in common.
 pub(crate) struct Environment<'a> {
@@ -15,6 +16,10 @@ pub(crate) struct Environment<'a> {
     pub(crate) job: &'a str,
     pub(crate) directory: &'a Path,
     pub(crate) secret: &'a Path,
+    /// How often the ranks have been started before.
+    pub(crate) restart: usize,
+    /// What the user sets; none of the names below.
+    pub(crate) variables: &'a [Variable],
 }
 
 impl Environment<'_> {
@@ -26,16 +31,17 @@ impl Environment<'_> {
         command.env_remove("ALLFOLD_PEERS");
         // Set for a copy of ourselves only, and not for what it may start.
         command.env_remove(REPORT);
-        command.envs(self.variables(rank));
+        command.envs(self.contract(rank));
         let threads = threads(self.ranks).to_string();
         for name in THREADS {
             if std::env::var_os(name).is_none() {
                 command.env(name, &threads);
             }
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
-    fn variables(&self, rank: usize) -> Vec<(&'static str, OsString)> {
+    fn contract(&self, rank: usize) -> Vec<(&'static str, OsString)> {
         let rank = OsString::from(rank.to_string());
         let ranks = OsString::from(self.ranks.to_string());
         vec![
@@ -47,6 +53,7 @@ impl Environment<'_> {
             ("ALLFOLD_JOB", self.job.into()),
             ("ALLFOLD_SECRET_FILE", self.secret.into()),
             ("ALLFOLD_LAUNCHER", directory::socket(self.directory).into()),
+            ("ALLFOLD_RESTART", self.restart.to_string().into()),
             // torchrun's contract, for programs that know nothing of allfold.
             ("RANK", rank.clone()),
             ("WORLD_SIZE", ranks.clone()),
@@ -60,14 +67,35 @@ impl Environment<'_> {
 
 /// A rank's fair share of the cores, at least one. The standard library counts by the cgroup's
 /// quota (v1 and v2) and the affinity mask.
-fn threads(ranks: usize) -> usize {
+pub(crate) fn threads(ranks: usize) -> usize {
     let cores = available_parallelism().map_or(1, usize::from);
     (cores / ranks.max(1)).max(1)
 }
 
 /// Where a copy of ourselves writes its error; the library would warn of an unknown ALLFOLD_*.
 pub(crate) const REPORT: &str = "_ALLFOLD_REPORT";
-const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
+/// What the launcher itself sets or removes, so that the user cannot.
+pub(crate) const OWN_NAMES: [&str; 17] = [
+    "ALLFOLD_RANK",
+    "ALLFOLD_WORLD_SIZE",
+    "ALLFOLD_LOCAL_RANK",
+    "ALLFOLD_LOCAL_WORLD_SIZE",
+    "ALLFOLD_RENDEZVOUS",
+    "ALLFOLD_JOB",
+    "ALLFOLD_SECRET_FILE",
+    "ALLFOLD_LAUNCHER",
+    "ALLFOLD_RESTART",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "ALLFOLD_SECRET",
+    "ALLFOLD_PEERS",
+];
+/// What a rank's share of the cores goes into.
+pub(crate) const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
 
 #[cfg(test)]
 mod tests {
@@ -82,6 +110,8 @@ mod tests {
             job: "run-00000000000000ff",
             directory: Path::new("/run/d"),
             secret: Path::new("/run/d/secret"),
+            restart: 1,
+            variables: &[("OMP_NUM_THREADS".into(), "3".into())],
         };
         let mut command = Command::new("x");
         environment.apply(rank, &mut command);
@@ -104,6 +134,8 @@ mod tests {
             ("ALLFOLD_JOB", "run-00000000000000ff"),
             ("ALLFOLD_SECRET_FILE", "/run/d/secret"),
             ("ALLFOLD_LAUNCHER", "/run/d/launcher.sock"),
+            ("ALLFOLD_RESTART", "1"),
+            ("OMP_NUM_THREADS", "3"),
             ("RANK", "2"),
             ("WORLD_SIZE", "4"),
             ("LOCAL_RANK", "2"),
@@ -114,6 +146,10 @@ mod tests {
             assert_eq!(value(name), Some(expected), "{name}");
         }
         assert_eq!(value("ALLFOLD_SECRET"), None);
+        // none of them is left to --env
+        for (name, _) in command.get_envs().filter(|(name, _)| !THREADS.iter().any(|t| name == t)) {
+            assert!(name == REPORT || OWN_NAMES.iter().any(|own| name == *own), "{name:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong in the launcher, and the exit code it means.
 
 use std::io;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 
@@ -38,8 +39,16 @@ pub(crate) enum Error {
     System { operation: &'static str, problem: io::Error },
 
     /// The launcher's own stdout or stderr takes nothing more, and not because its reader left.
-    #[error("cannot print the ranks' output: {}", words(*problem))]
+    #[error("cannot print the ranks' output: {}", reason(&(*problem).into()))]
     Output { problem: Errno },
+
+    /// A file that the user asked for cannot be made.
+    #[error("{option}: cannot write {}: {}", path.display(), reason(problem))]
+    Unwritable { option: &'static str, path: PathBuf, problem: io::Error },
+
+    /// The job is done, but a log or the events are not whole.
+    #[error("{} is incomplete: {problem}", path.display())]
+    Incomplete { path: PathBuf, problem: String },
 
     /// A rank failed, or the user stopped the job.
     #[error("{message}")]
@@ -61,6 +70,24 @@ impl Error {
         move |problem| Self::System { operation, problem }
     }
 
+    /// The same error of a job, and what else there is to say of it.
+    pub(crate) fn with(mut self, more: &str) -> Self {
+        if let Self::Job { message, .. } = &mut self {
+            message.push_str(more);
+        }
+        self
+    }
+
+    /// The same error of a job, with this help where it has none.
+    pub(crate) fn or_help(mut self, hint: Option<String>) -> Self {
+        if let Self::Job { help, .. } = &mut self
+            && help.is_none()
+        {
+            *help = hint;
+        }
+        self
+    }
+
     /// What to do about it.
     pub(crate) fn help(&self) -> Option<String> {
         match self {
@@ -76,6 +103,12 @@ impl Error {
                      `ulimit -a`"
                         .into()
                 }),
+            Self::Unwritable { problem, .. } => is_temporary(problem)
+                .then(|| "too many open files: see `ulimit -n`".into())
+                .or_else(|| Some("nothing was started; name a place that can be written".into())),
+            Self::Incomplete { .. } => {
+                Some("the ranks themselves are done, without a failure".into())
+            }
             Self::Output { .. } => None,
             Self::Library(error) => error.help(),
             Self::Trainer(error) => error.help(),
@@ -92,7 +125,10 @@ impl Error {
             | Self::ProgramNotFound { .. }
             | Self::NotExecutable { .. }
             | Self::Output { .. } => exit_code::USAGE,
-            Self::Start { problem, .. } | Self::System { problem, .. } => {
+            Self::Incomplete { .. } => exit_code::CHECK_FAILED,
+            Self::Start { problem, .. }
+            | Self::System { problem, .. }
+            | Self::Unwritable { problem, .. } => {
                 if is_temporary(problem) {
                     exit_code::TRY_AGAIN
                 } else {
@@ -108,8 +144,8 @@ impl Error {
 }
 
 /// The system's words, without its number for them.
-fn words(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
+pub(crate) fn reason(problem: &io::Error) -> String {
+    let text = problem.to_string();
     match text.split_once(" (os error ") {
         Some((words, _)) => words.into(),
         None => text,

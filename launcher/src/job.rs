@@ -1,39 +1,35 @@
-//! Starts the ranks of a job on this host, and clears up when they have ended.
+//! A job on this host: its ranks are started, and started anew where that may help.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
-use allfold::Secret;
-use rustix::process::{Pid, Signal, getpid, set_child_subreaper};
-use rustix::termios::{LocalModes, isatty, tcgetattr};
+use rustix::process::{getpid, set_child_subreaper};
+use rustix::termios::isatty;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-use crate::announcer::Announcer;
-use crate::directory;
+use crate::attempt::{Attempt, End};
+use crate::binding::Binding;
 use crate::ending::at_fault;
-use crate::environment::{Environment, REPORT};
 use crate::error::{Error, MAX_RANKS};
-use crate::input;
-use crate::keeper::Keeper;
-use crate::lines::Lines;
-use crate::output::{Output, Stream};
-use crate::port::Port;
+use crate::journal::{Entry, Journal};
+use crate::logs::{self, Log};
+use crate::options::{JobOptions, OutputOptions};
 use crate::program::Program;
 use crate::random;
-use crate::report::Report;
 use crate::signals;
-use crate::supervisor::{Event, Rank, Supervisor, watch};
-use crate::verdict::{Outcome, verdict};
+use crate::supervisor::Event;
+use crate::unwritten::Unwritten;
+use crate::variables::Variable;
+use crate::verdict::{Restart, stopped};
 
-/// What to run.
+/// What to run, and how.
 pub(crate) struct Job {
     pub(crate) ranks: usize,
     pub(crate) program: Program,
     pub(crate) kind: Kind,
+    pub(crate) options: JobOptions,
+    pub(crate) output: OutputOptions,
+    pub(crate) variables: Vec<Variable>,
 }
 
 /// Whose program it is.
@@ -54,178 +50,119 @@ pub(crate) fn check_ranks(ranks: usize, option: &'static str) -> Result<(), Erro
 impl Job {
     /// Runs it to its end, whichever that is, and leaves nothing behind.
     pub(crate) fn run(&self) -> Result<(), Error> {
+        let unwritten = Arc::default();
+        let binding = Binding::plan(self.options.binding.bind, self.ranks)?;
+        let journal = Journal::open(self.options.json_events.as_deref(), &unwritten)?;
+        let logs = self.create_logs(0, &unwritten)?;
+
         let (sender, events) = mpsc::channel();
         signals::subscribe(sender.clone()).map_err(Error::system("cannot handle signals"))?;
         // What a rank leaves behind becomes the launcher's child and can be found.
         set_child_subreaper(Some(getpid()))
             .map_err(|error| Error::system("cannot adopt processes")(error.into()))?;
-        let name = format!("run-{}", random::hex().map_err(Error::system("no random numbers"))?);
-        let keeper = Keeper::start(&name).map_err(Error::system("cannot start the keeper"))?;
-        let mut place = None;
-        let result = self.run_in(&name, &keeper, &mut place, sender, &events);
-        keeper.finish(place.as_deref());
-        if result.is_err() && self.kind == Kind::Copies {
-            clear_progress_bar();
+        if let Some(warning) = binding.warning() {
+            say(warning);
         }
-        result
+        let result = self.run_attempts(&binding, &journal, logs, &unwritten, (sender, &events));
+        if result.is_err() {
+            self.clear_progress_bar();
+        }
+        let result = result.and_then(|()| unwritten.verdict());
+        let error = result.as_ref().err().map(Error::to_string);
+        let code = result.as_ref().err().map_or(crate::exit_code::DONE, Error::exit_code);
+        journal.note(&Entry::JobEnded { code, error: error.as_deref() });
+        // That line may be the one that did not fit.
+        result.and_then(|()| unwritten.verdict())
     }
 
-    fn run_in(
+    fn run_attempts(
         &self,
-        name: &str,
-        keeper: &Keeper,
-        place: &mut Option<PathBuf>,
-        sender: mpsc::Sender<Event>,
-        events: &mpsc::Receiver<Event>,
+        binding: &Binding,
+        journal: &Journal,
+        mut logs: Vec<Arc<Log>>,
+        unwritten: &Arc<Unwritten>,
+        (sender, events): (mpsc::Sender<Event>, &mpsc::Receiver<Event>),
     ) -> Result<(), Error> {
-        let directory = directory::create(|path| keeper.watch_directory(path))
-            .map_err(Error::system("cannot make a private directory"))?;
-        let directory = place.insert(directory).as_path();
-        let secret = directory::write_secret(directory, &Secret::random()?.to_line())
-            .map_err(Error::system("cannot write the secret's file"))?;
-        let port = Port::find().map_err(Error::system("no free port on 127.0.0.1"))?;
-        let environment = Environment {
-            ranks: self.ranks,
-            rendezvous: port.address,
-            job: name,
-            directory,
-            secret: &secret,
-        };
-        let socket = directory::socket(directory);
-        let announcer = Announcer::start(&socket, port.udp, self.ranks)
-            .map_err(Error::system("cannot listen for the ranks"))?;
-        let done = sender.clone();
-        let output = Output::start(move |problem| {
-            let _ = done.send(Event::OutputDone(problem));
-        })
-        .map_err(Error::system("cannot print"))?;
-
-        drop(port.tcp);
-        let mut ranks = Vec::with_capacity(self.ranks);
-        let started = (0..self.ranks).try_for_each(|rank| {
-            ranks.push(self.start(rank, &environment, &output, keeper)?);
-            Ok(())
-        });
-        let watched = started.and_then(|()| {
-            watch(&ranks, sender).map_err(Error::system("cannot watch over the ranks"))
-        });
-        if let Err(error) = watched {
-            for rank in &mut ranks {
-                rank.signal(Signal::KILL);
-                let _ = rank.child.wait();
+        let limit = self.options.max_restarts;
+        let mut name = new_name()?;
+        let (ranks, pid) = (self.ranks, getpid().as_raw_pid());
+        let program = &self.program.words();
+        journal.note(&Entry::JobStarted { job: &name, ranks, pid, program });
+        let mut restart = 0;
+        loop {
+            let attempt = Attempt { job: self, name: &name, restart, binding, journal, logs };
+            let End { outcome, result } = attempt.run(sender.clone(), events)?;
+            let Err(error) = result else {
+                return Ok(());
+            };
+            let culprit = at_fault(&outcome.endings).map(|ending| ending.rank);
+            let error = error.or_help(culprit.and_then(|rank| self.hint(rank, restart)));
+            if limit == 0 {
+                return Err(error);
             }
-            return Err(error);
-        }
-
-        let reports = || self.reports(directory);
-        let supervisor = Supervisor::new(ranks, &announcer, &output, keeper, self.kind, &reports);
-        let outcome = supervisor.run(events);
-        drop(output);
-        let outcome = wait_for_output(outcome, events);
-        verdict(&outcome, &reports())
-    }
-
-    fn start(
-        &self,
-        rank: usize,
-        environment: &Environment<'_>,
-        output: &Output,
-        keeper: &Keeper,
-    ) -> Result<Rank, Error> {
-        let mut command = self.program.command();
-        environment.apply(rank, &mut command);
-        if self.kind == Kind::Copies {
-            command.env(REPORT, directory::report(environment.directory, rank));
-        }
-        let streams = self.connect(rank, &mut command);
-        let fail = |problem| Error::Start { rank, program: self.program.name(), problem };
-        let mut child = command.process_group(0).spawn().map_err(fail)?;
-        let pid = Pid::from_child(&child);
-        keeper.watch_group(pid);
-        if let Some(stdin) = child.stdin.take() {
-            input::relay(stdin.into()).map_err(fail)?;
-        }
-        let stdout = child.stdout.take().map(OwnedFd::from);
-        let stderr = child.stderr.take().map(OwnedFd::from);
-        for (stream, pipe) in [(Stream::Out, stdout), (Stream::Err, stderr)] {
-            if let Some(pipe) = pipe {
-                let lines = match streams {
-                    Streams::Plain => Lines::plain(),
-                    Streams::Prefixed => Lines::of_rank(rank, self.ranks),
-                };
-                output.add(stream, rank, pipe, lines);
-            }
-        }
-        Ok(Rank::new(rank, pid, child))
-    }
-
-    /// Where the rank's standard streams lead.
-    fn connect(&self, rank: usize, command: &mut Command) -> Streams {
-        command.stdin(if rank == 0 { input::of_rank_0() } else { Stdio::null() });
-        match (self.kind, rank) {
-            (Kind::Program, _) => {
-                command.stdout(Stdio::piped()).stderr(Stdio::piped());
-                Streams::Prefixed
-            }
-            (Kind::Copies, 0) => {
-                let stdout = terminal_or_pipe(stops_writers(io::stdout()));
-                command.stdout(stdout).stderr(terminal_or_pipe(stops_writers(io::stderr())));
-                Streams::Plain
-            }
-            (Kind::Copies, _) => {
-                command.stdout(Stdio::null()).stderr(Stdio::piped());
-                Streams::Prefixed
-            }
-        }
-    }
-
-    fn reports(&self, directory: &Path) -> Vec<Option<Report>> {
-        (0..self.ranks).map(|rank| Report::read(&directory::report(directory, rank))).collect()
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Streams {
-    Plain,
-    Prefixed,
-}
-
-/// After `stty tostop` a terminal stops whoever writes to it from the background, and so every
-/// rank: each has its own process group.
-fn stops_writers(stream: impl AsFd) -> bool {
-    tcgetattr(stream).is_ok_and(|terminal| terminal.local_modes.contains(LocalModes::TOSTOP))
-}
-
-fn terminal_or_pipe(is_pipe: bool) -> Stdio {
-    if is_pipe { Stdio::piped() } else { Stdio::inherit() }
-}
-
-/// Rank 0 may have ended in the middle of a line; the error begins on a clean one.
-fn clear_progress_bar() {
-    if isatty(io::stderr()) {
-        let _ = io::stderr().write_all(b"\r\x1b[K");
-    }
-}
-
-/// Returns when both streams are printed, or when the user no longer wants to wait for a reader
-/// that has stalled.
-fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outcome {
-    let mut open_streams = 2;
-    while open_streams > 0 {
-        match events.recv() {
-            Ok(Event::OutputDone(problem)) => {
-                open_streams -= 1;
-                outcome.unprinted = outcome.unprinted.or(problem);
-            }
-            Ok(Event::Signal(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM))) => {
-                if at_fault(&outcome.endings).is_none() {
-                    outcome.stopped_by.get_or_insert(signal);
+            match Restart::of(&outcome) {
+                Restart::Unwanted => return Err(error),
+                Restart::Useless(why) => return Err(error.with(&format!("; not restarted: {why}"))),
+                Restart::MayHelp if restart == limit => {
+                    let times = if limit == 1 { "1 restart" } else { &format!("{limit} restarts") };
+                    return Err(error.with(&format!("; gave up after {times}")));
                 }
-                break;
+                Restart::MayHelp => {}
             }
-            Ok(_) => {}
-            Err(_) => break,
+            if let Some(signal) = events.try_iter().find_map(stop_signal) {
+                return Err(stopped(signal, &[]));
+            }
+            restart += 1;
+            name = new_name()?;
+            logs = self.create_logs(restart, unwritten)?;
+            let after = error.to_string();
+            journal.note(&Entry::Restart { restart, of: limit, job: &name, after: &after });
+            self.clear_progress_bar();
+            say(&format!("allfold: restart {restart} of {limit} after {after}\n"));
         }
     }
-    outcome
+
+    fn create_logs(
+        &self,
+        restart: usize,
+        unwritten: &Arc<Unwritten>,
+    ) -> Result<Vec<Arc<Log>>, Error> {
+        match &self.output.log_dir {
+            Some(directory) => logs::create(directory, self.ranks, restart, unwritten),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Where to read what the rank at fault has printed.
+    fn hint(&self, rank: usize, restart: usize) -> Option<String> {
+        if let Some(directory) = &self.output.log_dir {
+            return Some(format!("see {}", logs::path(directory, rank, restart).display()));
+        }
+        (!self.output.shows(rank)).then(|| {
+            format!("rank {rank}'s output was not shown: drop --only-rank, or add --log-dir DIR")
+        })
+    }
+
+    /// Rank 0 may have ended in the middle of a line; the error begins on a clean one.
+    fn clear_progress_bar(&self) {
+        if self.kind == Kind::Copies && isatty(io::stderr()) {
+            say("\r\x1b[K");
+        }
+    }
+}
+
+fn new_name() -> Result<String, Error> {
+    Ok(format!("run-{}", random::hex().map_err(Error::system("no random numbers"))?))
+}
+
+/// While no rank runs; a closed stderr is no error.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn stop_signal(event: Event) -> Option<i32> {
+    match event {
+        Event::Signal(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM)) => Some(signal),
+        _ => None,
+    }
 }

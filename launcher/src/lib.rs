@@ -7,35 +7,47 @@
 
 mod announcer;
 mod arguments;
+mod attempt;
+mod binding;
+mod clock;
 mod copies;
 mod directory;
+mod duration;
 mod ending;
 mod environment;
 mod error;
 mod exit_code;
 mod input;
 mod job;
+mod journal;
 mod keeper;
 mod lines;
 mod log;
+mod logs;
 mod mailbox;
+mod options;
 mod output;
 mod port;
 mod process;
 mod program;
 mod random;
+mod rank;
 mod remains;
 mod report;
 mod signals;
 mod supervisor;
+mod topology;
+mod unwritten;
+mod variables;
 mod verdict;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::arguments::{Arguments, Command, RunOptions};
+use crate::arguments::{Arguments, Command};
 use crate::error::Error;
 use crate::job::{Job, Kind};
+use crate::options::{JobOptions, RunOptions};
 use crate::program::Program;
 use crate::report::Report;
 
@@ -58,23 +70,27 @@ fn execute() -> Result<(), Error> {
     };
     log::start()?;
     match arguments.command {
-        Command::Run(options) => run(&options),
-        Command::Train(options) => copies::join_or_start(&options),
-        Command::Bench(options) => copies::join_or_start(&options),
+        Command::Run(options) => run(options),
+        Command::Train(options) => copies::join_or_start(&options.trainer, &options.job),
+        Command::Bench(options) => {
+            copies::join_or_start(&options.bench, &JobOptions::bound(options.binding))
+        }
         Command::Secret => print_secret(),
         Command::Keeper => keeper::keep().map_err(Error::system("the keeper failed")),
     }
 }
 
-fn run(options: &RunOptions) -> Result<(), Error> {
-    let ranks = options.ranks;
+fn run(options: RunOptions) -> Result<(), Error> {
+    let ranks = options.ranks.number();
     job::check_ranks(ranks, "-n")?;
+    options.output.check(ranks)?;
+    let variables = variables::parse(&options.variables)?;
     let Some((name, arguments)) = options.command.split_first() else {
         return Ok(());
     };
     let program = Program::find(name, arguments)?;
-    let kind = Kind::Program;
-    Job { ranks, program, kind }.run()
+    let (kind, output, options) = (Kind::Program, options.output, options.job);
+    Job { ranks, program, kind, options, output, variables }.run()
 }
 
 fn print_secret() -> Result<(), Error> {

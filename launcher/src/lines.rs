@@ -1,8 +1,11 @@
-//! Cuts a rank's bytes into whole lines and puts the rank before each.
+//! Cuts a rank's bytes into whole lines and puts the time and the rank before each.
+
+use crate::clock;
 
 /// One stream of one rank.
 pub(crate) struct Lines {
     prefix: Vec<u8>,
+    is_stamped: bool,
     /// The line that has no end yet.
     partial: Vec<u8>,
 }
@@ -20,20 +23,27 @@ impl Lines {
     }
 
     fn with_prefix(prefix: Vec<u8>) -> Self {
-        Self { prefix, partial: Vec::new() }
+        Self { prefix, is_stamped: false, partial: Vec::new() }
+    }
+
+    /// The same with the time at which each was complete, before all else.
+    pub(crate) fn stamped(self, is_stamped: bool) -> Self {
+        Self { is_stamped, ..self }
     }
 
     /// Appends to `out` every line that `bytes` completes, byte for byte, and keeps the rest.
     pub(crate) fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        // They have arrived together.
+        let head = self.head();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.partial.is_empty() && piece.ends_with(b"\n") {
-                out.extend_from_slice(&self.prefix);
+                out.extend_from_slice(&head);
                 out.extend_from_slice(piece);
                 continue;
             }
             self.partial.extend_from_slice(piece);
             if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
-                self.finish(out);
+                self.end_line(&head, out);
             }
         }
     }
@@ -41,19 +51,36 @@ impl Lines {
     /// Appends the last line where it has no newline, and ends it, so that no other rank's text
     /// lands on it.
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
-        if self.partial.is_empty() {
-            return;
+        if !self.partial.is_empty() {
+            let head = self.head();
+            self.end_line(&head, out);
         }
-        out.extend_from_slice(&self.prefix);
+    }
+
+    fn end_line(&mut self, head: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(head);
         out.append(&mut self.partial);
         if !out.ends_with(b"\n") {
             out.push(b'\n');
         }
     }
+
+    /// What stands before a line that is complete now.
+    fn head(&self) -> Vec<u8> {
+        let mut head = Vec::with_capacity(self.prefix.len() + STAMP);
+        if self.is_stamped {
+            head.extend_from_slice(clock::now().as_bytes());
+            head.push(b' ');
+        }
+        head.extend_from_slice(&self.prefix);
+        head
+    }
 }
 
 /// A rank that never ends its line must not fill the memory: from here on the line is broken.
 const MAX_LINE: usize = 64 << 20;
+/// `2026-01-31T23:59:58.123Z` and a space.
+const STAMP: usize = 25;
 
 #[cfg(test)]
 mod tests {
@@ -97,6 +124,19 @@ mod tests {
             Lines::of_rank(rank, ranks).push(b"x\n", &mut out);
         }
         assert_eq!(out, b"[0] x\n[9] x\n[ 9] x\n[10] x\n[  7] x\n");
+    }
+
+    #[test]
+    fn the_time_stands_before_the_rank() {
+        let mut lines = Lines::of_rank(2, 4).stamped(true);
+        let mut out = Vec::new();
+        lines.push(b"one\ntwo", &mut out);
+        lines.finish(&mut out);
+        let text = String::from_utf8(out).unwrap();
+        let (times, rest): (Vec<&str>, Vec<&str>) =
+            text.lines().map(|line| line.split_at(STAMP)).unzip();
+        assert_eq!(rest, ["[2] one", "[2] two"]);
+        assert!(times.iter().all(|time| time.ends_with("Z ")), "{times:?}");
     }
 
     #[test]

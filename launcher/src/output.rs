@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::lines::Lines;
+use crate::logs::Log;
 use crate::mailbox::{Receiver, Sender, mailbox};
 
 /// The launcher's two streams.
@@ -42,9 +43,8 @@ impl Output {
         })
     }
 
-    /// From now on prints what comes out of `pipe`.
-    pub(crate) fn add(&self, stream: Stream, rank: usize, pipe: OwnedFd, lines: Lines) {
-        let source = Source { rank, pipe, lines };
+    /// From now on prints what comes out of the source's pipe.
+    pub(crate) fn add(&self, stream: Stream, source: Source) {
         self.of(stream).send(Order::Add(source));
     }
 
@@ -74,10 +74,45 @@ enum Order {
     Say(String),
 }
 
-struct Source {
-    rank: usize,
-    pipe: OwnedFd,
-    lines: Lines,
+/// One stream of one rank, and where it goes.
+pub(crate) struct Source {
+    pub(crate) rank: usize,
+    pub(crate) pipe: OwnedFd,
+    /// None where it is not shown.
+    pub(crate) shown: Option<Lines>,
+    pub(crate) log: Option<Logged>,
+}
+
+/// The lines of a log are the rank's own, without its number.
+pub(crate) struct Logged {
+    pub(crate) lines: Lines,
+    pub(crate) log: Arc<Log>,
+}
+
+impl Source {
+    /// Appends to `shown` the lines that `bytes` complete, and logs them.
+    fn push(&mut self, bytes: &[u8], shown: &mut Vec<u8>) {
+        if let Some(lines) = &mut self.shown {
+            lines.push(bytes, shown);
+        }
+        if let Some(logged) = &mut self.log {
+            let mut text = Vec::new();
+            logged.lines.push(bytes, &mut text);
+            logged.log.write(&text);
+        }
+    }
+
+    /// The same for a last line without an end.
+    fn finish(&mut self, shown: &mut Vec<u8>) {
+        if let Some(lines) = &mut self.shown {
+            lines.finish(shown);
+        }
+        if let Some(logged) = &mut self.log {
+            let mut text = Vec::new();
+            logged.lines.finish(&mut text);
+            logged.log.write(&text);
+        }
+    }
 }
 
 fn start_printer(
@@ -122,9 +157,14 @@ impl Printer {
                 // Only lack of memory can end here; the ranks must not block on full pipes.
                 Err(_) => return,
             };
+            let had_reader = self.destination.is_some();
             // Backwards, because a source that ends is taken out.
             for index in readable.into_iter().rev() {
                 self.read(index);
+                if had_reader && self.destination.is_none() {
+                    // Others were taken out too, and the numbers no longer fit.
+                    break;
+                }
             }
             if !has_orders {
                 continue;
@@ -134,7 +174,7 @@ impl Printer {
                 match order {
                     // Without a reader of ours the rank must see a broken pipe, as if it wrote
                     // there itself.
-                    Order::Add(_) if self.destination.is_none() => {}
+                    Order::Add(source) if source.shown.is_some() && self.destination.is_none() => {}
                     Order::Add(source) => self.sources.push(source),
                     Order::Drain(rank) => self.drain(|source| source.rank == rank),
                     Order::Say(line) => {
@@ -168,10 +208,10 @@ impl Printer {
         match rustix::io::read(&source.pipe, &mut self.buffer) {
             Err(Errno::INTR | Errno::AGAIN) => return,
             Ok(0) | Err(_) => {
-                source.lines.finish(&mut self.text);
+                source.finish(&mut self.text);
                 self.sources.remove(index);
             }
-            Ok(size) => source.lines.push(&self.buffer[..size], &mut self.text),
+            Ok(size) => source.push(&self.buffer[..size], &mut self.text),
         }
         self.print();
     }
@@ -189,11 +229,11 @@ impl Printer {
                     Ok(0) | Err(_) => break,
                     Ok(size) => {
                         owed = owed.saturating_sub(size as u64);
-                        source.lines.push(&self.buffer[..size], &mut self.text);
+                        source.push(&self.buffer[..size], &mut self.text);
                     }
                 }
             }
-            source.lines.finish(&mut self.text);
+            source.finish(&mut self.text);
             self.print();
         }
     }
@@ -204,7 +244,7 @@ impl Printer {
             if let Err(error) = write_all(destination.as_fd(), &self.text) {
                 self.problem = (error != Errno::PIPE).then_some(error);
                 self.destination = None;
-                self.sources.clear();
+                self.sources.retain(|source| source.shown.is_none());
             }
         }
         self.text.clear();
@@ -245,12 +285,16 @@ const KEPT_TEXT: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write, pipe};
+    use std::io::{PipeReader, Read, Write, pipe};
 
     use super::*;
 
     fn printer(to: OwnedFd) -> Sender<Order> {
         start_printer("test", to, Arc::default(), |_| ()).unwrap()
+    }
+
+    fn source(pipe: PipeReader, lines: Lines) -> Source {
+        Source { rank: 1, pipe: pipe.into(), shown: Some(lines), log: None }
     }
 
     #[test]
@@ -259,7 +303,7 @@ mod tests {
         let (from, mut rank) = pipe().unwrap();
         let orders = printer(to.into());
         rank.write_all(b"whole\npartial").unwrap();
-        orders.send(Order::Add(Source { rank: 1, pipe: from.into(), lines: Lines::of_rank(1, 2) }));
+        orders.send(Order::Add(source(from, Lines::of_rank(1, 2))));
         orders.send(Order::Drain(1));
         drop(orders);
         let mut text = String::new();
@@ -274,7 +318,7 @@ mod tests {
         drop(shown);
         let (from, mut rank) = pipe().unwrap();
         let orders = printer(to.into());
-        orders.send(Order::Add(Source { rank: 0, pipe: from.into(), lines: Lines::plain() }));
+        orders.send(Order::Add(source(from, Lines::plain())));
         // Ends because the printer closes the pipe at its first failed write.
         while rank.write_all(&[b'\n'; 4096]).is_ok() {}
     }

@@ -41,6 +41,12 @@ impl Program {
         command
     }
 
+    /// Name and arguments as the user gave them.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let arguments = self.arguments.iter().map(|argument| argument.display().to_string());
+        std::iter::once(self.name()).chain(arguments).collect()
+    }
+
     /// The name for messages.
     pub(crate) fn name(&self) -> String {
         self.name.display().to_string()

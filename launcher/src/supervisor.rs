@@ -1,27 +1,24 @@
 //! Watches over the ranks from their start to the end of the last one.
 
 use std::collections::HashSet;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::process::Child;
-use std::sync::mpsc::{Receiver, Sender};
-use std::thread;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process,
-    kill_process_group, pidfd_open, waitid, waitpid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, waitid, waitpid,
 };
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 
 use crate::announcer::Announcer;
+use crate::duration;
 use crate::ending::{Ending, How, at_fault, order_simultaneous};
 use crate::job::Kind;
+use crate::journal::{Entry, Journal, signal_text};
 use crate::keeper::Keeper;
 use crate::output::Output;
 use crate::process::{has_group, table};
+use crate::rank::{Leaving, Rank, State};
 use crate::report::Report;
 use crate::verdict::Outcome;
 
@@ -35,45 +32,36 @@ pub(crate) enum Event {
     OutputDone(Option<Errno>),
 }
 
-/// The ranks and all that must learn of their ends.
+/// The ranks, and what is decided about them.
 pub(crate) struct Supervisor<'a> {
     ranks: Vec<Rank>,
-    announcer: &'a Announcer,
-    output: &'a Output,
-    keeper: &'a Keeper,
-    kind: Kind,
-    /// What copies of ourselves have left so far, by rank.
-    reports: &'a dyn Fn() -> Vec<Option<Report>>,
+    around: Surroundings<'a>,
     outcome: Outcome,
     stage: Stage,
-    is_stopping: bool,
+    stop: Option<Stop>,
     last_end: Option<Instant>,
 }
 
-/// A rank's process, first of a process group of its own.
-///
-/// It is not reaped before the end of the job: as long as it is a zombie, nobody else can get
-/// its number, and a signal to its group hits no stranger.
-pub(crate) struct Rank {
-    pub(crate) number: usize,
-    pub(crate) pid: Pid,
-    pub(crate) child: Child,
-    state: State,
+/// All that must learn of the ranks' ends, and what the user wants.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) announcer: &'a Announcer,
+    pub(crate) output: &'a Output,
+    pub(crate) keeper: &'a Keeper,
+    pub(crate) journal: &'a Journal,
+    pub(crate) kind: Kind,
+    /// Between SIGTERM and SIGKILL, where the user says it.
+    pub(crate) grace: Option<Duration>,
+    /// What copies of ourselves have left so far, by rank.
+    pub(crate) reports: &'a dyn Fn() -> Vec<Option<Report>>,
 }
 
-enum State {
-    Running,
-    /// The process has ended, but perhaps not all of its group.
-    Leaving(Leaving),
-    Over,
-}
-
-struct Leaving {
+/// The user's signal that the job shall end.
+struct Stop {
+    signal: i32,
     since: Instant,
-    sent: Option<Signal>,
 }
 
-/// How far the launcher has gone to end the ranks after a failure.
+/// How far the launcher has gone to end the ranks after a failure or a stop.
 enum Stage {
     Running,
     /// The ranks know since then, and may still end by themselves.
@@ -83,40 +71,15 @@ enum Stage {
     Killed,
 }
 
-impl Rank {
-    /// A rank that has just been started.
-    pub(crate) fn new(number: usize, pid: Pid, child: Child) -> Self {
-        let state = State::Running;
-        Self { number, pid, child, state }
-    }
-
-    /// Signals its process group.
-    pub(crate) fn signal(&self, signal: Signal) {
-        // It fails only where nobody is left, or has changed to another user.
-        let _ = kill_process_group(self.pid, signal);
-    }
-}
-
 impl<'a> Supervisor<'a> {
     /// Takes charge of ranks that have been started.
-    pub(crate) fn new(
-        ranks: Vec<Rank>,
-        announcer: &'a Announcer,
-        output: &'a Output,
-        keeper: &'a Keeper,
-        kind: Kind,
-        reports: &'a dyn Fn() -> Vec<Option<Report>>,
-    ) -> Self {
+    pub(crate) fn new(ranks: Vec<Rank>, around: Surroundings<'a>) -> Self {
         Self {
             ranks,
-            announcer,
-            output,
-            keeper,
-            kind,
-            reports,
+            around,
             outcome: Outcome::default(),
             stage: Stage::Running,
-            is_stopping: false,
+            stop: None,
             last_end: None,
         }
     }
@@ -158,8 +121,8 @@ impl<'a> Supervisor<'a> {
         let mut running = self.running();
         let (one, others) = (running.next()?, running.next());
         // Who stops a job may wait for a checkpoint, which often only one rank writes.
-        if self.is_stopping {
-            return Some(since + STOP_GRACE);
+        if let Some(stop) = &self.stop {
+            return Some(stop.since + self.around.grace.unwrap_or(STOP_GRACE));
         }
         let latest = since + GRACE;
         if others.is_some() {
@@ -167,7 +130,8 @@ impl<'a> Supervisor<'a> {
         }
         // It was the last one to matter, and nobody is left that it could wait for.
         let last_end = self.last_end.unwrap_or(since);
-        let is_named = (self.reports)().iter().flatten().any(|report| report.names(one.number));
+        let is_named =
+            (self.around.reports)().iter().flatten().any(|report| report.names(one.number));
         let alone = if is_named { NAMED_GRACE } else { ALONE_GRACE };
         Some(latest.min(last_end + alone))
     }
@@ -176,14 +140,20 @@ impl<'a> Supervisor<'a> {
     fn obey(&mut self, signal: i32) {
         match signal {
             SIGCHLD => self.reap_adopted(),
-            SIGHUP | SIGINT | SIGQUIT | SIGTERM if self.is_stopping => self.kill(),
+            SIGHUP | SIGINT | SIGQUIT | SIGTERM if self.stop.is_some() => self.kill(),
             SIGHUP | SIGINT | SIGQUIT | SIGTERM => {
-                self.is_stopping = true;
+                let since = Instant::now();
+                self.stop = Some(Stop { signal, since });
+                self.outcome.is_stopped = true;
                 self.collect();
                 if at_fault(&self.outcome.endings).is_none() {
                     self.outcome.stopped_by = Some(signal);
                 }
+                self.around.journal.note(&Entry::Stopping { signal: signal_text(signal) });
                 self.forward(signal);
+                if matches!(self.stage, Stage::Running) {
+                    self.stage = Stage::Grace(since);
+                }
             }
             SIGTSTP => {
                 // Ctrl-Z reaches only the terminal's foreground group, which is the launcher's.
@@ -207,7 +177,7 @@ impl<'a> Supervisor<'a> {
         let groups = || self.ranks.iter().filter(|rank| !matches!(rank.state, State::Over));
         groups().for_each(|rank| rank.signal(Signal::KILL));
         let pids: HashSet<Pid> = groups().map(|rank| rank.pid).collect();
-        self.keeper.remains(pids).kill();
+        self.around.keeper.remains(pids).kill();
     }
 
     /// Takes note of every process that has ended, and tells the others.
@@ -233,8 +203,12 @@ impl<'a> Supervisor<'a> {
             });
         }
         order_simultaneous(&mut endings);
+        let reports = if endings.is_empty() { Vec::new() } else { (self.around.reports)() };
         for ending in endings {
-            self.announcer.announce(ending);
+            self.around.announcer.announce(ending);
+            let report = reports.get(ending.rank).and_then(Option::as_ref);
+            let said = report.map(|report| report.message.as_str());
+            self.around.journal.note(&Entry::of_ending(&ending, said));
             self.outcome.endings.push(ending);
         }
         if matches!(self.stage, Stage::Running)
@@ -247,15 +221,18 @@ impl<'a> Supervisor<'a> {
 
     /// Says at once why the job will end; copies of ourselves have one error for all.
     fn warn(&self, ending: Ending) {
-        if self.kind == Kind::Program && !self.is_stopping && self.running().next().is_some() {
+        if self.around.kind == Kind::Program
+            && self.stop.is_none()
+            && self.running().next().is_some()
+        {
             let Ending { rank, pid, how, .. } = ending;
             let end = match how {
                 How::Exit(code) => format!("ended with code {code}"),
                 How::Signal(_) => how.to_string(),
             };
-            let seconds = GRACE.as_secs();
-            self.output.say(format!(
-                "allfold: rank {rank} (pid {pid}) {end}; the others have {seconds} s to end\n"
+            let grace = duration::text(GRACE);
+            self.around.output.say(format!(
+                "allfold: rank {rank} (pid {pid}) {end}; the others have {grace} to end\n"
             ));
         }
     }
@@ -266,7 +243,16 @@ impl<'a> Supervisor<'a> {
         match self.stage {
             Stage::Grace(since) if self.end_of_grace(since).is_some_and(|until| until <= now) => {
                 self.put_down();
-                self.stage = Stage::Terminating(now + PUT_DOWN);
+                if self.stop.as_ref().is_some_and(|stop| stop.signal == SIGTERM) {
+                    // They have had it, and their time.
+                    self.stage = Stage::Killed;
+                    return self.running().for_each(|rank| rank.signal(Signal::KILL));
+                }
+                let patience = match self.stop {
+                    Some(_) => PUT_DOWN,
+                    None => self.around.grace.unwrap_or(PUT_DOWN),
+                };
+                self.stage = Stage::Terminating(now + patience);
                 for rank in self.running() {
                     rank.signal(Signal::TERM);
                     // One that is stopped must run to end.
@@ -295,8 +281,8 @@ impl<'a> Supervisor<'a> {
             let is_stuck = elapsed >= LINGER + KILL_AFTER + STUCK;
             if is_stuck || !has_group(&table, rank.pid) {
                 rank.state = State::Over;
-                self.output.drain(rank.number);
-                self.keeper.forget_group(rank.pid);
+                self.around.output.drain(rank.number);
+                self.around.keeper.forget_group(rank.pid);
                 continue;
             }
             let due = if elapsed >= LINGER + KILL_AFTER {
@@ -323,7 +309,7 @@ impl<'a> Supervisor<'a> {
             let pid = entry.process.pid;
             if entry.parent == own
                 && !entry.is_alive
-                && !self.keeper.is(pid)
+                && !self.around.keeper.is(pid)
                 && !self.ranks.iter().any(|rank| rank.pid == pid)
             {
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
@@ -345,29 +331,6 @@ impl<'a> Supervisor<'a> {
     }
 }
 
-/// Sends an event whenever one of the ranks ends.
-pub(crate) fn watch(ranks: &[Rank], events: Sender<Event>) -> io::Result<()> {
-    let handles = ranks.iter().map(|rank| pidfd_open(rank.pid, PidfdFlags::empty()));
-    let mut handles = handles.collect::<Result<Vec<OwnedFd>, Errno>>()?;
-    let watch = move || {
-        while !handles.is_empty() {
-            let wait = |handle| PollFd::new(handle, PollFlags::IN);
-            let mut waits: Vec<PollFd<'_>> = handles.iter().map(wait).collect();
-            if !matches!(poll(&mut waits, None), Ok(_) | Err(Errno::INTR)) {
-                return;
-            }
-            let ended: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
-            let mut ended = ended.into_iter();
-            handles.retain(|_| !ended.next().unwrap_or(false));
-            if events.send(Event::ProcessEnded).is_err() {
-                return;
-            }
-        }
-    };
-    thread::Builder::new().name("watch".into()).spawn(watch)?;
-    Ok(())
-}
-
 /// How long the ranks may take to end by themselves, and say why, after one has failed: the 3 s
 /// within which every survivor has its error, and 2 s to write what it has to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -376,8 +339,8 @@ const ALONE_GRACE: Duration = Duration::from_secs(3);
 /// The same where the others' errors name it: it hangs, is stopped, or is just about to end with
 /// the error that made the others end, and then its own word counts.
 const NAMED_GRACE: Duration = Duration::from_millis(500);
-/// After a signal of the user's, once the first rank has ended by it: what `docker stop` gives.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+/// From a signal of the user's on: what Kubernetes gives a pod.
+const STOP_GRACE: Duration = Duration::from_secs(30);
 /// Between SIGTERM and SIGKILL for a rank that did not end within its grace: enough to flush a
 /// file, and it had its time.
 const PUT_DOWN: Duration = Duration::from_secs(1);

@@ -1,10 +1,12 @@
 //! What the launcher says at the end: one error for the whole job, and its exit code.
 
 use rustix::io::Errno;
+use signal_hook::consts::SIGTERM;
 
-use crate::ending::{Ending, How, at_fault, signal_name};
+use crate::ending::{Ending, How, at_fault};
 use crate::error::Error;
 use crate::exit_code;
+use crate::journal::signal_text;
 use crate::report::Report;
 
 /// What happened to a job.
@@ -14,6 +16,8 @@ pub(crate) struct Outcome {
     pub(crate) endings: Vec<Ending>,
     /// The signal by which the user stopped the job before anything had failed.
     pub(crate) stopped_by: Option<i32>,
+    /// Whether the user has stopped it, also after a failure.
+    pub(crate) is_stopped: bool,
     /// What kept the ranks' output from being printed, such as a full disk.
     pub(crate) unprinted: Option<Errno>,
     /// The ranks that the launcher had to end.
@@ -23,12 +27,7 @@ pub(crate) struct Outcome {
 /// The result of the job; `reports` holds what copies of ourselves left, by rank.
 pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(), Error> {
     if let Some(signal) = outcome.stopped_by {
-        let name = signal_name(signal).map_or_else(|| format!("signal {signal}"), Into::into);
-        return Err(Error::Job {
-            message: format!("stopped by {name}"),
-            help: None,
-            code: exit_code::of_signal(signal),
-        });
+        return Err(stopped(signal, &outcome.put_down));
     }
     // The ranks die of it, by SIGPIPE or in their own way.
     if let Some(problem) = outcome.unprinted {
@@ -55,6 +54,44 @@ pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(
         ),
     };
     Err(Error::Job { message, help: help(ending.how), code })
+}
+
+/// For a job that the user has stopped by this signal; the ranks that had to be killed.
+pub(crate) fn stopped(signal: i32, killed: &[usize]) -> Error {
+    Error::Job {
+        message: format!("stopped by {}{}", signal_text(signal), put_down(killed)),
+        help: None,
+        code: exit_code::of_signal(signal),
+    }
+}
+
+/// Whether to start all ranks anew.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Restart {
+    MayHelp,
+    /// It would end the same way; why.
+    Useless(&'static str),
+    /// Nothing failed, or the user wants an end.
+    Unwanted,
+}
+
+impl Restart {
+    pub(crate) fn of(outcome: &Outcome) -> Self {
+        if outcome.is_stopped || outcome.unprinted.is_some() {
+            return Self::Unwanted;
+        }
+        match at_fault(&outcome.endings).map(|ending| ending.how) {
+            None => Self::Unwanted,
+            Some(How::Exit(exit_code::USAGE)) => Self::Useless("exit code 2 is bad usage or input"),
+            Some(How::Exit(exit_code::DISAGREE)) => {
+                Self::Useless("exit code 3 means that the ranks' programs disagree")
+            }
+            Some(How::Exit(code)) if code == exit_code::of_signal(SIGTERM) => {
+                Self::Useless("exit code 143 means that somebody stopped it")
+            }
+            Some(_) => Self::MayHelp,
+        }
+    }
 }
 
 /// Whom the launcher's own words name.
@@ -163,6 +200,22 @@ mod tests {
             ..Outcome::default()
         };
         assert_eq!(judge(&outcome, &[None]), ("stopped by SIGINT".into(), 130));
+    }
+
+    #[test]
+    fn only_what_may_go_better_is_started_anew() {
+        let of = |endings| Restart::of(&Outcome { endings, ..Outcome::default() });
+        assert_eq!(of(vec![ended(0, How::Exit(0))]), Restart::Unwanted);
+        for how in [How::Signal(9), How::Signal(15), How::Exit(1), How::Exit(75), How::Exit(101)] {
+            assert_eq!(of(vec![ended(1, how)]), Restart::MayHelp, "{how:?}");
+        }
+        for code in [2, 3, 143] {
+            let endings = vec![ended(0, How::Exit(75)), ended(1, How::Exit(code))];
+            assert!(matches!(of(endings), Restart::Useless(_)), "{code}");
+        }
+        let endings = vec![ended(1, How::Signal(9))];
+        let stopped = Outcome { endings, is_stopped: true, ..Outcome::default() };
+        assert_eq!(Restart::of(&stopped), Restart::Unwanted);
     }
 
     #[test]

@@ -54,7 +54,12 @@ impl Scratch {
 
     /// `allfold run -n RANKS sh -c SCRIPT`.
     pub(crate) fn run(&self, ranks: usize, script: &str) -> Command {
-        self.allfold(&["run", "-n", &ranks.to_string(), "sh", "-c", script])
+        self.run_with(&["-n", &ranks.to_string()], script)
+    }
+
+    /// `allfold run OPTIONS sh -c SCRIPT`.
+    pub(crate) fn run_with(&self, options: &[&str], script: &str) -> Command {
+        self.allfold(&[&["run"], options, &["sh", "-c", script]].concat())
     }
 
     /// Names of the processes of this test that are alive.

@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is test code, its helpers too")]
 
+mod binding;
 mod ending;
+mod events;
 mod launched;
+mod logs;
+mod options;
 mod orphans;
 mod output;
+mod restarts;
 mod signals;
 mod socket;
 mod terminal;

@@ -1,6 +1,9 @@
 //! Ctrl-C and SIGTERM.
 
-use rustix::process::Signal;
+use std::io::Write;
+use std::process::Command;
+
+use rustix::process::{Signal, kill_process};
 
 // A shell may miss that a trap is due when it is about to wait for a child: so the children of
 // those that trap are short.
@@ -54,6 +57,55 @@ fn sigterm_counts_143() {
 }
 
 #[test]
+fn who_does_not_end_after_the_grace_is_killed() {
+    let scratch = Scratch::new();
+    // Rank 1 takes no notice of SIGTERM, and neither of them of Ctrl-C.
+    let script = "trap '' INT; [ $RANK = 1 ] && trap '' TERM; echo ready; \
+                  while :; do sleep 0.2; done";
+    for (signal, code, name, killed) in [
+        (Signal::TERM, 143, "SIGTERM", "rank 1 did not end and was killed"),
+        (Signal::INT, 130, "SIGINT", "ranks 0 and 1 did not end and were killed"),
+    ] {
+        let options = ["-n", "2", "--grace", "300ms"];
+        let mut launched = Launched::start(scratch.run_with(&options, script));
+        launched.expect_line("[0] ready");
+        launched.expect_line("[1] ready");
+        launched.signal(signal);
+        let ended = launched.finish();
+        assert_eq!(ended.code(), Some(code));
+        assert_eq!(ended.error(), format!("stopped by {name}; {killed}"));
+        scratch.expect_nothing_left();
+    }
+}
+
+#[test]
+fn signals_pass_through_the_first_process_of_a_container() {
+    let scratch = Scratch::new();
+    let may = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
+    if !may.is_ok_and(|output| output.status.success()) {
+        let name = "signals_pass_through_the_first_process_of_a_container";
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "skipped: {name}: unshare --pid is missing or refused").unwrap();
+        return;
+    }
+    let mut command = Command::new("unshare");
+    let script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.2; done";
+    command
+        .args(["--pid", "--fork", "--mount-proc", env!("CARGO_BIN_EXE_allfold")])
+        .args(["run", "-n", "2", "sh", "-c", script]);
+    scratch.prepare(&mut command);
+    let mut launched = Launched::start(command);
+    launched.expect_line("[0] ready");
+    launched.expect_line("[1] ready");
+    let first = children(launched.pid(), env!("CARGO_BIN_EXE_allfold"));
+    kill_process(first[0], Signal::TERM).unwrap();
+    let ended = launched.finish();
+    assert_eq!(ended.code(), Some(143), "{}", ended.stderr);
+    assert_eq!(ended.lines, ["[0] bye", "[0] ready", "[1] bye", "[1] ready"]);
+    assert_eq!(ended.error(), "stopped by SIGTERM");
+}
+
+#[test]
 fn a_failure_before_the_stop_keeps_its_code() {
     let scratch = Scratch::new();
     let script = "[ $RANK = 0 ] && exit 9; trap 'echo bye; exit 0' TERM; echo ready; \
@@ -74,7 +126,7 @@ fn a_failure_before_the_stop_keeps_its_code() {
 #[test]
 fn a_signal_that_was_ignored_at_the_start_stays_so() {
     let scratch = Scratch::new();
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     let allfold = env!("CARGO_BIN_EXE_allfold");
     let script = "trap '' INT; exec \"$0\" run -n 1 sh -c 'echo ready; sleep 300; true'";
     command.args(["-c", script, allfold]);

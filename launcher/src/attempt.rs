@@ -1,0 +1,246 @@
+//! One start of all ranks, and what came of it; nothing of it stays behind.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
+
+use allfold::Secret;
+use rustix::process::{Pid, Signal};
+use rustix::termios::{LocalModes, tcgetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use crate::announcer::Announcer;
+use crate::binding::Binding;
+use crate::directory;
+use crate::ending::at_fault;
+use crate::environment::{Environment, REPORT};
+use crate::error::Error;
+use crate::input;
+use crate::job::{Job, Kind};
+use crate::journal::{Entry, Journal};
+use crate::keeper::Keeper;
+use crate::lines::Lines;
+use crate::logs::Log;
+use crate::output::{Logged, Output, Source, Stream};
+use crate::port::Port;
+use crate::rank::{Rank, watch};
+use crate::report::Report;
+use crate::supervisor::{Event, Supervisor, Surroundings};
+use crate::verdict::{Outcome, verdict};
+
+/// What is new each time, beside the secret and the port.
+pub(crate) struct Attempt<'a> {
+    pub(crate) job: &'a Job,
+    /// The job's name, which no two attempts share.
+    pub(crate) name: &'a str,
+    /// How often the ranks have been started before.
+    pub(crate) restart: usize,
+    pub(crate) binding: &'a Binding,
+    pub(crate) journal: &'a Journal,
+    /// By rank; empty where nothing is logged.
+    pub(crate) logs: Vec<Arc<Log>>,
+}
+
+/// How it ended.
+pub(crate) struct End {
+    pub(crate) outcome: Outcome,
+    pub(crate) result: Result<(), Error>,
+}
+
+impl Attempt<'_> {
+    /// Runs it to its end, whichever that is; an error where the ranks could not be started.
+    pub(crate) fn run(
+        &self,
+        sender: mpsc::Sender<Event>,
+        events: &mpsc::Receiver<Event>,
+    ) -> Result<End, Error> {
+        let keeper = Keeper::start(self.name).map_err(Error::system("cannot start the keeper"))?;
+        let mut place = None;
+        let end = self.run_in(&keeper, &mut place, sender, events);
+        keeper.finish(place.as_deref());
+        end
+    }
+
+    fn run_in(
+        &self,
+        keeper: &Keeper,
+        place: &mut Option<PathBuf>,
+        sender: mpsc::Sender<Event>,
+        events: &mpsc::Receiver<Event>,
+    ) -> Result<End, Error> {
+        let size = self.job.ranks;
+        let directory = directory::create(|path| keeper.watch_directory(path))
+            .map_err(Error::system("cannot make a private directory"))?;
+        let directory = place.insert(directory).as_path();
+        let secret = directory::write_secret(directory, &Secret::random()?.to_line())
+            .map_err(Error::system("cannot write the secret's file"))?;
+        let port = Port::find().map_err(Error::system("no free port on 127.0.0.1"))?;
+        let environment = Environment {
+            ranks: size,
+            rendezvous: port.address,
+            job: self.name,
+            directory,
+            secret: &secret,
+            restart: self.restart,
+            variables: &self.job.variables,
+        };
+        let socket = directory::socket(directory);
+        let announcer = Announcer::start(&socket, port.udp, size)
+            .map_err(Error::system("cannot listen for the ranks"))?;
+        let done = sender.clone();
+        let output = Output::start(move |problem| {
+            let _ = done.send(Event::OutputDone(problem));
+        })
+        .map_err(Error::system("cannot print"))?;
+
+        drop(port.tcp);
+        let mut ranks = Vec::with_capacity(size);
+        let started = (0..size).try_for_each(|rank| {
+            ranks.push(self.start(rank, &environment, &output, keeper)?);
+            Ok(())
+        });
+        let watched = started.and_then(|()| {
+            watch(&ranks, sender).map_err(Error::system("cannot watch over the ranks"))
+        });
+        if let Err(error) = watched {
+            for rank in &mut ranks {
+                rank.signal(Signal::KILL);
+                let _ = rank.child.wait();
+            }
+            return Err(error);
+        }
+
+        let reports = || self.reports(directory);
+        let around = Surroundings {
+            announcer: &announcer,
+            output: &output,
+            keeper,
+            journal: self.journal,
+            kind: self.job.kind,
+            grace: self.job.options.grace,
+            reports: &reports,
+        };
+        let outcome = Supervisor::new(ranks, around).run(events);
+        drop(output);
+        let outcome = wait_for_output(outcome, events);
+        let result = verdict(&outcome, &reports());
+        Ok(End { outcome, result })
+    }
+
+    fn start(
+        &self,
+        rank: usize,
+        environment: &Environment<'_>,
+        output: &Output,
+        keeper: &Keeper,
+    ) -> Result<Rank, Error> {
+        let mut command = self.job.program.command();
+        environment.apply(rank, &mut command);
+        if self.job.kind == Kind::Copies {
+            command.env(REPORT, directory::report(environment.directory, rank));
+        }
+        let streams = self.connect(rank, &mut command);
+        let fail = |problem| Error::Start { rank, program: self.job.program.name(), problem };
+        let bound = self.binding.enter(rank).map_err(fail)?;
+        let mut child = command.process_group(0).spawn().map_err(fail)?;
+        drop(bound);
+        let pid = Pid::from_child(&child);
+        keeper.watch_group(pid);
+        self.journal.note(&Entry::RankStarted { rank, pid: pid.as_raw_pid() });
+        if let Some(stdin) = child.stdin.take() {
+            input::relay(stdin.into()).map_err(fail)?;
+        }
+        let stdout = child.stdout.take().map(OwnedFd::from);
+        let stderr = child.stderr.take().map(OwnedFd::from);
+        for (stream, pipe) in [(Stream::Out, stdout), (Stream::Err, stderr)] {
+            if let Some(pipe) = pipe {
+                let shown = self.lines(rank, streams);
+                let log = self.logs.get(rank).map(|log| Logged {
+                    lines: Lines::plain().stamped(self.job.output.timestamp),
+                    log: log.clone(),
+                });
+                output.add(stream, Source { rank, pipe, shown, log });
+            }
+        }
+        Ok(Rank::new(rank, pid, child))
+    }
+
+    /// Where the rank's standard streams lead.
+    fn connect(&self, rank: usize, command: &mut Command) -> Streams {
+        command.stdin(if rank == 0 { input::of_rank_0() } else { Stdio::null() });
+        match (self.job.kind, rank) {
+            (Kind::Program, _) => {
+                let is_read = self.job.output.shows(rank) || !self.logs.is_empty();
+                let stream = || if is_read { Stdio::piped() } else { Stdio::null() };
+                command.stdout(stream()).stderr(stream());
+                if self.job.output.has_prefix() { Streams::Prefixed } else { Streams::Plain }
+            }
+            (Kind::Copies, 0) => {
+                let stdout = terminal_or_pipe(stops_writers(io::stdout()));
+                command.stdout(stdout).stderr(terminal_or_pipe(stops_writers(io::stderr())));
+                Streams::Plain
+            }
+            (Kind::Copies, _) => {
+                command.stdout(Stdio::null()).stderr(Stdio::piped());
+                Streams::Prefixed
+            }
+        }
+    }
+
+    /// How a rank's lines are shown; None where they are not.
+    fn lines(&self, rank: usize, streams: Streams) -> Option<Lines> {
+        let output = &self.job.output;
+        let lines = match streams {
+            Streams::Plain => Lines::plain(),
+            Streams::Prefixed => Lines::of_rank(rank, self.job.ranks),
+        };
+        output.shows(rank).then(|| lines.stamped(output.timestamp))
+    }
+
+    fn reports(&self, directory: &Path) -> Vec<Option<Report>> {
+        (0..self.job.ranks).map(|rank| Report::read(&directory::report(directory, rank))).collect()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Streams {
+    Plain,
+    Prefixed,
+}
+
+/// After `stty tostop` a terminal stops whoever writes to it from the background, and so every
+/// rank: each has its own process group.
+fn stops_writers(stream: impl AsFd) -> bool {
+    tcgetattr(stream).is_ok_and(|terminal| terminal.local_modes.contains(LocalModes::TOSTOP))
+}
+
+fn terminal_or_pipe(is_pipe: bool) -> Stdio {
+    if is_pipe { Stdio::piped() } else { Stdio::inherit() }
+}
+
+/// Returns when both streams are printed, or when the user no longer wants to wait for a reader
+/// that has stalled.
+fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outcome {
+    let mut open_streams = 2;
+    while open_streams > 0 {
+        match events.recv() {
+            Ok(Event::OutputDone(problem)) => {
+                open_streams -= 1;
+                outcome.unprinted = outcome.unprinted.or(problem);
+            }
+            Ok(Event::Signal(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM))) => {
+                outcome.is_stopped = true;
+                if at_fault(&outcome.endings).is_none() {
+                    outcome.stopped_by.get_or_insert(signal);
+                }
+                break;
+            }
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    outcome
+}

@@ -1,0 +1,248 @@
+//! What `run`, `train` and `bench` can be told about how ranks are started and watched.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::duration;
+use crate::error::Error;
+
+/// `allfold run`
+#[derive(clap::Args, Debug)]
+pub(crate) struct RunOptions {
+    /// Number of ranks; auto: one for each core this process may use (also -np)
+    #[arg(short = 'n', long, visible_alias = "np", value_name = "N|auto")]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) ranks: Ranks,
+
+    /// Set a variable for all ranks; without a value: insist that it is set (also -x)
+    #[arg(short = 'x', long = "env", value_name = "NAME[=V]")]
+    pub(crate) variables: Vec<OsString>,
+
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+
+    /// The program and its arguments; standard input goes to rank 0 only
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What becomes of the ranks' lines.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct OutputOptions {
+    /// Also write what each rank prints to DIR/rank-R.log
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
+    pub(crate) log_dir: Option<PathBuf>,
+
+    /// The rank before each line; auto: unless --only-rank shows one rank alone
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = OUTPUT)]
+    pub(crate) prefix: Prefix,
+
+    /// The time before each line, in UTC, in the logs as well
+    #[arg(long, help_heading = OUTPUT)]
+    pub(crate) timestamp: bool,
+
+    /// Show only these ranks' lines; logs have all
+    #[arg(long, value_name = "R,..", value_delimiter = ',', help_heading = OUTPUT)]
+    pub(crate) only_rank: Vec<usize>,
+}
+
+/// How the ranks are started and watched.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct JobOptions {
+    /// Start all ranks anew, at most N times, after one has failed
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = RANKS)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) max_restarts: usize,
+
+    /// Between SIGTERM and SIGKILL [default: 30s for a job that is stopped, 1s for ranks that
+    /// hang after another has failed]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = RANKS)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) grace: Option<Duration>,
+
+    #[command(flatten)]
+    pub(crate) binding: BindOptions,
+
+    /// Write what happens to the ranks to FILE, one JSON object a line
+    #[arg(long, value_name = "FILE", help_heading = RANKS)]
+    pub(crate) json_events: Option<PathBuf>,
+}
+
+/// Where the ranks run.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct BindOptions {
+    /// Keep each rank on its share of the cores, or of the NUMA nodes
+    #[arg(long, value_name = "TO", default_value = "none", help_heading = RANKS)]
+    pub(crate) bind: Bind,
+}
+
+/// `allfold train`: the trainer's options, and how its ranks are started.
+#[derive(clap::Args, Debug)]
+pub(crate) struct TrainOptions {
+    #[command(flatten)]
+    pub(crate) trainer: allfold_trainer::Options,
+    #[command(flatten)]
+    pub(crate) job: JobOptions,
+}
+
+/// `allfold bench`: the bench's options, and how its ranks are started.
+#[derive(clap::Args, Debug)]
+pub(crate) struct BenchOptions {
+    #[command(flatten)]
+    pub(crate) bench: allfold_bench::Options,
+    #[command(flatten)]
+    pub(crate) binding: BindOptions,
+}
+
+impl OutputOptions {
+    /// Whether the rank's lines are shown.
+    pub(crate) fn shows(&self, rank: usize) -> bool {
+        self.only_rank.is_empty() || self.only_rank.contains(&rank)
+    }
+
+    /// Finds a rank to show that there is not.
+    pub(crate) fn check(&self, ranks: usize) -> Result<(), Error> {
+        match self.only_rank.iter().find(|rank| **rank >= ranks) {
+            None => Ok(()),
+            Some(rank) => Err(Error::Usage {
+                problem: format!("--only-rank {rank}: there is no such rank"),
+                help: Some(match ranks {
+                    1 => "the only rank is 0".into(),
+                    _ => format!("{ranks} ranks have the numbers 0 to {}", ranks - 1),
+                }),
+            }),
+        }
+    }
+
+    /// Whether lines bear their rank.
+    pub(crate) fn has_prefix(&self) -> bool {
+        match self.prefix {
+            Prefix::Always => true,
+            Prefix::Never => false,
+            Prefix::Auto => self.only_rank.iter().collect::<BTreeSet<_>>().len() != 1,
+        }
+    }
+}
+
+impl JobOptions {
+    /// Only a binding.
+    pub(crate) fn bound(binding: BindOptions) -> Self {
+        Self { binding, ..Self::default() }
+    }
+
+    /// An option that was given and needs a launcher of our own.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--max-restarts", self.max_restarts > 0),
+            ("--grace", self.grace.is_some()),
+            ("--bind", self.binding.bind != Bind::None),
+            ("--json-events", self.json_events.is_some()),
+        ];
+        given.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
+    }
+}
+
+/// A number of ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ranks {
+    /// That many.
+    Number(usize),
+    /// As many as there are cores.
+    Auto,
+}
+
+impl Ranks {
+    /// In figures. The standard library counts what the affinity mask and the cgroup's quota
+    /// leave.
+    pub(crate) fn number(self) -> usize {
+        match self {
+            Self::Number(ranks) => ranks,
+            Self::Auto => available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+impl FromStr for Ranks {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(ranks) => Ok(Self::Number(ranks)),
+            Err(_) if text == "auto" => Ok(Self::Auto),
+            Err(_) if text.parse::<f64>().is_ok_and(|ranks| ranks < 0.0) => {
+                Err("must not be negative")
+            }
+            Err(_) => Err("must be a number or auto"),
+        }
+    }
+}
+
+/// Which lines bear their rank.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    /// All, unless one rank alone is shown
+    #[default]
+    Auto,
+    /// All
+    Always,
+    /// None
+    Never,
+}
+
+/// What a rank is bound to.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Bind {
+    /// Nothing: the kernel moves it as it likes
+    #[default]
+    None,
+    /// Its equal share of the cores, at least one
+    Core,
+    /// One NUMA node
+    Numa,
+}
+
+const OUTPUT: &str = "Output";
+const RANKS: &str = "Starting and watching the ranks";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_ranks() {
+        assert_eq!("4".parse(), Ok(Ranks::Number(4)));
+        assert_eq!("auto".parse(), Ok(Ranks::Auto));
+        assert!(Ranks::Auto.number() >= 1);
+        assert_eq!("-4".parse::<Ranks>(), Err("must not be negative"));
+        for bad in ["", "x", "4.5", "AUTO", "nan"] {
+            assert_eq!(bad.parse::<Ranks>(), Err("must be a number or auto"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_is_alone_needs_no_prefix() {
+        let options = |prefix, only_rank: &[usize]| OutputOptions {
+            prefix,
+            only_rank: only_rank.to_vec(),
+            ..OutputOptions::default()
+        };
+        assert!(options(Prefix::Auto, &[]).has_prefix());
+        assert!(options(Prefix::Auto, &[0, 2]).has_prefix());
+        assert!(!options(Prefix::Auto, &[2]).has_prefix());
+        assert!(!options(Prefix::Auto, &[2, 2]).has_prefix());
+        assert!(options(Prefix::Always, &[2]).has_prefix());
+        assert!(!options(Prefix::Never, &[]).has_prefix());
+        assert!(options(Prefix::Auto, &[]).shows(7));
+        assert!(options(Prefix::Auto, &[7]).shows(7));
+        assert!(!options(Prefix::Auto, &[7]).shows(0));
+    }
+}
