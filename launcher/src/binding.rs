@@ -40,6 +40,15 @@ impl Binding {
         Ok(Self { sets, own, warning })
     }
 
+    /// The CPUs of a rank that is bound, as `taskset -c` takes them.
+    pub(crate) fn list(&self, rank: usize) -> String {
+        let Some(set) = self.sets.get(rank) else {
+            return String::new();
+        };
+        let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu));
+        cpus.map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(",")
+    }
+
     /// What the user should know before the ranks start.
     pub(crate) fn warning(&self) -> Option<&str> {
         self.warning.as_deref()

@@ -34,6 +34,7 @@ mod random;
 mod rank;
 mod remains;
 mod report;
+mod script;
 mod signals;
 mod supervisor;
 mod topology;
@@ -50,6 +51,7 @@ use crate::job::{Job, Kind};
 use crate::options::{JobOptions, RunOptions};
 use crate::program::Program;
 use crate::report::Report;
+use crate::script::Script;
 
 /// The whole program; returns the exit code of DESIGN's table.
 pub fn main() -> ExitCode {
@@ -85,12 +87,31 @@ fn run(options: RunOptions) -> Result<(), Error> {
     job::check_ranks(ranks, "-n")?;
     options.output.check(ranks)?;
     let variables = variables::parse(&options.variables)?;
+    if options.dry_run {
+        let (command, output, job) = (&options.command, &options.output, &options.job);
+        let variables = &variables;
+        return print_script(&Script { ranks, command, output, options: job, variables });
+    }
     let Some((name, arguments)) = options.command.split_first() else {
         return Ok(());
     };
     let program = Program::find(name, arguments)?;
     let (kind, output, options) = (Kind::Program, options.output, options.job);
     Job { ranks, program, kind, options, output, variables }.run()
+}
+
+fn print_script(script: &Script<'_>) -> Result<(), Error> {
+    let text = script.text()?;
+    io::stdout().write_all(&text).map_err(Error::system("cannot print the script"))?;
+    match &script.left_out()[..] {
+        [] => {}
+        // A closed stderr is no error.
+        options => {
+            let options = options.join(" and ");
+            let _ = writeln!(io::stderr(), "allfold: the script does without {options}");
+        }
+    }
+    Ok(())
 }
 
 fn print_secret() -> Result<(), Error> {

@@ -24,6 +24,10 @@ pub(crate) struct RunOptions {
     #[arg(short = 'x', long = "env", value_name = "NAME[=V]")]
     pub(crate) variables: Vec<OsString>,
 
+    /// Print a POSIX shell script that does the same without allfold, and start nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
     #[command(flatten)]
     pub(crate) output: OutputOptions,
 

@@ -11,6 +11,7 @@ mod options;
 mod orphans;
 mod output;
 mod restarts;
+mod script;
 mod signals;
 mod socket;
 mod terminal;
