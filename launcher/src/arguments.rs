@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::keeper;
+use crate::manual::{CompletionsOptions, ManOptions};
 use crate::options::{BenchOptions, RunOptions, TrainOptions};
 
 /// All-reduce between the ranks of a training job, without a parameter server
@@ -29,6 +30,10 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Print a new secret for a job
     Secret,
+    /// Print the script that completes words in a shell
+    Completions(CompletionsOptions),
+    /// Print a manual page, to read with `man -l -`
+    Man(ManOptions),
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     Keeper,
 }
@@ -48,7 +53,10 @@ impl Arguments {
                 }
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Error::Usage {
                     problem: "no subcommand given".into(),
-                    help: Some("run, train, bench or secret; see `allfold --help`".into()),
+                    help: Some(
+                        "run, train, bench, secret, completions or man; see `allfold --help`"
+                            .into(),
+                    ),
                 }),
                 _ => Err(usage(&error, &page)),
             },

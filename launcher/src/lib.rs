@@ -1,9 +1,11 @@
-//! The programs behind the one binary: run, train, bench, secret.
+//! The programs behind the one binary: run, train, bench, secret, completions, man.
 //!
-//! Reading order: `arguments` says what there is; `job` starts the ranks, `supervisor` watches
-//! over them, `verdict` says how it ended; `copies` is how train and bench become a job. Around
-//! them stand `announcer` and `port` (what the library in a rank needs), `output` and `input`
-//! (the terminal), `keeper` and `remains` (nothing stays behind).
+//! Reading order: `arguments` and `options` say what there is; `job` starts the ranks, and again
+//! where that may help, each time as an `attempt`; `supervisor` watches over them, `verdict` says
+//! how it ended; `copies` is how train and bench become a job. Around them stand `announcer` and
+//! `port` (what the library in a rank needs), `output`, `logs` and `input` (the ranks' streams),
+//! `journal` (events for programs), `binding` (who runs where), `keeper` and `remains` (nothing
+//! stays behind). `script` says the same in shell, `manual` prints pages.
 
 mod announcer;
 mod arguments;
@@ -25,6 +27,7 @@ mod lines;
 mod log;
 mod logs;
 mod mailbox;
+mod manual;
 mod options;
 mod output;
 mod port;
@@ -44,6 +47,8 @@ mod verdict;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+use clap::CommandFactory;
 
 use crate::arguments::{Arguments, Command};
 use crate::error::Error;
@@ -78,6 +83,8 @@ fn execute() -> Result<(), Error> {
             copies::join_or_start(&options.bench, &JobOptions::bound(options.binding))
         }
         Command::Secret => print_secret(),
+        Command::Completions(options) => manual::print_completions(&options, &Arguments::command()),
+        Command::Man(options) => manual::print_page(&options, &Arguments::command()),
         Command::Keeper => keeper::keep().map_err(Error::system("the keeper failed")),
     }
 }

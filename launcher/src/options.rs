@@ -14,6 +14,7 @@ use crate::error::Error;
 
 /// `allfold run`
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = EXIT_CODES)]
 pub(crate) struct RunOptions {
     /// Number of ranks; auto: one for each core this process may use (also -np)
     #[arg(short = 'n', long, visible_alias = "np", value_name = "N|auto")]
@@ -214,6 +215,11 @@ pub(crate) enum Bind {
     Numa,
 }
 
+const EXIT_CODES: &str = "\
+Exit codes: 0 when all ranks are done, else that of the rank at fault, 128 and its number where a \
+signal killed it; 130 and 143 after Ctrl-C and SIGTERM; 1 when the ranks are done but a log or \
+the events are not whole; 2 for usage, input or output that would fail again; 75 when another try \
+may help.";
 const OUTPUT: &str = "Output";
 const RANKS: &str = "Starting and watching the ranks";
 

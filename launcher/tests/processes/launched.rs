@@ -231,6 +231,12 @@ impl Ended {
     }
 }
 
+/// Whether there is such a program.
+pub(crate) fn is_here(tool: &str) -> bool {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&search).any(|directory| directory.join(tool).is_file())
+}
+
 /// Asks again and again until the answer is Ok.
 pub(crate) fn wait_until<E: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> Result<(), E>) {
     let deadline = Instant::now() + PATIENCE;

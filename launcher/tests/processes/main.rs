@@ -7,6 +7,7 @@ mod ending;
 mod events;
 mod launched;
 mod logs;
+mod manual;
 mod options;
 mod orphans;
 mod output;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::launched::{Launched, Scratch, WAIT, finish, wait_until};
+use crate::launched::{Launched, Scratch, WAIT, finish, is_here, wait_until};
 
 /// The script for these options and this program, in a file.
 fn print(scratch: &Scratch, options: &[&str], program: &[&str]) -> PathBuf {
@@ -28,11 +28,6 @@ fn run(scratch: &Scratch, shell: &str, script: &Path) -> Command {
     scratch.prepare(&mut command);
     command.env("TMPDIR", scratch.path().join("runtime"));
     command
-}
-
-fn is_here(tool: &str) -> bool {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .any(|directory| directory.join(tool).is_file())
 }
 
 #[test]
