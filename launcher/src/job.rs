@@ -11,6 +11,7 @@ use crate::attempt::{Attempt, End};
 use crate::binding::Binding;
 use crate::ending::at_fault;
 use crate::error::{Error, MAX_RANKS};
+use crate::exit_code;
 use crate::journal::{Entry, Journal};
 use crate::logs::{self, Log};
 use crate::options::{JobOptions, OutputOptions};
@@ -69,7 +70,7 @@ impl Job {
         }
         let result = result.and_then(|()| unwritten.verdict());
         let error = result.as_ref().err().map(Error::to_string);
-        let code = result.as_ref().err().map_or(crate::exit_code::DONE, Error::exit_code);
+        let code = result.as_ref().err().map_or(exit_code::DONE, Error::exit_code);
         journal.note(&Entry::JobEnded { code, error: error.as_deref() });
         // That line may be the one that did not fit.
         result.and_then(|()| unwritten.verdict())
