@@ -1,6 +1,8 @@
 //! How each collective is called.
 
-use allfold::{Communicator, ReduceOp};
+use std::mem;
+
+use allfold::{Communicator, Pending, ReduceOp};
 
 use crate::choices::Op;
 use crate::collective::Collective;
@@ -23,6 +25,14 @@ pub(crate) enum Buffers<'a, T> {
     InPlace(&'a mut [T]),
 }
 
+/// What a call that is started owns.
+#[derive(Default)]
+pub(crate) struct Owned<T> {
+    /// Of a message; other calls have their input in the output.
+    pub(crate) input: Vec<T>,
+    pub(crate) output: Vec<T>,
+}
+
 /// One who makes the calls: the library, or in tests a faulty one.
 pub(crate) trait Caller {
     /// Makes one call. `counts` are those of every rank, where they differ.
@@ -33,6 +43,41 @@ pub(crate) trait Caller {
         counts: &[usize],
         buffers: Buffers<'_, T>,
     ) -> allfold::Result<()>;
+
+    /// Starts one call with each of the buffers, then waits for all.
+    fn together<T: Number>(
+        &self,
+        world: &Communicator,
+        task: Task,
+        counts: &[usize],
+        buffers: &mut [Owned<T>],
+    ) -> allfold::Result<()> {
+        if task.collective == Collective::Barrier {
+            let started: allfold::Result<Vec<_>> =
+                buffers.iter().map(|_| world.start_barrier()).collect();
+            return started?.into_iter().try_for_each(|barrier| barrier.wait().map(drop));
+        }
+        if task.collective == Collective::SendRecv && world.size() == 1 {
+            // A rank sends itself no message; `send_recv` copies.
+            return buffers
+                .iter_mut()
+                .try_for_each(|Owned { input, output }| world.send_recv(input, 0, output, 0));
+        }
+        let mut pending = Vec::with_capacity(buffers.len());
+        for Owned { input, output } in buffers.iter_mut() {
+            let (input, output) = (mem::take(input), mem::take(output));
+            pending.push(start(world, task, counts, input, output)?);
+        }
+        for ([sent, received], Owned { input, output }) in pending.into_iter().zip(buffers) {
+            if let Some(sent) = sent {
+                *input = sent.wait()?;
+            }
+            if let Some(received) = received {
+                *output = received.wait()?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// allfold itself.
@@ -114,4 +159,36 @@ fn in_place<T: Number>(
         Collective::AllGatherV => world.all_gather_v_in_place(buffer, counts),
         Collective::Barrier => world.barrier(),
     }
+}
+
+/// Starts one call; a message has two halves.
+fn start<T: Number>(
+    world: &Communicator,
+    task: Task,
+    counts: &[usize],
+    input: Vec<T>,
+    output: Vec<T>,
+) -> allfold::Result<[Option<Pending<T>>; 2]> {
+    let op = task.op.unwrap_or_default().into();
+    let root = task.root.unwrap_or_default();
+    let (rank, ranks) = (world.rank(), world.size());
+    let one = match task.collective {
+        Collective::AllReduce => world.start_all_reduce(output, op)?,
+        Collective::AllGather => world.start_all_gather(output)?,
+        Collective::ReduceScatter => world.start_reduce_scatter(output, op)?,
+        Collective::Broadcast => world.start_broadcast(output, root)?,
+        Collective::Reduce => world.start_reduce(output, op, root)?,
+        Collective::AllToAll => world.start_all_to_all(output)?,
+        Collective::Gather => world.start_gather(output, root)?,
+        Collective::Scatter => world.start_scatter(output, root)?,
+        Collective::SendRecv => {
+            let sent = world.start_send(input, (rank + 1) % ranks)?;
+            let received = world.start_recv(output, (rank + ranks - 1) % ranks)?;
+            return Ok([Some(sent), Some(received)]);
+        }
+        Collective::AllGatherV => world.start_all_gather_v(output, counts)?,
+        // Not of this type: `together`.
+        Collective::Barrier => return Ok([None, None]),
+    };
+    Ok([None, Some(one)])
 }

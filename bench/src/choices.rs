@@ -94,6 +94,40 @@ pub enum Algorithm {
     HalvingDoubling,
 }
 
+/// The unit of the bandwidth columns.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unit {
+    /// 10^9 bytes a second, nccl-tests' unit.
+    #[default]
+    #[value(name = "GB/s", alias = "GB", help = None)]
+    Giga,
+    /// 10^6 bytes a second.
+    #[value(name = "MB/s", alias = "MB", help = None)]
+    Mega,
+    /// 10^3 bytes a second.
+    #[value(name = "KB/s", alias = "KB", help = None)]
+    Kilo,
+}
+
+/// Whose time a row shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Average {
+    /// That of rank 0.
+    Rank0,
+    /// The mean of all ranks.
+    Mean,
+    /// The shortest of all ranks.
+    Min,
+    /// The longest of all ranks.
+    Max,
+}
+
+/// nccl-tests' `<0/1>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch(bool);
+
 impl<T: ValueEnum> Choice<T> {
     /// The values, in nccl-tests' order.
     pub(crate) fn values(&self) -> &[T] {
@@ -187,6 +221,53 @@ impl Algorithm {
             Self::RecursiveDoubling => "recursive-doubling",
             Self::HalvingDoubling => "halving-doubling",
         }
+    }
+}
+
+impl Unit {
+    /// As the column says it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Giga => "GB/s",
+            Self::Mega => "MB/s",
+            Self::Kilo => "KB/s",
+        }
+    }
+
+    /// In this unit, what is `gigabytes` in GB/s.
+    pub(crate) fn of(self, gigabytes: f64) -> f64 {
+        match self {
+            Self::Giga => gigabytes,
+            Self::Mega => gigabytes * 1e3,
+            Self::Kilo => gigabytes * 1e6,
+        }
+    }
+}
+
+impl Average {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "0" => Ok(Self::Rank0),
+            "1" => Ok(Self::Mean),
+            "2" => Ok(Self::Min),
+            "3" => Ok(Self::Max),
+            _ => Err("0 is rank 0's time, 1 the average, 2 the shortest, 3 the longest"),
+        }
+    }
+}
+
+impl Switch {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "0" => Ok(Self(false)),
+            "1" => Ok(Self(true)),
+            _ => Err("0 is off, 1 is on"),
+        }
+    }
+
+    /// Whether it is 1.
+    pub fn is_on(self) -> bool {
+        self.0
     }
 }
 

@@ -92,8 +92,10 @@ impl Collective {
         self != Self::Barrier
     }
 
-    pub(crate) fn halves(self) -> Halves {
-        Halves { out_of_place: self != Self::Barrier, in_place: self != Self::SendRecv }
+    /// Calls that are `started` own one buffer, which holds input and output.
+    pub(crate) fn halves(self, started: bool) -> Halves {
+        let in_place = self != Self::SendRecv;
+        Halves { out_of_place: self != Self::Barrier && !(started && in_place), in_place }
     }
 
     /// What the column `count` says where `elements` of `size` bytes are asked for: elements of one
@@ -128,7 +130,7 @@ impl Collective {
     }
 
     /// Why a half of every row is empty.
-    pub(crate) fn remark(self) -> Option<&'static str> {
+    pub(crate) fn remark(self, started: bool) -> Option<&'static str> {
         match self {
             Self::SendRecv => Some(
                 "Out of place only: allfold sends from one buffer and receives into another, so \
@@ -136,6 +138,9 @@ impl Collective {
             ),
             Self::Barrier => {
                 Some("Time only: a barrier moves no data, so there is nothing to check")
+            }
+            _ if started => {
+                Some("In place only: a call that is started owns one buffer, its input and output")
             }
             _ => None,
         }
@@ -188,9 +193,11 @@ mod tests {
     #[test]
     fn every_collective_has_a_half() {
         for collective in Collective::value_variants() {
-            let Halves { out_of_place, in_place } = collective.halves();
-            assert!(out_of_place || in_place);
-            assert_eq!(out_of_place && in_place, collective.remark().is_none());
+            for started in [false, true] {
+                let Halves { out_of_place, in_place } = collective.halves(started);
+                assert!(out_of_place || in_place);
+                assert_eq!(out_of_place && in_place, collective.remark(started).is_none());
+            }
         }
     }
 }

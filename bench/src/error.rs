@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use allfold::error::{EXIT_TRY_AGAIN, EXIT_USAGE};
 
-use crate::size::binary;
+use crate::number::general;
+use crate::size::{Step, binary};
 
 /// Why a benchmark did not end well; `Display` and `Debug` print the same line.
 #[derive(thiserror::Error)]
@@ -33,11 +34,46 @@ pub enum Error {
         maximum: u64,
     },
 
-    /// A step factor with which the sizes never reach `-e`.
-    #[error("-f {factor}: with a step factor below 2 the sizes never grow from -b to -e")]
-    Factor {
-        /// The factor.
-        factor: u64,
+    /// A step with which the sizes never reach `-e`.
+    #[error("{}", standing_still(*.step))]
+    Step {
+        /// The step.
+        step: Step,
+    },
+
+    /// `-m` is no number of calls that can be started.
+    #[error("-m {calls}: between 1 and {most} calls can be started together")]
+    Aggregated {
+        /// The number of calls.
+        calls: u32,
+        /// The largest number.
+        most: u32,
+    },
+
+    /// `-u` with `-m`.
+    #[error("-u with -m: a call that is started owns its buffer, which begins where it begins")]
+    UnalignedVector,
+
+    /// `-K` leaves nothing to summarise.
+    #[error("-K {skip} leaves none of the {iterations} iterations (-n) to summarise")]
+    Skip {
+        /// Iterations to leave out.
+        skip: u32,
+        /// Iterations of a size.
+        iterations: u32,
+    },
+
+    /// An option of nccl-tests that has no meaning here.
+    #[error("{option} {value}: {why}")]
+    Foreign {
+        /// The option.
+        option: &'static str,
+        /// The value that was given.
+        value: String,
+        /// Why it has none.
+        why: &'static str,
+        /// What to do instead.
+        help: &'static str,
     },
 
     /// `-r` is no rank.
@@ -71,16 +107,22 @@ pub enum Error {
         maximum: u64,
     },
 
-    /// `-J` with another suffix than json.
-    #[error("-J {}: the suffix must be json, the one format there is", .path.display())]
+    /// A file that cannot be of the one format there is.
+    #[error("{option} {}: the suffix must be {suffix}, the one format there is", .path.display())]
     Suffix {
+        /// The option that names it.
+        option: &'static str,
+        /// The format.
+        suffix: &'static str,
         /// The file.
         path: PathBuf,
     },
 
-    /// The file of `-J` cannot be written.
-    #[error("-J {}: {problem}", .path.display())]
+    /// A file cannot be written.
+    #[error("{option} {}: {problem}", .path.display())]
     Report {
+        /// The option that names it.
+        option: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -108,6 +150,30 @@ pub enum Error {
         rows: usize,
     },
 
+    /// A row took longer than `-T`.
+    #[error("{row} took longer than {seconds} s (-T){}", .problem.as_ref().map(|p| format!(": {p}")).unwrap_or_default())]
+    TimedOut {
+        /// Which size, type and operation.
+        row: String,
+        /// The limit.
+        seconds: u32,
+        /// What the collective says, where a single call took longer.
+        problem: Option<String>,
+    },
+
+    /// The average bus bandwidth is below `--min-bandwidth`.
+    #[error(
+        "too slow: the average bus bandwidth is {} GB/s, and --min-bandwidth is {} GB/s",
+        general(*.average),
+        general(*.minimum)
+    )]
+    TooSlow {
+        /// What was measured, in GB/s.
+        average: f64,
+        /// What was asked for, in GB/s.
+        minimum: f64,
+    },
+
     /// A collective failed.
     #[error(transparent)]
     Collective(#[from] allfold::Error),
@@ -118,8 +184,8 @@ impl Error {
     /// a collective's error brings its own.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Wrong { .. } => EXIT_CHECK_FAILED,
-            Self::AnotherRank => EXIT_TRY_AGAIN,
+            Self::Wrong { .. } | Self::TooSlow { .. } => EXIT_CHECK_FAILED,
+            Self::AnotherRank | Self::TimedOut { .. } => EXIT_TRY_AGAIN,
             Self::Collective(error) => error.exit_code(),
             _ => EXIT_USAGE,
         }
@@ -134,17 +200,31 @@ impl Error {
             Self::SizeOrder { .. } => {
                 "give the smallest size as -b and the largest as -e; K, M and G are powers of 1024"
             }
-            Self::Factor { .. } => "use -f 2; for a single size give it as -b and as -e",
+            Self::Step { step: Step::Factor(_) } => {
+                "use -f 2; for a single size give it as -b and as -e"
+            }
+            Self::Step { step: Step::Bytes(_) } => {
+                "use -i 1M; for a single size give it as -b and as -e"
+            }
+            Self::Aggregated { .. } => "leave -m out, or give a smaller one and more -n",
+            Self::UnalignedVector => "leave one of them out",
+            Self::Skip { .. } => "give a smaller -K, or more iterations with -n",
+            Self::Foreign { help, .. } => help,
             Self::Root { .. } => "give a rank that there is, or all",
             Self::Memory { .. } | Self::Allocation { .. } => {
                 "give a smaller -e, or run fewer ranks on this host"
             }
+            Self::Suffix { suffix: "svg", .. } => "name the file like results.svg",
             Self::Suffix { .. } => "name the file like results.json",
             Self::Report { .. } => "name a file in a folder that exists and that you may write to",
             Self::Wrong { .. } => {
                 "do not trust results of these hosts: run two ranks at a time to find the host, \
                  and report it with this table"
             }
+            Self::TimedOut { .. } => {
+                "look for a slow link with `allfold bench link`; else give a larger -T or fewer -n"
+            }
+            Self::TooSlow { .. } => "--explain says where the time goes",
             Self::Collective(error) => return error.help(),
             Self::Output(_) | Self::AnotherRank => return None,
         };
@@ -155,6 +235,15 @@ impl Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+fn standing_still(step: Step) -> String {
+    match step {
+        Step::Factor(factor) => {
+            format!("-f {factor}: with a step factor below 2 the sizes never grow from -b to -e")
+        }
+        Step::Bytes(_) => "-i 0: the sizes never grow from -b to -e".into(),
     }
 }
 

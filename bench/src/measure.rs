@@ -2,14 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use allfold::Communicator;
+use allfold::{Communicator, ErrorKind};
+use rustix::time::{ClockId, clock_gettime};
 
-use crate::call::{Buffers, Caller, Task};
+use crate::call::{Buffers, Caller, Owned, Task};
+use crate::choices::Average;
+use crate::collective::Collective;
+use crate::deadline::Deadline;
 use crate::element::Number;
-use crate::latencies::Latencies;
+use crate::latencies::{Detail, Latencies};
 use crate::layout::Layout;
 use crate::pattern::Pattern;
-use crate::report::PerIteration;
 use crate::table::Half;
 use crate::{Error, world};
 
@@ -20,13 +23,40 @@ pub(crate) struct Bench<'a, T, C> {
     pub(crate) task: Task,
     /// Counts the tasks, so that none sees another's inputs.
     pub(crate) task_index: u32,
-    pub(crate) iterations: u32,
-    pub(crate) checks: u32,
-    /// As long as the largest size, or empty where nothing is out of place.
-    pub(crate) input: Vec<T>,
-    /// As long as the largest size; in place the input too.
-    pub(crate) output: Vec<T>,
+    pub(crate) method: Method,
+    pub(crate) memory: Memory<T>,
     pub(crate) latencies: Latencies,
+    pub(crate) deadline: Option<Deadline>,
+}
+
+/// How each size is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Method {
+    pub(crate) iterations: u32,
+    /// Calls of an iteration.
+    pub(crate) calls: u32,
+    pub(crate) checks: u32,
+    pub(crate) average: Average,
+    pub(crate) detail: Detail,
+    /// Leading iterations that statistics leave out.
+    pub(crate) skip: usize,
+    /// Whether the processor's time is shown in place of the clock's.
+    pub(crate) processor_time: bool,
+}
+
+/// Where the data lies.
+pub(crate) enum Memory<T> {
+    /// One call at a time borrows a part.
+    Borrowed {
+        /// As long as the largest size, or empty where nothing is out of place.
+        input: Vec<T>,
+        /// As long as the largest size; in place the input too.
+        output: Vec<T>,
+        /// Elements at the beginning of both that no call gets.
+        unaligned: usize,
+    },
+    /// Calls are started together, and own theirs.
+    Owned(Vec<Owned<T>>),
 }
 
 /// Whether a call's input and output are one buffer.
@@ -36,18 +66,17 @@ pub(crate) enum Placement {
     InPlace,
 }
 
-/// One half of a row.
-pub(crate) struct Measured {
-    pub(crate) half: Half,
-    /// This rank's own.
-    pub(crate) per_iteration: Option<PerIteration>,
-}
-
 /// One size, in one half.
 struct Trial<'a> {
     count: usize,
     placement: Placement,
     layout: &'a Layout,
+}
+
+/// Of one call on this rank.
+struct Time {
+    duration: Duration,
+    processor: Duration,
 }
 
 impl<T: Number, C: Caller> Bench<'_, T, C> {
@@ -59,70 +88,111 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
         iterations: u32,
     ) -> Result<(), Error> {
         let layout = self.layout(count, placement);
+        self.memory.fit(&layout);
         let trial = Trial { count, placement, layout: &layout };
         (0..iterations).try_for_each(|iteration| self.call(&trial, iteration))
     }
 
     /// One half of a row: time and bandwidth of `count` elements, and how many of all ranks' were
     /// wrong.
-    pub(crate) fn measure(
-        &mut self,
-        count: usize,
-        placement: Placement,
-    ) -> Result<Measured, Error> {
+    pub(crate) fn measure(&mut self, count: usize, placement: Placement) -> Result<Half, Error> {
         let layout = self.layout(count, placement);
+        self.memory.fit(&layout);
         let trial = Trial { count, placement, layout: &layout };
-        if self.checks > 0 {
-            let pattern = self.pattern(&trial, TIMED);
-            pattern.fill(&layout.before, self.given(&trial));
+        let slots = self.memory.slots();
+        if self.method.checks > 0 {
+            for slot in 0..slots {
+                let pattern = self.pattern(&trial, TIMED - slot as u32);
+                pattern.fill(&layout.before, self.memory.given(&trial, slot));
+            }
         }
         let own = self.time(&trial)?;
-        let per_iteration = self.latencies.summary();
-        let seconds = world::average(self.world, own.as_secs_f64())?;
+        let seconds = world::average(self.world, own.duration.as_secs_f64(), self.method.average)?;
+        let (detail, skip) = (self.method.detail, self.method.skip);
+        let per_iteration = self.latencies.gather(self.world, detail, skip)?;
         self.world.barrier()?;
         let wrong = self.check(&trial)?;
         let (collective, ranks) = (self.task.collective, self.world.size());
         let bytes = collective.elements(count, ranks) * size_of::<T>();
-        let half = Half::new(bytes, seconds, collective.bus_factor(ranks), wrong);
-        Ok(Measured { half, per_iteration })
+        let mut half = Half::new(bytes, seconds, collective.bus_factor(ranks), wrong);
+        half.per_iteration = per_iteration;
+        let processor = own.processor.as_secs_f64();
+        if self.method.processor_time {
+            let seconds = world::average(self.world, processor, self.method.average)?;
+            half.show_processor_time(seconds);
+        }
+        Ok(half)
     }
 
-    /// This rank's time per iteration.
-    fn time(&mut self, trial: &Trial<'_>) -> Result<Duration, Error> {
+    /// This rank's time of a call.
+    fn time(&mut self, trial: &Trial<'_>) -> Result<Time, Error> {
+        let Method { iterations, calls, .. } = self.method;
+        let begun = Instant::now();
         self.call(trial, 0)?;
+        let once = begun.elapsed();
+        let watch = match &self.deadline {
+            Some(deadline) => Some(deadline.pace(self.world, once)?),
+            None => None,
+        };
+        let records = self.method.detail != Detail::None;
+        self.latencies.clear(if records { iterations as usize } else { 0 });
         self.world.barrier()?;
-        self.latencies.clear();
+        let processor = processor_time();
         let start = Instant::now();
         let mut before = start;
-        for iteration in 0..self.iterations {
+        // Spent on something else than the calls.
+        let mut aside = Duration::ZERO;
+        for iteration in 0..iterations {
             self.call(trial, iteration)?;
             let after = Instant::now();
-            self.latencies.record(after - before);
+            if records {
+                self.latencies.record((after - before) / calls);
+            }
             before = after;
+            if let (Some(deadline), Some(pace)) = (&self.deadline, watch)
+                && iteration % pace == pace - 1
+            {
+                deadline.check(self.world)?;
+                before = Instant::now();
+                aside += before - after;
+            }
         }
-        // A world of one may be faster than the clock.
-        Ok(((before - start) / self.iterations).max(Duration::from_nanos(1)))
+        let duration = (before - start).saturating_sub(aside) / iterations / calls;
+        Ok(Time {
+            // A world of one may be faster than the clock.
+            duration: duration.max(Duration::from_nanos(1)),
+            processor: processor_time().saturating_sub(processor) / iterations / calls,
+        })
     }
 
     /// Wrong elements on all ranks, of calls on fresh inputs; none where nothing is checked.
     fn check(&mut self, trial: &Trial<'_>) -> Result<Option<u64>, Error> {
-        if self.checks == 0 || !self.task.collective.has_data() {
+        if self.method.checks == 0 || !self.task.collective.has_data() {
             return Ok(None);
         }
         let layout = trial.layout;
-        for check in 0..self.checks {
-            let pattern = self.pattern(trial, check);
-            let output = region(&mut self.output, layout.output, 0);
-            pattern.spoil(&layout.after, output);
-            pattern.fill(&layout.before, self.given(trial));
+        let slots = self.memory.slots();
+        for check in 0..self.method.checks {
+            let patterns: Vec<Pattern> = (0..slots)
+                .map(|slot| self.pattern(trial, check.wrapping_mul(slots as u32) + slot as u32))
+                .collect();
+            for (slot, pattern) in patterns.iter().enumerate() {
+                pattern.spoil(&layout.after, self.memory.output(layout.output, slot));
+                pattern.fill(&layout.before, self.memory.given(trial, slot));
+            }
             self.call(trial, 0)?;
-            let output = region(&mut self.output, layout.output, 0);
-            let own = pattern.wrong(&layout.after, output);
+            let mut own = 0;
+            for (slot, pattern) in patterns.iter().enumerate() {
+                own += pattern.wrong(&layout.after, self.memory.output(layout.output, slot));
+            }
             let [all] = world::sum(self.world, [own as f64])?;
             // An all-reduce that is wrong may lose the count as well.
             let wrong = own.max(all as u64);
             if wrong > 0 {
                 return Ok(Some(wrong));
+            }
+            if let Some(deadline) = &self.deadline {
+                deadline.check(self.world)?;
             }
         }
         Ok(Some(0))
@@ -131,25 +201,25 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
     /// Each iteration takes the next part of the buffers, as in nccl-tests, so that small sizes are
     /// not served from the same cache lines.
     fn call(&mut self, trial: &Trial<'_>, iteration: u32) -> Result<(), Error> {
-        let layout = trial.layout;
-        let output = region(&mut self.output, layout.output, iteration);
-        let buffers = match trial.placement {
-            Placement::OutOfPlace => {
-                let input = region(&mut self.input, layout.input, iteration);
-                Buffers::OutOfPlace { input, output }
+        let (world, task, layout) = (self.world, self.task, trial.layout);
+        let result = match &mut self.memory {
+            Memory::Owned(buffers) => self.caller.together(world, task, &layout.counts, buffers),
+            Memory::Borrowed { input, output, unaligned } => {
+                let output = region(&mut output[*unaligned..], layout.output, iteration);
+                let buffers = match trial.placement {
+                    Placement::OutOfPlace => {
+                        let input = region(&mut input[*unaligned..], layout.input, iteration);
+                        Buffers::OutOfPlace { input, output }
+                    }
+                    Placement::InPlace => Buffers::InPlace(output),
+                };
+                self.caller.call(world, task, &layout.counts, buffers)
             }
-            Placement::InPlace => Buffers::InPlace(output),
         };
-        self.caller.call(self.world, self.task, &layout.counts, buffers)?;
-        Ok(())
-    }
-
-    /// Where this rank's contribution to the first iteration stands.
-    fn given(&mut self, trial: &Trial<'_>) -> &mut [T] {
-        match trial.placement {
-            Placement::OutOfPlace => region(&mut self.input, trial.layout.input, 0),
-            Placement::InPlace => region(&mut self.output, trial.layout.output, 0),
-        }
+        result.map_err(|error| match (error.kind(), &self.deadline) {
+            (ErrorKind::TimedOut { .. }, Some(deadline)) => deadline.passed_in_call(&error),
+            _ => error.into(),
+        })
     }
 
     fn layout(&self, count: usize, placement: Placement) -> Layout {
@@ -171,6 +241,73 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
     }
 }
 
+impl<T: Number> Memory<T> {
+    /// For calls with up to `elements` elements.
+    pub(crate) fn new(
+        collective: Collective,
+        elements: usize,
+        calls: u32,
+        unaligned: usize,
+    ) -> Result<Self, Error> {
+        let halves = collective.halves(calls > 1);
+        let buffer = |is_needed: bool| {
+            crate::memory::buffer(if is_needed { elements + unaligned } else { unaligned })
+        };
+        if calls == 1 {
+            let (input, output) = (buffer(halves.out_of_place)?, buffer(true)?);
+            return Ok(Self::Borrowed { input, output, unaligned });
+        }
+        let one = |_| Ok(Owned { input: buffer(halves.out_of_place)?, output: buffer(true)? });
+        Ok(Self::Owned((0..calls).map(one).collect::<Result<_, Error>>()?))
+    }
+
+    /// Gives vectors that calls own the length that they want; no call is timed meanwhile.
+    fn fit(&mut self, layout: &Layout) {
+        if let Self::Owned(buffers) = self {
+            for Owned { input, output } in buffers {
+                input.resize(layout.input, T::default());
+                output.resize(layout.output, T::default());
+            }
+        }
+    }
+
+    /// Calls that are made at once.
+    fn slots(&self) -> usize {
+        match self {
+            Self::Borrowed { .. } => 1,
+            Self::Owned(buffers) => buffers.len(),
+        }
+    }
+
+    /// Where this rank's contribution to the first iteration stands.
+    fn given(&mut self, trial: &Trial<'_>, slot: usize) -> &mut [T] {
+        if trial.placement == Placement::InPlace {
+            return self.output(trial.layout.output, slot);
+        }
+        match self {
+            Self::Borrowed { input, unaligned, .. } => {
+                region(&mut input[*unaligned..], trial.layout.input, 0)
+            }
+            Self::Owned(buffers) => &mut buffers[slot].input,
+        }
+    }
+
+    fn output(&mut self, length: usize, slot: usize) -> &mut [T] {
+        match self {
+            Self::Borrowed { output, unaligned, .. } => {
+                region(&mut output[*unaligned..], length, 0)
+            }
+            Self::Owned(buffers) => &mut buffers[slot].output,
+        }
+    }
+}
+
+/// What all threads of this process have computed.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
+}
+
 /// The part of `length` elements for an iteration.
 fn region<T>(buffer: &mut [T], length: usize, iteration: u32) -> &mut [T] {
     let regions = buffer.len().checked_div(length).unwrap_or(1).max(1);
@@ -178,7 +315,7 @@ fn region<T>(buffer: &mut [T], length: usize, iteration: u32) -> &mut [T] {
     &mut buffer[start..start + length]
 }
 
-/// The inputs of the timed iterations, apart from those of every check.
+/// The inputs of the timed iterations, counted downwards, apart from those of every check.
 const TIMED: u32 = u32::MAX;
 /// Odd and without a pattern, and not the step of the hash, which would make one task's elements
 /// those of the next: the multiplier of Steele and Vigna's 64-bit generator.

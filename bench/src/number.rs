@@ -12,6 +12,17 @@ pub(crate) fn cell(value: f64, width: usize) -> String {
     format!("{:>width$}", exponent(value, digits))
 }
 
+/// A cell for a bandwidth, of 6 characters: where two decimals would say nothing, two significant
+/// digits in as few characters.
+pub(crate) fn bandwidth_cell(value: f64) -> String {
+    match value {
+        value if value >= 0.005 || value <= 0.0 => cell(value, 6),
+        value if value >= 0.001 => format!("{value:.4}"),
+        value if value >= 9.5e-10 => format!("{value:6.1e}"),
+        value => format!("{value:6.0e}"),
+    }
+}
+
 /// C's `%g`: six significant digits, without trailing zeros.
 pub(crate) fn general(value: f64) -> String {
     if !value.is_finite() {
@@ -81,6 +92,26 @@ mod tests {
             (1234567.0, 6, " 1e+06"),
         ] {
             assert_eq!(cell(value, width), text);
+        }
+    }
+
+    #[test]
+    fn a_small_bandwidth_keeps_two_digits() {
+        for (value, text) in [
+            (0.0, "  0.00"),
+            (1.5, "  1.50"),
+            (0.005, "  0.01"),
+            (0.00499, "0.0050"),
+            (0.00123, "0.0012"),
+            (0.001, "0.0010"),
+            (0.0009999, "1.0e-3"),
+            (0.000949, "9.5e-4"),
+            (8.738e-5, "8.7e-5"),
+            (9.96e-6, "1.0e-5"),
+            (3.2e-12, " 3e-12"),
+            (12345.0, " 12345"),
+        ] {
+            assert_eq!(bandwidth_cell(value), text, "{value}");
         }
     }
 

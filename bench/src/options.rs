@@ -2,13 +2,18 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use allfold::{Config, Identity};
 use clap::{Args, ValueEnum};
 
-use crate::choices::{Algorithm, Choice, DataType, Op, one_or_all, rank_or_all};
-use crate::collective::Collective;
-use crate::{Error, memory, report, size};
+use crate::choices::{
+    Algorithm, Average, Choice, DataType, Op, Switch, Unit, one_or_all, rank_or_all,
+};
+use crate::collective::{Collective, Halves};
+use crate::foreign::Foreign;
+use crate::size::{self, Step};
+use crate::{Error, memory, plot, report};
 
 /// Measures a collective as nccl-tests do, on hosts without GPUs.
 #[derive(Args, Clone, Debug)]
@@ -30,15 +35,13 @@ pub struct Options {
     #[arg(short = 'e', long, value_name = "SIZE", default_value = "64M", value_parser = size::parse, allow_hyphen_values = true)]
     pub maxbytes: u64,
 
-    /// Each size is so many times the one before
-    #[arg(
-        short = 'f',
-        long,
-        value_name = "FACTOR",
-        default_value_t = 2,
-        allow_negative_numbers = true
-    )]
-    pub stepfactor: u64,
+    /// Each size is so many bytes more than the one before; -f above 1 wins over it
+    #[arg(short = 'i', long, value_name = "SIZE", value_parser = size::parse, allow_hyphen_values = true)]
+    pub stepbytes: Option<u64>,
+
+    /// Each size is so many times the one before [without -i: 2]
+    #[arg(short = 'f', long, value_name = "FACTOR", allow_negative_numbers = true)]
+    pub stepfactor: Option<u64>,
 
     /// Timed iterations of each size
     #[arg(
@@ -61,6 +64,48 @@ pub struct Options {
     )]
     pub warmup_iters: u32,
 
+    /// Calls of each iteration, started together and then awaited; the time is that of one call
+    #[arg(
+        short = 'm',
+        long = "agg-iters",
+        alias = "agg_iters",
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
+    pub agg_iters: u32,
+
+    /// How often the sweep is run and printed; 0 is for ever
+    #[arg(
+        short = 'N',
+        long = "run-cycles",
+        alias = "run_cycles",
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
+    pub run_cycles: u32,
+
+    /// Whose time is printed: 0 rank 0's, 1 the average, 2 the shortest, 3 the longest
+    #[arg(short = 'a', long, value_name = "0-3", default_value = "1", value_parser = Average::parse, allow_negative_numbers = true)]
+    pub average: Average,
+
+    /// 1 adds a summary of the iterations to each row: i_min i_max i_p99 i_cv%, each the slowest
+    /// rank's; and all their times to the JSON report
+    #[arg(short = 'I', long = "per-iter-timing", alias = "per_iter_timing", value_name = "0/1", default_value = "0", value_parser = Switch::parse)]
+    pub per_iter_timing: Switch,
+
+    /// Leading iterations that the summary leaves out
+    #[arg(
+        short = 'K',
+        long = "per-iter-skip",
+        alias = "per_iter_skip",
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    pub per_iter_skip: u32,
+
     /// Calls of each size whose data is checked; 0 checks nothing
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub check: u32,
@@ -77,13 +122,61 @@ pub struct Options {
     #[arg(short = 'r', long, value_name = "RANK", default_value = "0", value_parser = rank_or_all, allow_negative_numbers = true)]
     pub root: Choice<usize>,
 
-    /// Algorithm of all_reduce; the others have no choice [ALLFOLD_ALGORITHM, else auto]
-    #[arg(long, value_enum, value_name = "NAME")]
-    pub algorithm: Option<Algorithm>,
+    /// Seconds that one row may take [no limit]; a longer one ends the benchmark, exit code 75
+    #[arg(
+        short = 'T',
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
+    pub timeout: u32,
+
+    /// 1 prints the processor time of a call, all threads of a rank, in place of its duration
+    #[arg(short = 'C', long = "report-cputime", alias = "report_cputime", value_name = "0/1", default_value = "0", value_parser = Switch::parse)]
+    pub report_cputime: Switch,
+
+    /// 1 adds to each row when it was measured, in UTC
+    #[arg(short = 'S', long = "report-timestamps", alias = "report_timestamps", value_name = "0/1", default_value = "0", value_parser = Switch::parse)]
+    pub report_timestamps: Switch,
+
+    /// Buffers begin so many elements after where the system put them
+    #[arg(
+        short = 'u',
+        long,
+        value_name = "ELEMENTS",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    pub unalign: u32,
 
     /// Also write a JSON report; where FILE exists, to FILE.0, FILE.1, ...
     #[arg(short = 'J', long = "output-file", alias = "output_file", value_name = "FILE")]
     pub output_file: Option<PathBuf>,
+
+    /// Algorithm of all_reduce; the others have no choice [ALLFOLD_ALGORITHM, else auto]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub algorithm: Option<Algorithm>,
+
+    /// The columns' unit of bandwidth; JSON is always GB/s
+    #[arg(long, value_enum, value_name = "UNIT", default_value_t)]
+    pub unit: Unit,
+
+    /// Exit code 1 if the average bus bandwidth is lower
+    #[arg(long, value_name = "GB/s", value_parser = bandwidth, allow_negative_numbers = true)]
+    pub min_bandwidth: Option<f64>,
+
+    /// Also draw bus bandwidth over size
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+
+    /// Say where the time went, below the table
+    #[arg(long)]
+    pub explain: bool,
+
+    #[command(flatten)]
+    foreign: Foreign,
 }
 
 impl Options {
@@ -100,21 +193,30 @@ impl Options {
         let identity = Identity::from_env().ok().flatten();
         // Outside a launcher all ranks will be children of this process.
         let on_this_host = if identity.is_some() { 1 } else { ranks };
-        let halves = self.collective.halves();
-        let buffers = usize::from(halves.out_of_place) + usize::from(self.collective.has_data());
+        let Halves { out_of_place, in_place } = self.halves();
+        let buffers = match self.agg_iters {
+            1 => usize::from(out_of_place) + usize::from(self.collective.has_data()),
+            // Those that are started own theirs, and a message has two.
+            calls => calls as usize * if in_place { 1 } else { 2 } + usize::from(out_of_place),
+        };
         memory::check(self.maxbytes, on_this_host.saturating_mul(buffers))?;
-        match &self.output_file {
-            Some(path) if identity.is_none_or(|identity| identity.rank == 0) => report::check(path),
-            _ => Ok(()),
+        if identity.is_some_and(|identity| identity.rank != 0) {
+            return Ok(());
         }
+        self.output_file.as_deref().map_or(Ok(()), report::check)?;
+        self.plot.as_deref().map_or(Ok(()), plot::check)
     }
 
     /// How a rank of the benchmark connects: with the algorithm of the command line, if there is
-    /// one.
+    /// one, and its limit as that of every call.
     ///
     /// # Errors
     /// As [`Config::algorithm`].
     pub fn configure(&self, config: Config) -> allfold::Result<Config> {
+        let config = match self.limit() {
+            Some(limit) => config.timeout(limit),
+            None => config,
+        };
         match self.algorithm {
             Some(algorithm) => config.algorithm(algorithm.name()),
             None => Ok(config),
@@ -133,6 +235,26 @@ impl Options {
         name.filter(is_forced)
     }
 
+    /// From one size to the next.
+    pub(crate) fn step(&self) -> Step {
+        match (self.stepfactor, self.stepbytes) {
+            (Some(factor), None) => Step::Factor(factor),
+            (Some(factor), _) if factor > 1 => Step::Factor(factor),
+            (_, Some(bytes)) => Step::Bytes(bytes),
+            (None, None) => Step::Factor(DEFAULT_FACTOR),
+        }
+    }
+
+    /// How long a row may take.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        (self.timeout > 0).then(|| Duration::from_secs(self.timeout.into()))
+    }
+
+    /// Which halves of a row there are.
+    pub(crate) fn halves(&self) -> Halves {
+        self.collective.halves(self.agg_iters > 1)
+    }
+
     pub(crate) fn check_root(&self, ranks: usize) -> Result<(), Error> {
         match self.root {
             Choice::One(root) if self.collective.has_root() && root >= ranks => {
@@ -144,157 +266,58 @@ impl Options {
 
     /// The part of [`check`](Self::check) that gives the same answer on every rank.
     pub(crate) fn check_values(&self) -> Result<(), Error> {
+        self.foreign.check()?;
         if self.ranks == Some(0) {
             return Err(Error::NoRanks);
         }
         if self.iters == 0 {
             return Err(Error::NoIterations);
         }
-        if self.minbytes == 0 {
+        let step = self.step();
+        if self.minbytes == 0 && matches!(step, Step::Factor(_)) {
             return Err(Error::ZeroSize);
         }
         if self.minbytes > self.maxbytes {
             return Err(Error::SizeOrder { minimum: self.minbytes, maximum: self.maxbytes });
         }
-        // A single size needs no factor: nccl-tests take `-b 1G -e 1G -f 1`.
-        if self.stepfactor < 2 && self.minbytes != self.maxbytes {
-            return Err(Error::Factor { factor: self.stepfactor });
+        // A single size needs no step: nccl-tests take `-b 1G -e 1G -f 1`.
+        if step.stands_still() && self.minbytes != self.maxbytes {
+            return Err(Error::Step { step });
         }
-        match &self.output_file {
-            Some(path) if !is_json(path) => Err(Error::Suffix { path: path.clone() }),
-            _ => Ok(()),
+        if !(1..=MOST_STARTED).contains(&self.agg_iters) {
+            return Err(Error::Aggregated { calls: self.agg_iters, most: MOST_STARTED });
         }
+        if self.agg_iters > 1 && self.unalign > 0 {
+            return Err(Error::UnalignedVector);
+        }
+        if self.per_iter_skip >= self.iters {
+            return Err(Error::Skip { skip: self.per_iter_skip, iterations: self.iters });
+        }
+        if let Some(path) = self.output_file.as_deref().filter(|path| !has_suffix(path, "json")) {
+            return Err(Error::Suffix { option: "-J", suffix: "json", path: path.into() });
+        }
+        self.plot.as_deref().map_or(Ok(()), plot::check_name)
     }
 }
 
 /// As nccl-tests look for it: any case, and `.json` alone is one too.
-fn is_json(path: &Path) -> bool {
+pub(crate) fn has_suffix(path: &Path, suffix: &str) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.rsplit_once('.').is_some_and(|(_, suffix)| suffix.eq_ignore_ascii_case("json"))
+    name.rsplit_once('.').is_some_and(|(_, found)| found.eq_ignore_ascii_case(suffix))
 }
+
+/// Reads a bandwidth in GB/s.
+fn bandwidth(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("a bandwidth is a number of GB/s above 0, such as 0.5".into()),
+    }
+}
+
+/// nccl-tests' default is 1, and so steps of bytes; sizes from 8 bytes to 64 MiB need a factor.
+const DEFAULT_FACTOR: u64 = 2;
+/// A communicator takes 1,024 outstanding calls.
+const MOST_STARTED: u32 = 1024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
-
-    fn parse(line: &str) -> Result<Options, clap::Error> {
-        Line::try_parse_from(format!("bench {line}").split_whitespace()).map(|l| l.options)
-    }
-
-    fn refused(line: &str) -> Error {
-        parse(line).unwrap().check(2).unwrap_err()
-    }
-
-    #[test]
-    fn defaults_and_names_are_nccl_tests() {
-        let options = parse("").unwrap();
-        assert_eq!((options.minbytes, options.maxbytes), (8, 64 << 20));
-        assert_eq!((options.stepfactor, options.iters), (2, 20));
-        assert_eq!((options.warmup_iters, options.check), (1, 1));
-        assert_eq!(
-            (options.datatype, options.op),
-            (Choice::One(DataType::Float), Choice::One(Op::Sum))
-        );
-        assert_eq!((options.ranks, options.output_file.is_none()), (None, true));
-        assert!(options.check(2).is_ok());
-
-        let short =
-            parse("--ranks 4 -b 1K -e 16M -f 4 -n 5 -w 2 -c 3 -d double -o avg -r 3 -J a.json");
-        let long = parse(
-            "all_reduce_perf --ranks=4 --minbytes 1K --maxbytes 16M --stepfactor 4 --iters 5 \
-             --warmup_iters 2 --check 3 --datatype double --op avg --root 3 --output_file a.json",
-        );
-        assert_eq!(format!("{:?}", short.unwrap()), format!("{:?}", long.unwrap()));
-        assert!(parse("--warmup-iters 2 --output-file a.json").is_ok());
-    }
-
-    #[test]
-    fn every_name_of_a_collective_is_known_and_others_are_refused() {
-        for (names, collective) in [
-            ("all_reduce all-reduce allreduce", Collective::AllReduce),
-            ("all_gather all-gather", Collective::AllGather),
-            ("reduce_scatter reduce-scatter", Collective::ReduceScatter),
-            ("broadcast", Collective::Broadcast),
-            ("reduce", Collective::Reduce),
-            ("alltoall all_to_all all-to-all", Collective::AllToAll),
-            ("gather", Collective::Gather),
-            ("scatter", Collective::Scatter),
-            ("sendrecv send_recv send-recv", Collective::SendRecv),
-            ("all_gather_v", Collective::AllGatherV),
-            ("barrier", Collective::Barrier),
-        ] {
-            for name in names.split(' ').chain([collective.program()]) {
-                assert_eq!(parse(name).unwrap().collective, collective, "{name}");
-            }
-        }
-        for line in ["all-shout", "-d f8e4m3", "-o mulsum", "-b 8X", "-b -1K", "-n -3", "-f x"] {
-            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
-        }
-        for line in ["-r -1", "-r x", "--algorithm measured", "-d all,float"] {
-            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
-        }
-    }
-
-    #[test]
-    fn all_is_a_choice() {
-        let options = parse("reduce -d all -o all -r all").unwrap();
-        assert_eq!((options.datatype, options.op), (Choice::All, Choice::All));
-        assert_eq!(options.root, Choice::All);
-        let options = parse("-d bfloat16 -o prod").unwrap();
-        assert_eq!(options.datatype, Choice::One(DataType::Bfloat16));
-        assert_eq!(options.op, Choice::One(Op::Prod));
-    }
-
-    #[test]
-    fn an_algorithm_is_put_into_the_configuration() {
-        for name in ["ring", "tree", "recursive-doubling", "halving-doubling"] {
-            let options = parse(&format!("--algorithm {name}")).unwrap();
-            assert_eq!(options.forced_algorithm().as_deref(), Some(name));
-            let config = Config::new(0, 1, "127.0.0.1:1").unwrap();
-            let expected = config.clone().algorithm(name).unwrap();
-            let config = options.configure(config).unwrap();
-            assert_eq!(format!("{config:?}"), format!("{expected:?}"));
-        }
-        assert_eq!(parse("--algorithm auto").unwrap().forced_algorithm(), None);
-    }
-
-    #[test]
-    fn bad_input_is_found_before_the_start() {
-        assert!(matches!(refused("-b 1K -e 8"), Error::SizeOrder { .. }));
-        assert!(matches!(refused("-f 1"), Error::Factor { factor: 1 }));
-        assert!(matches!(refused("-f 0"), Error::Factor { factor: 0 }));
-        assert!(matches!(refused("-b 0"), Error::ZeroSize));
-        assert!(matches!(refused("-n 0"), Error::NoIterations));
-        assert!(matches!(refused("--ranks 0"), Error::NoRanks));
-        assert!(matches!(refused("reduce -r 2"), Error::Root { root: 2, ranks: 2 }));
-        assert!(parse("all_reduce -r 2").unwrap().check(2).is_ok());
-        assert!(matches!(refused("-J out.txt"), Error::Suffix { .. }));
-        assert!(matches!(refused("-J json"), Error::Suffix { .. }));
-        assert!(matches!(refused("-J /no/such/folder/out.json"), Error::Report { .. }));
-        assert!(matches!(refused("-e 1000000G"), Error::Memory { .. }));
-        assert!(matches!(parse("").unwrap().check(0).unwrap_err(), Error::NoRanks));
-        assert!(parse("-b 1K -e 1K -f 1").unwrap().check(1).is_ok());
-    }
-
-    #[test]
-    fn the_suffix_is_found_as_nccl_tests_do() {
-        for (path, yes) in [
-            ("a.json", true),
-            ("a.b.JSON", true),
-            (".json", true),
-            ("json", false),
-            ("a.json/b", false),
-            ("a.json.txt", false),
-            ("a.", false),
-        ] {
-            assert_eq!(is_json(Path::new(path)), yes, "{path}");
-        }
-    }
-}
+mod tests;

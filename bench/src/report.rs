@@ -1,19 +1,21 @@
 //! The JSON report of `-J`: the keys of nccl-tests' version 3, so that what reads theirs reads ours.
 //!
-//! Three differences. `env` holds only allfold's variables, and never the secret.
-//! `out_of_place_per_iter` and `in_place_per_iter` are summaries of rank 0's iterations without the
-//! list of all. `allfold_version` stands beside a `nccl_version` of null.
+//! Three differences. `env` holds only allfold's variables, and never the secret. Without `-I`
+//! `out_of_place_per_iter` and `in_place_per_iter` are there too, as statistics without the list of
+//! all times. `allfold_version` stands beside a `nccl_version` of null.
 
 use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, access};
 use serde::{Serialize, Serializer};
 
+use crate::destination::{self, plain};
+use crate::latencies::PerIteration;
 use crate::options::Options;
-use crate::table::{Device, Half, NO_BUS, Row};
+use crate::size::Step;
+use crate::table::{Device, Half, NO_BUS, Row, Shown};
 use crate::{Error, timestamp};
 
 /// A report under way: the file is there, and is written once at the end.
@@ -23,39 +25,9 @@ pub(crate) struct Report {
     document: Document,
 }
 
-/// Statistics over the iterations of one size, in microseconds.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct PerIteration {
-    pub(crate) skipped_iterations: u32,
-    pub(crate) min_us: f64,
-    pub(crate) max_us: f64,
-    pub(crate) avg_us: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p95_us: f64,
-    pub(crate) p99_us: f64,
-    pub(crate) stdev_us: f64,
-    pub(crate) cv_pct: f64,
-}
-
 /// Whether the report could be written, without leaving a trace.
 pub(crate) fn check(path: &Path) -> Result<(), Error> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let problem = |problem: String| Error::Report { path: path.into(), problem };
-    match folder.metadata() {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return Err(problem(format!("{} is not a folder", folder.display()))),
-        Err(error) => {
-            let error = plain(&error);
-            return Err(problem(format!("folder {}: {error}", folder.display())));
-        }
-    }
-    access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
-        let error = plain(&error.into());
-        problem(format!("folder {}: {error}", folder.display()))
-    })
+    destination::check(OPTION, path)
 }
 
 impl Report {
@@ -75,7 +47,11 @@ impl Report {
                     attempt += 1;
                 }
                 Err(error) => {
-                    return Err(Error::Report { problem: plain(&error), path: candidate });
+                    return Err(Error::Report {
+                        option: OPTION,
+                        problem: plain(&error),
+                        path: candidate,
+                    });
                 }
             }
         }
@@ -91,13 +67,8 @@ impl Report {
         self.document.config = Some(Config::new(options, devices));
     }
 
-    /// One row, with the summaries of its halves, out of place and in place.
-    pub(crate) fn add(
-        &mut self,
-        row: &Row,
-        iterations: u32,
-        [out_of_place_per_iter, in_place_per_iter]: [Option<PerIteration>; 2],
-    ) {
+    /// One row.
+    pub(crate) fn add(&mut self, row: Row, iterations: u32) {
         self.document.results.push(Entry {
             size: row.bytes,
             count: row.count,
@@ -106,8 +77,8 @@ impl Report {
             root: row.root_text(),
             out_of_place: row.out_of_place.as_ref().map(Cells::from),
             in_place: row.in_place.as_ref().map(Cells::from),
-            out_of_place_per_iter,
-            in_place_per_iter,
+            out_of_place_per_iter: row.out_of_place.and_then(|half| half.per_iteration),
+            in_place_per_iter: row.in_place.and_then(|half| half.per_iteration),
             actual_iterations: iterations,
             experiment_name: "",
         });
@@ -118,11 +89,17 @@ impl Report {
         mut self,
         failed: usize,
         average: f64,
+        is_fast: Option<bool>,
         error: Option<&Error>,
     ) -> Result<(), Error> {
         self.document.out_of_bounds.count = failed;
         self.document.out_of_bounds.okay = failed == 0;
         self.document.average_bus_bandwidth.bandwidth = average;
+        self.document.average_bus_bandwidth.okay = match is_fast {
+            None => "unchecked",
+            Some(true) => "true",
+            Some(false) => "false",
+        };
         self.document.errors.extend(error.map(Error::to_string));
         self.document.end_time = timestamp::now();
         let written =
@@ -130,7 +107,11 @@ impl Report {
                 text.push(b'\n');
                 self.file.write_all(&text)
             });
-        written.map_err(|error| Error::Report { path: self.path, problem: plain(&error) })
+        written.map_err(|error| Error::Report {
+            option: OPTION,
+            path: self.path,
+            problem: plain(&error),
+        })
     }
 }
 
@@ -180,7 +161,10 @@ struct Config {
     ngpus: u32,
     minimum_bytes: u64,
     maximum_bytes: u64,
-    step_factor: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_factor: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step_bytes: Option<u64>,
     warmup_iters: u32,
     iterations: u32,
     aggregated_iterations: u32,
@@ -191,6 +175,8 @@ struct Config {
     #[serde(serialize_with = "word")]
     per_iter_timing: bool,
     per_iter_skip: u32,
+    /// Not nccl-tests': elements by which buffers are misaligned.
+    unalign: u32,
     #[serde(serialize_with = "word")]
     parallel_init: bool,
     devices: Vec<DeviceEntry>,
@@ -198,21 +184,27 @@ struct Config {
 
 impl Config {
     fn new(options: &Options, devices: &[Device]) -> Self {
+        let (step_factor, step_bytes) = match options.step() {
+            Step::Factor(factor) => (Some(factor), None),
+            Step::Bytes(bytes) => (None, Some(bytes)),
+        };
         Self {
             nthreads: 1,
             ngpus: 0,
             minimum_bytes: options.minbytes,
             maximum_bytes: options.maxbytes,
-            step_factor: options.stepfactor,
+            step_factor,
+            step_bytes,
             warmup_iters: options.warmup_iters,
             iterations: options.iters,
-            aggregated_iterations: 1,
+            aggregated_iterations: options.agg_iters,
             validation: options.check,
             graph: 0,
             // A call returns when its data is there.
-            blocking_collectives: true,
-            per_iter_timing: true,
-            per_iter_skip: 0,
+            blocking_collectives: options.agg_iters == 1,
+            per_iter_timing: options.per_iter_timing.is_on(),
+            per_iter_skip: options.per_iter_skip,
+            unalign: options.unalign,
             parallel_init: false,
             devices: devices
                 .iter()
@@ -250,7 +242,10 @@ struct Entry {
     root: String,
     out_of_place: Option<Cells>,
     in_place: Option<Cells>,
+    // NVIDIA's script takes a key that is there for one that holds something.
+    #[serde(skip_serializing_if = "Option::is_none")]
     out_of_place_per_iter: Option<PerIteration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     in_place_per_iter: Option<PerIteration>,
     actual_iterations: u32,
     experiment_name: &'static str,
@@ -259,7 +254,10 @@ struct Entry {
 /// The exact values of what the table rounds.
 #[derive(Serialize)]
 struct Cells {
-    time: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_time: Option<f64>,
     alg_bw: f64,
     bus_bw: f64,
     nwrong: Option<u64>,
@@ -267,7 +265,11 @@ struct Cells {
 
 impl From<&Half> for Cells {
     fn from(half: &Half) -> Self {
-        Self { time: half.time_us, alg_bw: half.alg_bw, bus_bw: half.bus_bw, nwrong: half.wrong }
+        let (time, cpu_time) = match half.shown {
+            Shown::Duration => (Some(half.time_us), None),
+            Shown::ProcessorTime => (None, Some(half.time_us)),
+        };
+        Self { time, cpu_time, alg_bw: half.alg_bw, bus_bw: half.bus_bw, nwrong: half.wrong }
     }
 }
 
@@ -294,13 +296,8 @@ fn may_be_told(name: &str) -> bool {
     name.starts_with("ALLFOLD_") && !name.starts_with("ALLFOLD_SECRET")
 }
 
-/// The system's word, in lower case and without its number.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    text.to_lowercase()
-}
-
+/// Its letter.
+const OPTION: &str = "-J";
 /// Of the file's layout.
 const VERSION: u32 = 3;
 

@@ -3,21 +3,24 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::time::Instant;
 
 use allfold::{Communicator, bf16, f16};
 
 use crate::call::{Caller, Library, Task};
 use crate::choices::{DataType, Op};
 use crate::console::{Console, State};
+use crate::deadline::Deadline;
 use crate::element::Number;
-use crate::latencies::Latencies;
-use crate::measure::{Bench, Measured, Placement};
+use crate::latencies::{Detail, Latencies};
+use crate::measure::{Bench, Memory, Method, Placement};
 use crate::options::Options;
 use crate::report::Report;
+use crate::size::Step;
 use crate::table::{self, Device, Row};
-use crate::{Error, memory, size, world};
+use crate::{Error, size, timestamp, world};
 
-/// Measures what `options` ask for; every rank of `world` calls it, and rank 0 prints the table and
+/// Runs the sweep that `options` ask for; every rank of `world` calls it, and rank 0 prints the table and
 /// writes the report.
 ///
 /// On every rank [`Error::Wrong`] if any element of any rank was wrong. The options must be equal
@@ -176,55 +179,81 @@ impl<'a, C: Caller> Session<'a, C> {
 
     /// What can fail on one rank alone: its memory.
     fn prepare<T: Number>(&self) -> Result<Bench<'a, T, C>, Error> {
-        let Options { collective, maxbytes, iters, check, .. } = *self.options;
+        let Options { collective, maxbytes, agg_iters, .. } = *self.options;
         let elements = collective.elements(self.count::<T>(maxbytes), self.world.size());
-        let halves = collective.halves();
+        let unaligned = self.options.unalign as usize;
         Ok(Bench {
             world: self.world,
             caller: self.caller,
             task: Task { collective, op: None, root: None },
             task_index: 0,
-            iterations: iters,
-            checks: check,
-            input: memory::buffer(if halves.out_of_place { elements } else { 0 })?,
-            output: memory::buffer(elements)?,
+            method: self.method(),
+            memory: Memory::new(collective, elements, agg_iters, unaligned)?,
             latencies: Latencies::new(),
+            deadline: None,
         })
+    }
+
+    fn method(&self) -> Method {
+        let options = self.options;
+        let detail = match (options.per_iter_timing.is_on(), &options.output_file) {
+            (true, _) => Detail::Full,
+            (false, Some(_)) => Detail::Summary,
+            (false, None) => Detail::None,
+        };
+        Method {
+            iterations: options.iters,
+            calls: options.agg_iters,
+            checks: options.check,
+            average: options.average,
+            detail,
+            skip: options.per_iter_skip as usize,
+            processor_time: options.report_cputime.is_on(),
+        }
     }
 
     /// nccl-tests' order: barrier, warm-up sweep over the doubled sizes, then each size.
     fn sweep<T: Number>(&mut self, bench: &mut Bench<'a, T, C>) -> Result<Course, Error> {
-        let Options { collective, minbytes, maxbytes, stepfactor, warmup_iters, .. } =
-            *self.options;
+        let Options { collective, minbytes, maxbytes, warmup_iters, .. } = *self.options;
         // Without data all sizes are one.
         let maxbytes = if collective.has_data() { maxbytes } else { minbytes };
-        let first = match collective.halves().out_of_place {
+        let first = match self.options.halves().out_of_place {
             true => Placement::OutOfPlace,
             false => Placement::InPlace,
         };
         self.world.barrier()?;
-        for bytes in size::steps(minbytes, maxbytes, 2) {
+        // As nccl-tests, which go on from 0 to 1.
+        for bytes in size::steps(minbytes.max(1), maxbytes, Step::Factor(2)) {
             bench.warm_up(self.count::<T>(bytes), first, warmup_iters)?;
         }
-        for bytes in size::steps(minbytes, maxbytes, stepfactor) {
-            self.row(bench, self.count::<T>(bytes))?;
-            if self.course()? == Course::Enough {
-                return Ok(Course::Enough);
+        let mut cycle = 0;
+        loop {
+            for bytes in size::steps(minbytes, maxbytes, self.options.step()) {
+                self.row(bench, self.count::<T>(bytes))?;
+                if self.course()? == Course::Enough {
+                    return Ok(Course::Enough);
+                }
             }
+            cycle += 1;
+            // 0 is for ever.
+            if cycle == self.options.run_cycles {
+                return Ok(Course::On);
+            }
+            cycle %= u32::MAX;
         }
-        Ok(Course::On)
     }
 
     fn row<T: Number>(&mut self, bench: &mut Bench<'a, T, C>, count: usize) -> Result<(), Error> {
         let collective = self.options.collective;
-        let halves = collective.halves();
+        let halves = self.options.halves();
+        bench.deadline = self.deadline(bench.task, T::DATATYPE, count * size_of::<T>());
         let mut measure = |placement| bench.measure(count, placement);
         let out_of_place =
             halves.out_of_place.then(|| measure(Placement::OutOfPlace)).transpose()?;
         let in_place = halves.in_place.then(|| measure(Placement::InPlace)).transpose()?;
 
         let mut wrong = 0;
-        for Measured { half, .. } in out_of_place.iter().chain(&in_place) {
+        for half in out_of_place.iter().chain(&in_place) {
             wrong += half.wrong.unwrap_or(0);
             self.tally.halves += 1;
             self.tally.bus_bw += half.bus_bw;
@@ -241,15 +270,25 @@ impl<'a, C: Caller> Session<'a, C> {
             datatype: if collective.has_data() { T::DATATYPE.name() } else { NO_TYPE },
             op: bench.task.op,
             root: bench.task.root,
-            out_of_place: out_of_place.as_ref().map(|measured| measured.half),
-            in_place: in_place.as_ref().map(|measured| measured.half),
+            out_of_place,
+            in_place,
         };
-        self.console.print(&table::row(&row));
+        self.console.print(&table::row(self.options, &row, &timestamp::now()));
         if let Some(report) = &mut self.report {
-            let summaries = [out_of_place, in_place].map(|measured| measured?.per_iteration);
-            report.add(&row, self.options.iters, summaries);
+            report.add(row, self.options.iters);
         }
         Ok(())
+    }
+
+    /// The limit of a row that begins now.
+    fn deadline(&self, task: Task, datatype: DataType, bytes: usize) -> Option<Deadline> {
+        let limit = self.options.limit()?;
+        let mut row =
+            format!("{} of {bytes} bytes, {}", task.collective.program(), datatype.name());
+        if let Some(op) = task.op {
+            row += &format!(" {}", op.name());
+        }
+        Some(Deadline { row, begun: Instant::now(), limit })
     }
 
     /// What the column `count` says at a size; bytes are rounded down as nccl-tests do.
@@ -280,7 +319,10 @@ impl<'a, C: Caller> Session<'a, C> {
             self.console.print(&table::footer(self.options, failed, average));
         }
         let reported = match self.report.take() {
-            Some(report) => report.write(failed, average, outcome.as_ref().err()),
+            Some(report) => {
+                let is_fast = table::is_fast(self.options, average);
+                report.write(failed, average, is_fast, outcome.as_ref().err())
+            }
             None => Ok(()),
         };
         outcome?;
@@ -288,6 +330,11 @@ impl<'a, C: Caller> Session<'a, C> {
             return Err(Error::Wrong { wrong, failed, rows });
         }
         reported?;
+        if let (Some(minimum), Some(false)) =
+            (self.options.min_bandwidth, table::is_fast(self.options, average))
+        {
+            return Err(Error::TooSlow { average, minimum });
+        }
         match self.console.into_state() {
             State::Failed(error) => Err(Error::Output(error)),
             State::Open | State::Closed => Ok(()),

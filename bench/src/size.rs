@@ -30,11 +30,31 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// The sizes from `minimum` to `maximum`, each `factor` times the one before.
-pub(crate) fn steps(minimum: u64, maximum: u64, factor: u64) -> impl Iterator<Item = u64> {
+/// From one size to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So many times.
+    Factor(u64),
+    /// So many bytes more.
+    Bytes(u64),
+}
+
+impl Step {
+    /// Whether the next size is the same.
+    pub(crate) fn stands_still(self) -> bool {
+        matches!(self, Self::Factor(0 | 1) | Self::Bytes(0))
+    }
+}
+
+/// The sizes from `minimum` to `maximum`.
+pub(crate) fn steps(minimum: u64, maximum: u64, step: Step) -> impl Iterator<Item = u64> {
     std::iter::successors(Some(minimum), move |size| {
+        let next = match step {
+            Step::Factor(factor) => size.checked_mul(factor),
+            Step::Bytes(bytes) => size.checked_add(bytes),
+        };
         // A size that stays is a single row.
-        size.checked_mul(factor).filter(|next| next > size)
+        next.filter(|next| next > size)
     })
     .take_while(move |size| *size <= maximum)
 }
@@ -111,12 +131,16 @@ mod tests {
 
     #[test]
     fn the_sweep_multiplies_and_ends() {
-        let sweep = |a, b, f| steps(a, b, f).collect::<Vec<_>>();
+        let sweep = |a, b, f| steps(a, b, Step::Factor(f)).collect::<Vec<_>>();
         assert_eq!(sweep(8, 64, 2), [8, 16, 32, 64]);
         assert_eq!(sweep(8, 63, 2), [8, 16, 32]);
         assert_eq!(sweep(1024, 1 << 20, 1024), [1024, 1 << 20]);
         assert_eq!(sweep(8, 8, 1), [8]);
         assert_eq!(sweep(1 << 62, u64::MAX, 4), [1 << 62]);
+        let sweep = |a, b, s| steps(a, b, Step::Bytes(s)).collect::<Vec<_>>();
+        assert_eq!(sweep(0, 64, 24), [0, 24, 48]);
+        assert_eq!(sweep(8, 8, 0), [8]);
+        assert_eq!(sweep(u64::MAX - 1, u64::MAX, 2), [u64::MAX - 1]);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 use std::fmt::Write;
 
-use crate::choices::Op;
-use crate::number::{cell, general};
+use crate::choices::{Op, Unit};
+use crate::latencies::PerIteration;
+use crate::number::{bandwidth_cell, cell, general};
 use crate::options::Options;
+use crate::size::Step;
 
 /// A rank, as the header lists it.
 pub(crate) struct Device {
@@ -19,15 +21,27 @@ pub(crate) struct Device {
 }
 
 /// One half of a row: out of place, or in place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Half {
+    /// Of one call.
     pub(crate) time_us: f64,
+    /// Which time it is.
+    pub(crate) shown: Shown,
     /// GB/s, of 10^9 bytes.
     pub(crate) alg_bw: f64,
     /// GB/s, of 10^9 bytes.
     pub(crate) bus_bw: f64,
     /// None where nothing was checked.
     pub(crate) wrong: Option<u64>,
+    pub(crate) per_iteration: Option<PerIteration>,
+}
+
+/// What the time of a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    Duration,
+    /// Of all threads of a rank.
+    ProcessorTime,
 }
 
 /// One size.
@@ -47,7 +61,15 @@ impl Half {
     /// By nccl-tests' formulas; each byte crosses a link `bus_factor` times.
     pub(crate) fn new(bytes: usize, seconds: f64, bus_factor: f64, wrong: Option<u64>) -> Self {
         let alg_bw = bytes as f64 / 1e9 / seconds;
-        Self { time_us: seconds * 1e6, alg_bw, bus_bw: alg_bw * bus_factor, wrong }
+        let (time_us, shown) = (seconds * 1e6, Shown::Duration);
+        let bus_bw = alg_bw * bus_factor;
+        Self { time_us, shown, alg_bw, bus_bw, wrong, per_iteration: None }
+    }
+
+    /// The same with the processor's time in place of the clock's.
+    pub(crate) fn show_processor_time(&mut self, seconds: f64) {
+        self.time_us = seconds * 1e6;
+        self.shown = Shown::ProcessorTime;
     }
 }
 
@@ -67,53 +89,81 @@ impl Row {
 pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> String {
     let algorithm =
         options.forced_algorithm().map_or(String::new(), |name| format!(" algorithm: {name}"));
+    let (step, kind) = match options.step() {
+        Step::Factor(factor) => (factor, "factor"),
+        Step::Bytes(bytes) => (bytes, "bytes"),
+    };
     let mut text = format!(
         "# allfold version {} ranks={} security: {security}{algorithm}\n\
          # Collective test starting: {}\n\
-         # nThread 1 nGpus 0 minBytes {} maxBytes {} step: {}(factor) warmup iters: {} iters: {} \
-         agg iters: 1 validation: {} graph: 0 unalign: 0\n",
+         # nThread 1 nGpus 0 minBytes {} maxBytes {} step: {step}({kind}) warmup iters: {} \
+         iters: {} agg iters: {} validation: {} graph: 0 unalign: {}\n",
         env!("CARGO_PKG_VERSION"),
         devices.len(),
         options.collective.program(),
         options.minbytes,
         options.maxbytes,
-        options.stepfactor,
         options.warmup_iters,
         options.iters,
+        options.agg_iters,
         options.check,
+        options.unalign,
     );
-    if let Some(remark) = options.collective.remark() {
-        // Writing to a string cannot fail.
+    // Writing to a string cannot fail.
+    if let Some(remark) = options.collective.remark(options.agg_iters > 1) {
         let _ = writeln!(text, "# {remark} ");
+    }
+    if options.per_iter_timing.is_on() {
+        text += "# Per-Iteration Report: wall-clock timing; i_* uses max over process rows";
+        if options.per_iter_skip > 0 {
+            let _ = write!(text, "; summary skips first {} iterations", options.per_iter_skip);
+        }
+        text += " \n";
     }
     text += "#\n# Using devices\n";
     for device in devices {
         text += &device_line(device);
     }
     text += "#\n";
-    text += &heading();
+    text += &heading(options);
     text
 }
 
-/// One line of the table.
-pub(crate) fn row(row: &Row) -> String {
-    format!(
-        "{:12}  {:12}  {:>8}  {:>6}  {}{}{}\n",
+/// One line of the table; `now` is what `-S` adds.
+pub(crate) fn row(options: &Options, row: &Row, now: &str) -> String {
+    let cells = |half: &Option<Half>| half.as_ref().map_or(blank(options), |h| cells(options, h));
+    let mut text = format!(
+        "{:12}  {:12}  {:>8}  {:>6}  {}{}{}",
         row.bytes,
         row.count,
         row.datatype,
         row.op_name(),
         row.root_text(),
-        row.out_of_place.as_ref().map_or(BLANK.into(), half),
-        row.in_place.as_ref().map_or(BLANK.into(), half),
-    )
+        cells(&row.out_of_place),
+        cells(&row.in_place),
+    );
+    if options.report_timestamps.is_on() {
+        let _ = write!(text, "{now:>21}");
+    }
+    text + "\n"
 }
 
-/// All lines below the rows.
+/// All lines below the rows; `average` is in GB/s.
 pub(crate) fn footer(options: &Options, failed: usize, average: f64) -> String {
+    let shown = general(options.unit.of(average));
+    // nccl-tests name no unit here, because there is only one.
+    let unit = match options.unit {
+        Unit::Giga => String::new(),
+        other => format!(" {}", other.name()),
+    };
+    let verdict = match is_fast(options, average) {
+        None => "",
+        Some(true) => "OK",
+        Some(false) => "FAILED",
+    };
     format!(
         "# {:<20} : {failed} {}\n\
-         # {:<20} : {} \n\
+         # {:<20} : {shown}{unit} {verdict}\n\
          #\n\
          # Collective test concluded: {}\n\
          #\n\
@@ -121,9 +171,13 @@ pub(crate) fn footer(options: &Options, failed: usize, average: f64) -> String {
         "Out of bounds values",
         if failed == 0 { "OK" } else { "FAILED" },
         "Avg bus bandwidth",
-        general(average),
         options.collective.program(),
     )
+}
+
+/// Whether an average in GB/s is at least what was asked for; none where nothing was.
+pub(crate) fn is_fast(options: &Options, average: f64) -> Option<bool> {
+    options.min_bandwidth.map(|minimum| average >= minimum)
 }
 
 fn device_line(device: &Device) -> String {
@@ -133,36 +187,64 @@ fn device_line(device: &Device) -> String {
     )
 }
 
-fn heading() -> String {
-    let mut text = format!(
-        "# {:>10}  {:>12}  {:>8}  {:>6}  {:>6}           out-of-place                       \
-         in-place          \n",
-        "", "", "", "", ""
-    );
+fn heading(options: &Options) -> String {
+    let per_iteration = options.per_iter_timing.is_on();
+    let halves = match per_iteration {
+        false => "         out-of-place                       in-place          ",
+        true => {
+            "            out-of-place (+ per-iteration)                                in-place \
+             (+ per-iteration)"
+        }
+    };
+    let mut text = format!("# {:>10}  {:>12}  {:>8}  {:>6}  {:>6}  {halves}\n", "", "", "", "", "");
+    let time = if options.report_cputime.is_on() { "cputime" } else { "time" };
+    let unit = format!("({})", options.unit.name());
     let titles = ["size", "count", "type", "redop", "root"];
     let units = ["(B)", "(elements)", "", "", ""];
-    let half_titles = ["time", "algbw", "busbw", "#wrong"];
-    let half_units = ["(us)", "(GB/s)", "(GB/s)", ""];
-    for (left, right) in [(titles, half_titles), (units, half_units)] {
+    let half_titles = [time, "algbw", "busbw", "#wrong"];
+    let half_units = ["(us)", &unit, &unit, ""];
+    let (iteration_titles, iteration_units) =
+        (["i_min", "i_max", "i_p99", "i_cv%"], ["(us)", "(us)", "(us)", "(%)"]);
+    let (stamp, format) = match options.report_timestamps.is_on() {
+        true => ("          timestamp", "%Y-%m-%d %H:%M:%S"),
+        false => ("", ""),
+    };
+    for (left, right, iterations, last) in [
+        (titles, half_titles, iteration_titles, stamp.to_string()),
+        (units, half_units, iteration_units, format!("{format:>width$}", width = stamp.len())),
+    ] {
         let [size, count, datatype, op, root] = left;
-        // Writing to a string cannot fail.
         let _ = write!(text, "# {size:>10}  {count:>12}  {datatype:>8}  {op:>6}  {root:>6}");
         for [time, alg_bw, bus_bw, wrong] in [right, right] {
             let _ = write!(text, "  {time:>7}  {alg_bw:>6}  {bus_bw:>6}  {wrong:>6}");
+            for title in iterations.iter().filter(|_| per_iteration) {
+                let _ = write!(text, "  {title:>7}");
+            }
         }
-        text += " \n";
+        let _ = writeln!(text, " {last}");
     }
     text
 }
 
-fn half(half: &Half) -> String {
-    format!(
+fn cells(options: &Options, half: &Half) -> String {
+    let mut text = format!(
         "  {}  {}  {}  {:>6}",
         cell(half.time_us, 7),
-        cell(half.alg_bw, 6),
-        cell(half.bus_bw, 6),
+        bandwidth_cell(options.unit.of(half.alg_bw)),
+        bandwidth_cell(options.unit.of(half.bus_bw)),
         half.wrong.map_or("N/A".into(), |wrong| general(wrong as f64)),
-    )
+    );
+    if let (true, Some(times)) = (options.per_iter_timing.is_on(), &half.per_iteration) {
+        for value in [times.min_us, times.max_us, times.p99_us, times.cv_pct] {
+            let _ = write!(text, "  {}", cell(value, 7));
+        }
+    }
+    text
+}
+
+/// As wide as a half, so that the other one stands below its title.
+fn blank(options: &Options) -> String {
+    " ".repeat(if options.per_iter_timing.is_on() { 33 + 4 * 9 } else { 33 })
 }
 
 /// Where all ranks are alike.
@@ -171,8 +253,6 @@ const NO_ROOT: i32 = -1;
 const NO_OP: &str = "none";
 /// Where nccl-tests put the GPU's address on the PCI bus.
 pub(crate) const NO_BUS: &str = "cpu";
-/// As wide as a half, so that the other one stands below its title.
-const BLANK: &str = "                                 ";
 
 #[cfg(test)]
 mod tests {
@@ -197,7 +277,7 @@ mod tests {
             datatype: "float",
             op: Some(Op::Sum),
             root: None,
-            out_of_place: Some(half),
+            out_of_place: Some(half.clone()),
             in_place: Some(half),
         }
     }
@@ -213,13 +293,14 @@ mod tests {
         };
         let options = options("-b 1024 -e 1M -f 1024");
         let rows = [full(1024, 31.02, Some(0)), full(1 << 20, 1.2e7, Some(0))];
-        let mean = rows.iter().filter_map(|r| r.in_place).map(|h| h.bus_bw).sum::<f64>() / 2.0;
+        let mean =
+            rows.iter().filter_map(|r| r.in_place.as_ref()).map(|h| h.bus_bw).sum::<f64>() / 2.0;
         let mut text = header(
             &options,
             "mutual TLS, secret 3f9a12c4",
             &[device(0, "node-a"), device(1, "node-b")],
         );
-        text.extend(rows.iter().map(row));
+        text.extend(rows.iter().map(|r| row(&options, r, "")));
         text += &footer(&options, 0, mean);
         let version = env!("CARGO_PKG_VERSION");
         let blank = " ";
@@ -237,7 +318,7 @@ mod tests {
 #       size         count      type   redop    root     time   algbw   busbw  #wrong     time   algbw   busbw  #wrong{blank}
 #        (B)    (elements)                               (us)  (GB/s)  (GB/s)             (us)  (GB/s)  (GB/s)        {blank}
         1024           256     float     sum      -1    31.02    0.03    0.03       0    31.02    0.03    0.03       0
-     1048576        262144     float     sum      -1  1.2e+07    0.00    0.00       0  1.2e+07    0.00    0.00       0
+     1048576        262144     float     sum      -1  1.2e+07  8.7e-5  8.7e-5       0  1.2e+07  8.7e-5  8.7e-5       0
 # Out of bounds values : 0 OK
 # Avg bus bandwidth    : 0.0165492{blank}
 #
@@ -251,6 +332,9 @@ mod tests {
 
     #[test]
     fn an_empty_half_keeps_the_columns() {
+        let options = options("");
+        let row = |line: &Row| row(&options, line, "");
+        let blank = blank(&options);
         let mut line = full(8, 12.5, None);
         let with = row(&line);
         line.out_of_place = None;
@@ -258,17 +342,18 @@ mod tests {
         line.out_of_place = line.in_place.take();
         let other = row(&line);
         let columns = "           8             2     float     sum      -1";
-        let cells = "    12.50    0.00    0.00     N/A";
-        assert_eq!(without, format!("{columns}{BLANK}{cells}\n"));
-        assert_eq!(other, format!("{columns}{cells}{BLANK}\n"));
-        assert_eq!(BLANK.len(), cells.len());
+        let cells = "    12.50  6.4e-4  6.4e-4     N/A";
+        assert_eq!(without, format!("{columns}{blank}{cells}\n"));
+        assert_eq!(other, format!("{columns}{cells}{blank}\n"));
+        assert_eq!(blank.len(), cells.len());
         assert_eq!(with.len(), without.len());
-        let title = heading().lines().nth(1).unwrap().rfind("time").unwrap() + "time".len();
+        let title = heading(&options).lines().nth(1).unwrap().rfind("time").unwrap() + "time".len();
         assert_eq!(without.find("12.50").unwrap() + "12.50".len(), title);
     }
 
     #[test]
     fn a_row_names_operation_and_root() {
+        let row = |line: &Row| row(&options(""), line, "");
         let mut line = full(8, 1.0, Some(0));
         line.root = Some(3);
         assert!(row(&line).contains("     float     sum       3  "), "{}", row(&line));
@@ -289,6 +374,7 @@ mod tests {
 
     #[test]
     fn many_wrong_elements_keep_their_cell() {
+        let row = |line: &Row| row(&options(""), line, "");
         let line = row(&full(8, 1.0, Some(12)));
         assert!(line.ends_with("    0.01    0.01      12\n"), "{line}");
         let line = row(&full(8, 1.0, Some(16_777_216)));
@@ -301,5 +387,56 @@ mod tests {
         let half = Half::new(1_000_000_000, 0.5, 1.5, Some(0));
         assert_eq!((half.time_us, half.alg_bw, half.bus_bw), (5e5, 2.0, 3.0));
         assert_eq!(Half::new(8, 1.0, 0.0, None).bus_bw, 0.0);
+    }
+
+    #[test]
+    fn columns_are_added_where_they_are_asked_for() {
+        let mut line = full(1 << 20, 100.0, Some(0));
+        let times = PerIteration {
+            skipped_iterations: 0,
+            min_us: 90.0,
+            max_us: 120.5,
+            avg_us: 100.0,
+            p50_us: 99.0,
+            p95_us: 119.0,
+            p99_us: 120.0,
+            stdev_us: 5.0,
+            cv_pct: 5.0,
+            times_us: Vec::new(),
+            per_process_max_times_us: Vec::new(),
+        };
+        for half in [&mut line.out_of_place, &mut line.in_place].into_iter().flatten() {
+            half.per_iteration = Some(times.clone());
+        }
+        let options = options("-I 1 -K 2 -S 1 -C 1 --unit MB/s");
+        let text = row(&options, &line, "2026-01-31 23:59:58");
+        let cells = "   100.00   10486   10486       0    90.00   120.50   120.00     5.00";
+        assert!(text.ends_with(&format!("{cells}{cells}  2026-01-31 23:59:58\n")), "{text}");
+        let heading = heading(&options);
+        let lines: Vec<_> = heading.lines().collect();
+        assert!(lines[1].contains("cputime") && lines[2].contains("(MB/s)"), "{heading}");
+        assert!(lines[1].ends_with("i_cv%           timestamp"), "{heading}");
+        // Titles end where their cells end.
+        for (title, cell) in [("i_min", "90.00"), ("i_p99", "120.00"), ("timestamp", "23:59:58")] {
+            let at = |text: &str, word: &str| text.rfind(word).map(|at| at + word.len());
+            assert!(
+                at(lines[1], title).unwrap().abs_diff(at(&text, cell).unwrap()) <= 1,
+                "{title}"
+            );
+        }
+        let header = header(&options, "", &[]);
+        assert!(header.contains("over process rows; summary skips first 2 iterations \n"));
+    }
+
+    #[test]
+    fn the_average_has_a_verdict_where_a_minimum_is_asked_for() {
+        let line = |line, average| {
+            let text = footer(&options(line), 0, average);
+            text.lines().nth(1).unwrap_or_default().to_string()
+        };
+        assert_eq!(line("", 1.5), "# Avg bus bandwidth    : 1.5 ");
+        assert_eq!(line("--min-bandwidth 1.5", 1.5), "# Avg bus bandwidth    : 1.5 OK");
+        assert_eq!(line("--min-bandwidth 1.6", 1.5), "# Avg bus bandwidth    : 1.5 FAILED");
+        assert_eq!(line("--unit MB/s", 0.0015), "# Avg bus bandwidth    : 1.5 MB/s ");
     }
 }

@@ -2,17 +2,24 @@
 
 use allfold::{Communicator, ReduceOp, Result};
 
+use crate::choices::Average;
+
 /// The values added up over all ranks.
 pub(crate) fn sum<const N: usize>(world: &Communicator, mut values: [f64; N]) -> Result<[f64; N]> {
     world.all_reduce(&mut values, ReduceOp::Sum)?;
     Ok(values)
 }
 
-/// The average of `value` over all ranks.
-pub(crate) fn average(world: &Communicator, value: f64) -> Result<f64> {
-    let mut value = [value];
-    world.all_reduce(&mut value, ReduceOp::Avg)?;
-    Ok(value[0])
+/// One value from those of all ranks.
+pub(crate) fn average(world: &Communicator, value: f64, average: Average) -> Result<f64> {
+    let mut values = [value];
+    match average {
+        Average::Rank0 => world.broadcast(&mut values, 0)?,
+        Average::Mean => world.all_reduce(&mut values, ReduceOp::Avg)?,
+        Average::Min => world.all_reduce(&mut values, ReduceOp::Min)?,
+        Average::Max => world.all_reduce(&mut values, ReduceOp::Max)?,
+    }
+    Ok(values[0])
 }
 
 /// Every rank's transport in rank order: rank 0 alone knows only its own end.

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::choices::Op;
+use crate::latencies::{Detail, Latencies};
 
 #[derive(Parser)]
 struct Line {
@@ -66,10 +67,15 @@ fn the_keys_are_nccl_tests_own() {
     };
     let mut report = Report::create(&folder.0.join("out.json")).unwrap();
     report.configure(&options, &[device]);
-    let mut latencies = crate::latencies::Latencies::new();
+    let world = allfold::Communicator::single();
+    let mut latencies = Latencies::new();
     latencies.record(std::time::Duration::from_micros(10));
-    report.add(&row(), 20, [None, latencies.summary()]);
-    report.write(0, 1.25, None).unwrap();
+    let mut row = row();
+    if let Some(half) = &mut row.in_place {
+        half.per_iteration = latencies.gather(&world, Detail::Summary, 0).unwrap();
+    }
+    report.add(row, 20);
+    report.write(0, 1.25, None, None).unwrap();
 
     let text = fs::read_to_string(folder.0.join("out.json")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
@@ -107,6 +113,7 @@ fn the_keys_are_nccl_tests_own() {
             "blocking_collectives",
             "per_iter_timing",
             "per_iter_skip",
+            "unalign",
             "parallel_init",
             "devices",
         ])
@@ -130,7 +137,6 @@ fn the_keys_are_nccl_tests_own() {
             "root",
             "out_of_place",
             "in_place",
-            "out_of_place_per_iter",
             "in_place_per_iter",
             "actual_iterations",
             "experiment_name",
@@ -173,7 +179,7 @@ fn an_existing_file_is_kept() {
     assert_eq!(first.path(), folder.0.join("out.json.0"));
     assert_eq!(second.path(), folder.0.join("out.json.1"));
     let error = Error::AnotherRank;
-    second.write(2, 0.0, Some(&error)).unwrap();
+    second.write(2, 0.0, Some(false), Some(&error)).unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     let text = fs::read_to_string(folder.0.join("out.json.1")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();

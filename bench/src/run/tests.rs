@@ -149,7 +149,7 @@ fn every_collective_type_operation_and_root_is_right() {
             let rows = rows(text);
             assert_eq!(rows.len(), ops * roots * sweeps, "{text}");
             for row in rows {
-                let halves = collective.halves();
+                let halves = collective.halves(false);
                 let cells = 4 * (usize::from(halves.out_of_place) + usize::from(halves.in_place));
                 assert_eq!(row.len(), 5 + cells, "{text}");
                 let wrong = if collective.has_data() { "0" } else { "N/A" };
@@ -351,4 +351,129 @@ fn broken(kind: io::ErrorKind) -> Vec<Outcome> {
     });
     let options = options("-b 8 -e 1M -n 1 -w 0");
     spread(2, |world| run_on(&options, world, &Once, &mut Break(kind)))
+}
+
+#[test]
+fn calls_that_are_started_together_are_right() {
+    for collective in Collective::value_variants() {
+        for count in [1, 2, 3] {
+            let program = collective.program();
+            let line = format!("{program} -d float -o all -r all -b 8 -e 2K -f 16 -n 2 -w 1 -m 3");
+            let outcomes = ranks(count, &line, Library);
+            let text = &outcomes[0].1;
+            for (rank, (outcome, _)) in outcomes.iter().enumerate() {
+                assert!(outcome.is_ok(), "rank {rank} of {count}: {outcome:?}\n{text}");
+            }
+            assert!(text.contains(" agg iters: 3 "), "{text}");
+            for row in rows(text) {
+                assert_eq!(row.len(), 9, "{text}");
+                let wrong = if collective.has_data() { "0" } else { "N/A" };
+                assert_eq!(row[8], wrong, "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn unaligned_buffers_are_right() {
+    for line in ["-u 1", "-u 3 -d uint8", "alltoall_perf -u 5 -d double"] {
+        let outcomes = ranks(2, &format!("{line} -b 8 -e 4K -f 4 -n 3"), Library);
+        assert!(outcomes.iter().all(|(outcome, _)| outcome.is_ok()), "{line}");
+        let unalign = line.split("-u ").nth(1).and_then(|u| u.split(' ').next()).unwrap();
+        assert!(outcomes[0].1.contains(&format!(" unalign: {unalign}\n")), "{line}");
+    }
+}
+
+#[test]
+fn sizes_go_up_by_bytes_and_the_sweep_is_repeated() {
+    let text = ranks(2, "-b 0 -e 64 -i 24 -N 2 -n 1", Library).swap_remove(0).1;
+    let sizes: Vec<_> = rows(&text).iter().map(|row| row[0].to_string()).collect();
+    assert_eq!(sizes, ["0", "24", "48", "0", "24", "48"]);
+    assert!(text.contains(" step: 24(bytes) "), "{text}");
+}
+
+#[test]
+fn a_sweep_for_ever_ends_when_nobody_reads() {
+    struct Head(usize);
+    impl Write for Head {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0 -= usize::from(text.first() != Some(&b'#'));
+            if self.0 == 0 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(text.len()) }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let options = options("-b 8 -e 8 -n 1 -N 0");
+    for outcome in spread(2, |world| run_on(&options, world, &Library, &mut Head(50))) {
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_time_is_of_the_ranks_that_are_asked_for() {
+    use crate::choices::Average;
+    for average in spread(3, |world| {
+        [Average::Rank0, Average::Mean, Average::Min, Average::Max]
+            .map(|average| world::average(world, [4.0, 2.0, 9.0][world.rank()], average).unwrap())
+    }) {
+        assert_eq!(average, [4.0, 5.0, 2.0, 9.0]);
+    }
+}
+
+#[test]
+fn a_row_that_takes_too_long_ends_every_rank() {
+    // Minutes, without a limit.
+    for (outcome, text) in ranks(2, "-b 8 -e 8 -n 100000000 -w 0 -T 1", Library) {
+        let error = outcome.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "all_reduce_perf of 8 bytes, float sum took longer than 1 s (-T)"
+        );
+        assert_eq!(error.exit_code(), 75);
+        assert!(rows(&text).is_empty());
+    }
+}
+
+#[test]
+fn a_bandwidth_below_the_minimum_fails_every_rank() {
+    for (outcome, _) in ranks(2, "-b 8 -e 64 -n 2 --min-bandwidth 1e9", Library) {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().ends_with("--min-bandwidth is 1e+09 GB/s"), "{error}");
+    }
+    let outcomes = ranks(2, "-b 8 -e 64 -n 2 --min-bandwidth 1e-9", Library);
+    assert!(outcomes.iter().all(|(outcome, _)| outcome.is_ok()));
+    assert!(outcomes[0].1.contains(" OK\n#\n"), "{}", outcomes[0].1);
+}
+
+#[test]
+fn the_report_holds_the_times_of_every_rank() {
+    let path = report_path("times");
+    let line = format!("-b 8 -e 8 -n 4 -m 2 -i 8 -I 1 -K 1 -C 1 -J {}", path.display());
+    assert!(ranks(2, &line, Library).iter().all(|(outcome, _)| outcome.is_ok()));
+    let json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    fs::remove_file(&path).unwrap();
+    let config = &json["config"];
+    assert_eq!((&config["step_bytes"], &config["step_factor"]), (&8.into(), &Value::Null));
+    assert_eq!(
+        (&config["aggregated_iterations"], &config["per_iter_skip"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(config["per_iter_timing"], "true");
+    let row = &json["results"][0];
+    assert_eq!(row["out_of_place"], Value::Null);
+    assert!(
+        row["in_place"]["cpu_time"].as_f64().is_some() && row["in_place"].get("time").is_none()
+    );
+    let times = &row["in_place_per_iter"];
+    let list = |value: &Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let ranks: Vec<_> =
+        times["per_process_max_times_us"].as_array().unwrap().iter().map(list).collect();
+    assert_eq!((ranks.len(), ranks[0].len()), (2, 4));
+    let slowest: Vec<f64> = (0..4).map(|i| ranks[0][i].max(ranks[1][i])).collect();
+    assert_eq!(list(&times["times_us"]), slowest);
+    assert_eq!(times["skipped_iterations"], 1);
 }

@@ -1,0 +1,48 @@
+//! The limit of `-T`: the ranks look at the clock together, so that all stop at the same call.
+
+use std::time::{Duration, Instant};
+
+use allfold::{Communicator, ReduceOp};
+
+use crate::{Error, world};
+
+/// When a row has taken too long.
+pub(crate) struct Deadline {
+    /// The row, in words.
+    pub(crate) row: String,
+    pub(crate) begun: Instant,
+    pub(crate) limit: Duration,
+}
+
+impl Deadline {
+    /// After how many iterations of `once` the ranks look: often enough to notice soon, and so
+    /// rarely that it does not show in the times.
+    pub(crate) fn pace(&self, world: &Communicator, once: Duration) -> Result<u32, Error> {
+        let mut longest = [once.as_secs_f64()];
+        world.all_reduce(&mut longest, ReduceOp::Max)?;
+        let pace = self.limit.as_secs_f64() / LOOKS / longest[0].max(f64::MIN_POSITIVE);
+        Ok(pace.clamp(1.0, f64::from(u32::MAX)) as u32)
+    }
+
+    /// Whether time is up on any rank.
+    pub(crate) fn check(&self, world: &Communicator) -> Result<(), Error> {
+        let is_over = self.begun.elapsed() > self.limit;
+        match world::sum(world, [f64::from(u8::from(is_over))])? {
+            [0.0] => Ok(()),
+            _ => Err(self.passed(None)),
+        }
+    }
+
+    /// A single call has passed it.
+    pub(crate) fn passed_in_call(&self, error: &allfold::Error) -> Error {
+        self.passed(Some(error.to_string()))
+    }
+
+    fn passed(&self, problem: Option<String>) -> Error {
+        let seconds = self.limit.as_secs() as u32;
+        Error::TimedOut { row: self.row.clone(), seconds, problem }
+    }
+}
+
+/// How often within the limit, at least.
+const LOOKS: f64 = 10.0;

@@ -1,0 +1,163 @@
+use super::*;
+use clap::Parser;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn parse(line: &str) -> Result<Options, clap::Error> {
+    Line::try_parse_from(format!("bench {line}").split_whitespace()).map(|l| l.options)
+}
+
+fn refused(line: &str) -> Error {
+    parse(line).unwrap().check(2).unwrap_err()
+}
+
+#[test]
+fn defaults_and_names_are_nccl_tests() {
+    let options = parse("").unwrap();
+    assert_eq!((options.minbytes, options.maxbytes), (8, 64 << 20));
+    assert_eq!((options.step(), options.iters), (Step::Factor(2), 20));
+    assert_eq!((options.warmup_iters, options.check), (1, 1));
+    assert_eq!(
+        (options.datatype, options.op),
+        (Choice::One(DataType::Float), Choice::One(Op::Sum))
+    );
+    assert_eq!((options.ranks, options.output_file.is_none()), (None, true));
+    assert!(options.check(2).is_ok());
+
+    let short = parse(
+        "--ranks 4 -b 1K -e 16M -f 4 -n 5 -w 2 -c 3 -d double -o avg -r 3 -J a.json -i 1M \
+               -m 2 -N 3 -a 2 -I 1 -K 1 -C 1 -S 1 -u 1 -T 9",
+    );
+    let long = parse(
+        "all_reduce_perf --ranks=4 --minbytes 1K --maxbytes 16M --stepfactor 4 --iters 5 \
+         --warmup_iters 2 --check 3 --datatype double --op avg --root 3 --output_file a.json --stepbytes 1M \
+         --agg_iters 2 --run_cycles 3 --average 2 --per_iter_timing 1 --per_iter_skip 1 \
+         --report_cputime 1 --report_timestamps 1 --unalign 1 --timeout 9",
+    );
+    assert_eq!(format!("{:?}", short.unwrap()), format!("{:?}", long.unwrap()));
+    assert!(parse("--warmup-iters 2 --output-file a.json").is_ok());
+}
+
+#[test]
+fn every_name_of_a_collective_is_known_and_others_are_refused() {
+    for (names, collective) in [
+        ("all_reduce all-reduce allreduce", Collective::AllReduce),
+        ("all_gather all-gather", Collective::AllGather),
+        ("reduce_scatter reduce-scatter", Collective::ReduceScatter),
+        ("broadcast", Collective::Broadcast),
+        ("reduce", Collective::Reduce),
+        ("alltoall all_to_all all-to-all", Collective::AllToAll),
+        ("gather", Collective::Gather),
+        ("scatter", Collective::Scatter),
+        ("sendrecv send_recv send-recv", Collective::SendRecv),
+        ("all_gather_v", Collective::AllGatherV),
+        ("barrier", Collective::Barrier),
+    ] {
+        for name in names.split(' ').chain([collective.program()]) {
+            assert_eq!(parse(name).unwrap().collective, collective, "{name}");
+        }
+    }
+    for line in ["all-shout", "-d f8e4m3", "-o mulsum", "-b 8X", "-b -1K", "-n -3", "-f x"] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+    for line in ["-a 4", "-I 2", "-C yes", "-S -1", "-i -1", "-T 1.5", "--unit TB/s", "-N -1"] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+    for line in ["--min-bandwidth 0", "--min-bandwidth -1", "--min-bandwidth nan"] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+    for line in ["-r -1", "-r x", "--algorithm measured", "-d all,float"] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn all_is_a_choice() {
+    let options = parse("reduce -d all -o all -r all").unwrap();
+    assert_eq!((options.datatype, options.op), (Choice::All, Choice::All));
+    assert_eq!(options.root, Choice::All);
+    let options = parse("-d bfloat16 -o prod").unwrap();
+    assert_eq!(options.datatype, Choice::One(DataType::Bfloat16));
+    assert_eq!(options.op, Choice::One(Op::Prod));
+}
+
+#[test]
+fn an_algorithm_is_put_into_the_configuration() {
+    for name in ["ring", "tree", "recursive-doubling", "halving-doubling"] {
+        let options = parse(&format!("--algorithm {name}")).unwrap();
+        assert_eq!(options.forced_algorithm().as_deref(), Some(name));
+        let config = Config::new(0, 1, "127.0.0.1:1").unwrap();
+        let expected = config.clone().algorithm(name).unwrap();
+        let config = options.configure(config).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{expected:?}"));
+    }
+    assert_eq!(parse("--algorithm auto").unwrap().forced_algorithm(), None);
+}
+
+#[test]
+fn bad_input_is_found_before_the_start() {
+    assert!(matches!(refused("-b 1K -e 8"), Error::SizeOrder { .. }));
+    assert!(matches!(refused("-f 1"), Error::Step { step: Step::Factor(1) }));
+    assert!(matches!(refused("-f 0"), Error::Step { step: Step::Factor(0) }));
+    assert!(matches!(refused("-b 0"), Error::ZeroSize));
+    assert!(matches!(refused("-n 0"), Error::NoIterations));
+    assert!(matches!(refused("--ranks 0"), Error::NoRanks));
+    assert!(matches!(refused("reduce -r 2"), Error::Root { root: 2, ranks: 2 }));
+    assert!(parse("all_reduce -r 2").unwrap().check(2).is_ok());
+    assert!(matches!(refused("-J out.txt"), Error::Suffix { .. }));
+    assert!(matches!(refused("-J json"), Error::Suffix { .. }));
+    assert!(matches!(refused("-J /no/such/folder/out.json"), Error::Report { .. }));
+    assert!(matches!(refused("-e 1000000G"), Error::Memory { .. }));
+    assert!(matches!(parse("").unwrap().check(0).unwrap_err(), Error::NoRanks));
+    assert!(parse("-b 1K -e 1K -f 1").unwrap().check(1).is_ok());
+    assert!(matches!(refused("-i 0"), Error::Step { step: Step::Bytes(0) }));
+    assert!(matches!(refused("-m 0"), Error::Aggregated { calls: 0, .. }));
+    assert!(matches!(refused("-m 1025"), Error::Aggregated { calls: 1025, most: 1024 }));
+    assert!(matches!(refused("-m 2 -u 1"), Error::UnalignedVector));
+    assert!(matches!(refused("-K 20"), Error::Skip { skip: 20, iterations: 20 }));
+    assert!(matches!(refused("-t 2"), Error::Foreign { option: "-t", .. }));
+    assert!(matches!(refused("--plot out.png"), Error::Suffix { suffix: "svg", .. }));
+    assert!(matches!(refused("--plot /no/such/out.svg"), Error::Report { option: "--plot", .. }));
+    // Each call has its own buffer, on each of two ranks.
+    assert!(matches!(refused("-m 1024 -e 1G"), Error::Memory { .. }));
+}
+
+#[test]
+fn the_suffix_is_found_as_nccl_tests_do() {
+    for (path, yes) in [
+        ("a.json", true),
+        ("a.b.JSON", true),
+        (".json", true),
+        ("json", false),
+        ("a.json/b", false),
+        ("a.json.txt", false),
+        ("a.", false),
+    ] {
+        assert_eq!(has_suffix(Path::new(path), "json"), yes, "{path}");
+    }
+}
+
+#[test]
+fn a_factor_wins_over_bytes_as_in_nccl_tests() {
+    let step = |line| parse(line).unwrap().step();
+    assert_eq!(step(""), Step::Factor(2));
+    assert_eq!(step("-f 4"), Step::Factor(4));
+    assert_eq!(step("-i 1M"), Step::Bytes(1 << 20));
+    assert_eq!(step("-i 1M -f 4"), Step::Factor(4));
+    assert_eq!(step("-i 1M -f 1"), Step::Bytes(1 << 20));
+    assert_eq!(step("-f 1"), Step::Factor(1));
+    assert!(parse("-b 0 -i 8 -e 64").unwrap().check(2).is_ok());
+}
+
+#[test]
+fn a_limit_is_also_that_of_every_call() {
+    let config = || Config::new(0, 1, "127.0.0.1:1").unwrap();
+    let configured = parse("-T 7").unwrap().configure(config()).unwrap();
+    let expected = config().timeout(Duration::from_secs(7));
+    assert_eq!(format!("{configured:?}"), format!("{expected:?}"));
+    assert_eq!(parse("").unwrap().limit(), None);
+}
