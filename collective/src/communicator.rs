@@ -1,5 +1,6 @@
 //! The communicator: one rank's end of the world. The main path starts here.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub struct Communicator {
     rank: usize,
     local_rank: usize,
     local_size: usize,
+    /// Where the other ranks find this one.
+    address: IpAddr,
     transport: String,
     security: String,
     pub(crate) metrics: Metrics,
@@ -103,6 +106,7 @@ impl Communicator {
             rank: 0,
             local_rank: 0,
             local_size: 1,
+            address: Ipv4Addr::LOCALHOST.into(),
             transport: "alone".into(),
             security: "no network".into(),
             metrics,
@@ -128,6 +132,7 @@ impl Communicator {
             rank,
             local_rank: rank,
             local_size: size,
+            address: Ipv4Addr::LOCALHOST.into(),
             transport: "memory".into(),
             security: "one process".into(),
             metrics: Metrics::default(),
@@ -160,6 +165,7 @@ impl Communicator {
             rank,
             local_rank,
             local_size,
+            address: joined.address,
             transport: joined.transport,
             security: joined.security,
             metrics,
@@ -277,6 +283,7 @@ impl Communicator {
             rank: position(engine.members()),
             local_rank: position(&on_host),
             local_size: on_host.len(),
+            address: self.address,
             transport: self.transport.clone(),
             security: self.security.clone(),
             metrics: self.metrics.clone(),
@@ -303,6 +310,10 @@ impl Communicator {
             Kind::Single => Ok(()),
             Kind::Joined(engine) => engine.close(),
         }
+    }
+
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
     }
 
     pub(crate) fn caller(&self, location: &'static Location<'static>) -> Caller<'_> {

@@ -76,6 +76,7 @@ mod machine;
 mod metrics;
 mod pending;
 mod plan;
+pub mod probe;
 mod reduce;
 mod rendezvous;
 mod report;

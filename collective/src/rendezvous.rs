@@ -52,6 +52,8 @@ use sockets::{
 pub(crate) struct Joined {
     pub(crate) world: Arc<World>,
     pub(crate) lane: Lane,
+    /// Where the other ranks find this one.
+    pub(crate) address: IpAddr,
     pub(crate) transport: String,
     pub(crate) security: String,
 }
@@ -155,6 +157,8 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
         None => format!("quic on {}", meeting.rank_0),
         Some(_) => "quic between hosts".into(),
     };
+    let own = lanes.get(rank as usize);
+    let address = own.map_or(meeting.rank_0, |lane| lane.address.ip());
     let choice = Choice { costs: meeting.costs, forced };
     let epoch = meeting.epoch;
     let world = Arc::new(World::new(rank, epoch, peers, limits, choice, counters.clone()));
@@ -167,7 +171,7 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
     if let Some(control) = world.control() {
         control.serve(world.clone());
     }
-    Ok(Joined { world, lane, transport, security })
+    Ok(Joined { world, lane, address, transport, security })
 }
 
 /// What this process tells the others of itself.

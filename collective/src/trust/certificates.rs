@@ -15,6 +15,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs as tls;
+use rustls::crypto::aws_lc_rs::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
@@ -23,6 +26,7 @@ use zeroize::Zeroizing;
 
 use super::secret::{Secret, Secrets, hex};
 use crate::error::{Error, Result};
+use crate::probe::Cipher;
 
 /// This process's membership of its job: its certificate, and the authorities it accepts.
 pub(crate) struct Membership {
@@ -67,6 +71,17 @@ impl Membership {
             leaf: leaf.der().clone(),
             key: PrivatePkcs8KeyDer::from(key.serialize_der()),
         })
+    }
+
+    /// The same with one cipher alone.
+    pub(crate) fn only(mut self, cipher: Cipher) -> Self {
+        let suite = match cipher {
+            Cipher::Aes128Gcm => TLS13_AES_128_GCM_SHA256,
+            Cipher::Aes256Gcm => TLS13_AES_256_GCM_SHA384,
+            Cipher::ChaCha20Poly1305 => TLS13_CHACHA20_POLY1305_SHA256,
+        };
+        self.provider = Arc::new(CryptoProvider { cipher_suites: vec![suite], ..provider() });
+        self
     }
 
     /// The own secret's fingerprint.
@@ -233,9 +248,6 @@ fn authority(secret: &Secret, job: &str) -> Result<(CertificateParams, KeyPair)>
 
 /// aws-lc-rs with AES-128-GCM first: with AVX-512 or AES-NI it is the fastest, and 128 bits do.
 fn provider() -> CryptoProvider {
-    use tls::cipher_suite::{
-        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
-    };
     CryptoProvider {
         cipher_suites: vec![
             TLS13_AES_128_GCM_SHA256,
@@ -244,6 +256,12 @@ fn provider() -> CryptoProvider {
         ],
         ..tls::default_provider()
     }
+}
+
+/// Of the first packets, for any cipher of the others: RFC 9001, 5.
+pub(crate) fn initial_suite() -> Result<rustls::quic::Suite> {
+    let suite = TLS13_AES_128_GCM_SHA256.tls13().and_then(|suite| suite.quic_suite());
+    suite.ok_or_else(|| Error::system("set up TLS for QUIC", "AES-128-GCM is missing"))
 }
 
 fn dns_names(leaf: &CertificateDer<'_>) -> Vec<String> {

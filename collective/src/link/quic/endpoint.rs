@@ -13,7 +13,7 @@ use super::tuning::{self, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
 use crate::statistics::{Counters, Refusal};
-use crate::trust::certificates::{Membership, Seen};
+use crate::trust::certificates::{Membership, Seen, initial_suite};
 use crate::trust::hello::{self, DialError, Greeted, Hello, Stranger, Welcomed};
 
 /// Binds a UDP socket with large buffers.
@@ -101,7 +101,9 @@ fn client(
     peer: IpAddr,
     seen: Seen,
 ) -> Result<ClientConfig> {
-    let crypto = QuicClientConfig::try_from(membership.client(seen)?).map_err(no_suite)?;
+    let crypto =
+        QuicClientConfig::with_initial(Arc::new(membership.client(seen)?), initial_suite()?)
+            .map_err(no_suite)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     config.transport_config(tuning::transport(traffic, peer));
     Ok(config)
@@ -167,7 +169,8 @@ impl Complaints {
 }
 
 fn server(membership: &Membership, traffic: Traffic, local: IpAddr) -> Result<ServerConfig> {
-    let crypto = QuicServerConfig::try_from(membership.server()?).map_err(no_suite)?;
+    let crypto = QuicServerConfig::with_initial(Arc::new(membership.server()?), initial_suite()?)
+        .map_err(no_suite)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     // An endpoint on a loopback address has only loopback peers.
     config.transport_config(tuning::transport(traffic, local));

@@ -12,6 +12,10 @@ use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig
 pub(crate) enum Traffic {
     Control,
     Data,
+    /// As data, with packets of that size if one is given.
+    Probe {
+        payload: Option<u16>,
+    },
 }
 
 /// The transport settings towards `peer`.
@@ -33,7 +37,7 @@ pub(crate) fn transport(traffic: Traffic, peer: IpAddr) -> Arc<TransportConfig> 
             config.datagram_receive_buffer_size(Some(64 * 1024));
             config.datagram_send_buffer_size(8 * 1024);
         }
-        Traffic::Data => {
+        Traffic::Data | Traffic::Probe { .. } => {
             config.max_concurrent_bidi_streams(VarInt::from_u32(1));
             config.max_concurrent_uni_streams(VarInt::from_u32(MAX_FLOWS));
             config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
@@ -60,6 +64,10 @@ pub(crate) fn transport(traffic: Traffic, peer: IpAddr) -> Arc<TransportConfig> 
             });
             config.congestion_controller_factory(Arc::new(congestion));
         }
+    }
+    if let Traffic::Probe { payload: Some(payload) } = traffic {
+        config.initial_mtu(payload);
+        config.mtu_discovery_config(None);
     }
     Arc::new(config)
 }
