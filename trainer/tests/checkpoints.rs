@@ -487,11 +487,28 @@ fn after_kill_9_there_is_always_a_whole_one() {
         assert!(found >= Some(written).filter(|step| *step > 0), "round {round}: {found:?}");
         last = found.unwrap_or(0);
         assert!(written > 0, "round {round}: nothing was written");
+        // Not found by passing over half a file: there is none.
+        assert_eq!(skipped_reasons(&folder), [""; 0], "round {round}");
     }
-    // What the dead left half written goes with the next start.
-    fs::write(folder.path().join(".allfold-step-00000009.safetensors.1.tmp"), "half").unwrap();
+}
+
+#[test]
+fn what_the_dead_left_half_written_is_removed() {
+    let folder = prepared("leftovers");
+    let half = |name: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, "half").unwrap();
+        path
+    };
+    // Of a dead process in another container, whose pid is taken here.
+    let dead = half(".allfold-step-00000009.safetensors.1.tmp");
+    let living = half(".allfold-step-00000010.safetensors.7.tmp");
+    let file = fs::File::open(&living).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let foreign = half(".nfs0001.tmp");
     folder.prepare().unwrap();
-    assert!(names(&folder).iter().all(|name| name.starts_with("step-")), "{:?}", names(&folder));
+    assert_eq!([dead, living, foreign].map(|path| path.exists()), [false, true, true]);
+    assert_eq!(names(&folder).len(), 2, "{:?}", names(&folder));
 }
 
 #[test]

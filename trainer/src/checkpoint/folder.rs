@@ -312,7 +312,11 @@ impl Drop for Temporary {
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    match File::open(folder)?.sync_all() {
+        // Some network file systems have no such call; they order renames themselves.
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+        done => done,
+    }
 }
 
 /// What the names of a checkpoint's files begin with.
