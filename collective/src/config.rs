@@ -361,7 +361,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",

@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::identity::host_name;
 use crate::link::quic::endpoint;
 use crate::link::quic::tuning::{MAX_UDP_PAYLOAD, Traffic};
+use crate::statistics::Counters;
 use crate::trust::certificates::Membership;
 use crate::trust::hello::{self, Answer, DialError, Greeted, Hello, Purpose};
 use crate::trust::secret::{Secret, Secrets};
@@ -310,7 +311,10 @@ impl End {
         let endpoint =
             endpoint::open(socket, &membership, traffic).map_err(|error| error.to_string())?;
         let (greeted, mut door) = mpsc::unbounded_channel();
-        let accepting = endpoint::accept(endpoint.clone(), membership.clone(), move |peer| {
+        // A probe's strangers are not the world's.
+        let uncounted = Arc::new(Counters::new(rank, 0, "quic"));
+        let (door_of, members) = (endpoint.clone(), membership.clone());
+        let accepting = endpoint::accept(door_of, members, uncounted, move |peer| {
             let _ = greeted.send(peer);
         });
         tokio::task::spawn_local(accepting);
