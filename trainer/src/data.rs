@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 use crate::model::ModelKind;
 use subset::hold_out;
 
-pub(crate) use digits::SIDE;
 pub use digits::{Split, digits};
-pub(crate) use images::CLASSES;
+#[cfg(test)]
+pub(crate) use file::Scratch;
 pub use images::Images;
 pub use text::{Text, Windows};
 
@@ -109,9 +109,19 @@ impl Data {
         held_out: usize,
         seed: u64,
     ) -> Result<Self> {
-        let mut data = match source {
-            None | Some(EMBEDDED) => Self::of_images(digits()?, "digits (embedded)".into()),
-            Some(folder) => {
+        let mut data = match (model, source) {
+            (ModelKind::Lm, None) => {
+                Self::of_text(Text::embedded()?, "persuasion (embedded)".into())
+            }
+            (ModelKind::Lm, Some(source)) => {
+                if source == EMBEDDED || Path::new(source).is_dir() {
+                    let problem = "it takes a text file, not images";
+                    return Err(model.unfit(source, problem, crate::model::TEXT_FILE));
+                }
+                Self::of_text(Text::read(Path::new(source))?, format!("{source} (text)"))
+            }
+            (_, None | Some(EMBEDDED)) => Self::of_images(digits()?, "digits (embedded)".into()),
+            (_, Some(folder)) => {
                 let (split, format) = folder::open(Path::new(folder))?;
                 Self::of_images(split, format!("{folder} ({format})"))
             }
@@ -125,6 +135,13 @@ impl Data {
         let shape = train.shape();
         let fingerprint = fingerprint(&shape, &[train.parts(), test.parts()].concat());
         let (train, test): (Arc<dyn Dataset>, Arc<dyn Dataset>) = (Arc::new(train), Arc::new(test));
+        Self { train, validation: None, test, shape, name, fingerprint }
+    }
+
+    fn of_text(text: Text, name: String) -> Self {
+        let shape = text.shape();
+        let fingerprint = fingerprint(&shape, &[&text.train.bytes(), &text.test.bytes()]);
+        let (train, test) = (Arc::new(text.train), Arc::new(text.test));
         Self { train, validation: None, test, shape, name, fingerprint }
     }
 }
@@ -171,3 +188,62 @@ fn no_such_sample(sample: usize, len: usize) -> Error {
 
 /// The name of the embedded digits.
 const EMBEDDED: &str = "digits";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_data_follows_the_model() {
+        for (model, source, name, train) in [
+            (ModelKind::Cnn, None, "digits (embedded)", 1438),
+            (ModelKind::Mlp, Some("digits"), "digits (embedded)", 1438),
+            (ModelKind::Lm, None, "persuasion (embedded)", 3030),
+        ] {
+            let data = Data::open(source, model, 0, 1).unwrap();
+            assert_eq!((data.name.as_str(), data.train.len()), (name, train));
+            assert!(data.validation.is_none());
+            assert_eq!(data.fingerprint.len(), 64);
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_is_that_of_the_samples() {
+        let open = |source: Option<&str>, model, held_out, seed| {
+            Data::open(source, model, held_out, seed).unwrap()
+        };
+        let digits = open(None, ModelKind::Cnn, 0, 1);
+        assert_eq!(digits.fingerprint, open(None, ModelKind::Mlp, 9, 2).fingerprint);
+        let folder = Scratch::new("data");
+        let text = "All ranks must have the same samples. ".repeat(50);
+        let [one, other] = ["one", "other"].map(|name| {
+            let text =
+                if name == "one" { text.clone() } else { text.replacen("ranks", "tanks", 1) };
+            let path = folder.write(name, text.as_bytes());
+            open(path.to_str(), ModelKind::Lm, 0, 1).fingerprint
+        });
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn data_that_does_not_fit_the_model() {
+        let folder = Scratch::new("data");
+        let text = folder.write("a.txt", &[b'a'; 1000]);
+        for (model, source, expected) in [
+            (ModelKind::Lm, Some("digits"), "it takes a text file, not images"),
+            (ModelKind::Lm, folder.path().to_str(), "it takes a text file, not images"),
+            (ModelKind::Cnn, text.to_str(), "is a file, and images come from a folder"),
+        ] {
+            let error = Data::open(source, model, 0, 1).unwrap_err();
+            assert!(error.to_string().ends_with(expected), "{error}");
+            assert!(error.help().is_some());
+            assert_eq!(error.exit_code(), 2);
+        }
+        folder.write("mnist_train.csv", b"1,2\n3,4\n");
+        folder.write("mnist_test.csv", b"1,2\n");
+        let error = Data::open(folder.path().to_str(), ModelKind::Cnn, 0, 1).unwrap_err();
+        assert!(error.to_string().contains("images of 1x1 cannot be halved twice"), "{error}");
+        let data = Data::open(folder.path().to_str(), ModelKind::Mlp, 1, 1).unwrap();
+        assert!(data.name.ends_with(" (csv)"), "{}", data.name);
+    }
+}

@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(differ.exit_code(), 1);
         let unknown = Error::UnknownModel { name: "vgg".into() };
         assert_eq!(unknown.exit_code(), 2);
-        assert_eq!(unknown.help().as_deref(), Some("--model takes cnn or mlp"));
+        assert_eq!(unknown.help().as_deref(), Some("--model takes cnn, mlp or lm"));
         let closed = Error::World(allfold::ErrorKind::Closed.into());
         assert_eq!(closed.to_string(), "the communicator is closed");
     }

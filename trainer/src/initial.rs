@@ -14,6 +14,9 @@ use crate::random::Random;
 ///
 /// (Kaiming He et al., *Delving deep into rectifiers*, 2015, with the factor that PyTorch takes.)
 ///
+/// A weight of one dimension is that of a norm: it starts at 1 and the bias beside it at 0. An
+/// embedding counts as a weight whose fan in is its width.
+///
 /// # Errors
 /// A variable that cannot be set, which is a bug in candle.
 pub fn fill_from_seed(vars: &VarMap, seed: u64) -> Result<()> {
@@ -21,12 +24,21 @@ pub fn fill_from_seed(vars: &VarMap, seed: u64) -> Result<()> {
     let shapes: HashMap<&str, &Shape> =
         parameters.iter().map(|(name, var)| (name.as_str(), var.shape())).collect();
     for (stream, (name, var)) in parameters.iter().enumerate() {
-        let weight = name
+        let beside = name
             .strip_suffix("bias")
-            .and_then(|layer| shapes.get(format!("{layer}weight").as_str()))
-            .map_or(var.shape(), |shape| shape);
-        let bound = 1.0 / (fan_in(weight).max(1) as f64).sqrt();
-        fill_evenly(var, bound, &mut Random::new(seed, stream as u64))?;
+            .and_then(|layer| shapes.get(format!("{layer}weight").as_str()).copied());
+        let weight = if name.ends_with("weight") { Some(var.shape()) } else { beside };
+        match weight {
+            // A norm starts as if it were not there.
+            Some(weight) if weight.rank() == 1 => {
+                var.set(&if beside.is_some() { var.zeros_like()? } else { var.ones_like()? })?;
+            }
+            _ => {
+                let inputs = fan_in(weight.unwrap_or(var.shape())).max(1);
+                let bound = 1.0 / (inputs as f64).sqrt();
+                fill_evenly(var, bound, &mut Random::new(seed, stream as u64))?;
+            }
+        }
     }
     Ok(())
 }
@@ -47,6 +59,7 @@ fn fill_evenly(var: &Var, bound: f64, random: &mut Random) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::digits;
     use crate::model::ModelKind;
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
@@ -54,9 +67,13 @@ mod tests {
     fn filled(seed: u64) -> Vec<(String, Vec<f32>)> {
         let map = VarMap::new();
         let vars = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
-        ModelKind::Cnn.build(64, vars).unwrap();
+        ModelKind::Cnn.build(&[64], &digits().unwrap().train.shape(), vars).unwrap();
         fill_from_seed(&map, seed).unwrap();
-        by_name(&map)
+        read(&map)
+    }
+
+    fn read(map: &VarMap) -> Vec<(String, Vec<f32>)> {
+        by_name(map)
             .into_iter()
             .map(|(name, var)| (name, var.flatten_all().unwrap().to_vec1().unwrap()))
             .collect()
@@ -81,5 +98,20 @@ mod tests {
             let bound = 1.0 / inputs.sqrt();
             assert!(most <= bound && most > 0.7 * bound, "{name}: {most}");
         }
+    }
+
+    #[test]
+    fn norms_start_as_if_they_were_not_there() {
+        let map = VarMap::new();
+        let vars = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+        for (name, shape) in
+            [("norm.weight", &[3][..]), ("norm.bias", &[3]), ("token.weight", &[9, 16])]
+        {
+            vars.get(shape, name).unwrap();
+        }
+        fill_from_seed(&map, 1).unwrap();
+        let [(_, bias), (_, weight), (_, token)] = <[_; 3]>::try_from(read(&map)).unwrap();
+        assert_eq!((bias, weight), (vec![0.0; 3], vec![1.0; 3]));
+        assert!(token.iter().all(|value| value.abs() <= 0.25 && *value != 0.0));
     }
 }

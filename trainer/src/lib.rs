@@ -20,6 +20,7 @@ mod distributed;
 mod error;
 mod gauges;
 mod initial;
+mod loss;
 mod model;
 mod norm;
 mod optimizer;

@@ -1,12 +1,18 @@
-//! The models that `train` knows: cnn and mlp, both for 8x8 images and 10 classes.
+//! The models that `train` knows: cnn and mlp for images, lm for text.
+
+mod cnn;
+mod gelu;
+mod lm;
+mod mlp;
+mod pooling;
 
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{Result as Candle, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Linear, Module, VarBuilder, conv2d, linear};
+use candle_core::Result as Candle;
+use candle_nn::{Module, VarBuilder};
 
-use crate::data::{CLASSES, SIDE, Shape};
+use crate::data::Shape;
 use crate::error::{Error, Result};
 
 /// A model by name.
@@ -14,52 +20,111 @@ use crate::error::{Error, Result};
 pub enum ModelKind {
     /// Two 3x3 convolutions (16 and 32 channels), each halved by max pooling, and a dense layer.
     Cnn,
-    /// One hidden dense layer.
+    /// Hidden dense layers.
     Mlp,
+    /// A small decoder-only transformer that tells the next character.
+    Lm,
 }
 
 impl ModelKind {
-    /// The width of the hidden dense layer where none is asked for.
-    pub fn default_hidden(self) -> usize {
+    /// The hidden widths where none are asked for: of the dense layer or layers, for lm the one
+    /// width of the model.
+    pub fn default_hidden(self) -> &'static [usize] {
         match self {
-            Self::Cnn => 64,
-            Self::Mlp => 100,
+            Self::Cnn | Self::Lm => &[64],
+            Self::Mlp => &[100],
         }
     }
 
-    /// Builds the model from variables that `vars` names and owns.
+    /// Builds the model from the variables that `vars` names and owns.
     ///
-    /// Its input has the shape (n, 1, 8, 8), its output, the logits, (n, 10).
-    pub fn build(self, hidden: usize, vars: VarBuilder) -> Candle<Box<dyn Module>> {
-        Ok(match self {
-            Self::Cnn => Box::new(Cnn::new(hidden, vars)?),
-            Self::Mlp => Box::new(Mlp::new(hidden, vars)?),
+    /// Its input is that of a [`Dataset`](crate::Dataset) of this `shape`; its output, the logits,
+    /// has the shape (n, classes), or (n, length, characters). Building computes nothing and draws
+    /// nothing, so that a model can be built anew at every step, from other tensors each time.
+    ///
+    /// # Errors
+    /// A shape for which the model is not made; tensors of other shapes than the model's.
+    pub fn build(
+        self,
+        hidden: &[usize],
+        shape: &Shape,
+        vars: VarBuilder,
+    ) -> Candle<Box<dyn Module>> {
+        Ok(match (self, shape, hidden) {
+            (Self::Mlp, &Shape::Images { channels, height, width, classes }, _) => {
+                Box::new(mlp::Mlp::new(channels * height * width, hidden, classes, vars)?)
+            }
+            (Self::Cnn, shape @ Shape::Images { .. }, &[hidden]) => {
+                Box::new(cnn::Cnn::new(shape, hidden, vars)?)
+            }
+            (Self::Lm, Shape::Text { length, vocabulary }, &[width]) => {
+                Box::new(lm::Lm::new(vocabulary.len(), *length, width, vars)?)
+            }
+            _ => candle_core::bail!("model {self} of hidden {hidden:?} on samples of {shape}"),
         })
     }
-}
 
-impl ModelKind {
+    /// Whether the model can have these hidden widths.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub(crate) fn check_hidden(self, hidden: &[usize]) -> Result<()> {
+        let wrong = |problem: String, help: String| Error::Option {
+            option: "--hidden",
+            value: widths(hidden),
+            problem,
+            help,
+        };
+        match (self, hidden) {
+            (Self::Lm, &[width]) if !width.is_multiple_of(lm::HEADS) => Err(wrong(
+                format!("lm has {} heads of equal width", lm::HEADS),
+                format!("give a multiple of {}", lm::HEADS),
+            )),
+            (Self::Lm, &[width]) if width > lm::WIDTH_LIMIT => Err(wrong(
+                format!("more than {}", lm::WIDTH_LIMIT),
+                format!("give a number from {} to {}", lm::HEADS, lm::WIDTH_LIMIT),
+            )),
+            (Self::Cnn | Self::Lm, [_]) | (Self::Mlp, [_, ..]) => Ok(()),
+            (Self::Cnn | Self::Lm, _) => {
+                Err(wrong(format!("{self} has one width"), "give one number".into()))
+            }
+            (Self::Mlp, []) => Err(wrong("no layer".into(), "give a width for each layer".into())),
+        }
+    }
+
     /// Whether the model can take this data, called `name`.
     ///
     /// # Errors
     /// [`Error::Unfit`].
     pub(crate) fn fits(self, shape: &Shape, name: &str) -> Result<()> {
-        let unfit = |problem: String, help: &str| Error::Unfit {
-            model: self.to_string(),
-            data: name.into(),
-            problem,
-            help: help.into(),
-        };
         match (self, shape) {
-            (Self::Cnn, &Shape::Images { height, width, .. }) if height.min(width) < SMALLEST => {
+            (Self::Cnn, &Shape::Images { height, width, .. })
+                if height.min(width) < cnn::SMALLEST =>
+            {
+                let smallest = cnn::SMALLEST;
                 let problem =
-                    format!("images of {shape} cannot be halved twice, {SMALLEST}x{SMALLEST} can");
-                Err(unfit(problem, "train `--model mlp` on them"))
+                    format!("images of {shape} cannot be halved twice, {smallest}x{smallest} can");
+                Err(self.unfit(name, problem, "train `--model mlp` on them"))
             }
-            (Self::Cnn | Self::Mlp, Shape::Images { .. }) => Ok(()),
+            (Self::Cnn | Self::Mlp, Shape::Images { .. }) | (Self::Lm, Shape::Text { .. }) => {
+                Ok(())
+            }
             (Self::Cnn | Self::Mlp, Shape::Text { .. }) => {
-                Err(unfit("it takes images, not text".into(), "train `--model lm` on a text"))
+                Err(self.unfit(name, "it takes images, not text", "train `--model lm` on a text"))
             }
+            (Self::Lm, Shape::Images { .. }) => {
+                Err(self.unfit(name, "it takes text, not images", TEXT_FILE))
+            }
+        }
+    }
+
+    /// The error that data does not fit.
+    pub(crate) fn unfit(self, data: &str, problem: impl Into<String>, help: &str) -> Error {
+        Error::Unfit {
+            model: self.to_string(),
+            data: data.into(),
+            problem: problem.into(),
+            help: help.into(),
         }
     }
 }
@@ -71,6 +136,7 @@ impl FromStr for ModelKind {
         match name {
             "cnn" => Ok(Self::Cnn),
             "mlp" => Ok(Self::Mlp),
+            "lm" => Ok(Self::Lm),
             _ => Err(Error::UnknownModel { name: name.into() }),
         }
     }
@@ -81,94 +147,21 @@ impl fmt::Display for ModelKind {
         f.write_str(match self {
             Self::Cnn => "cnn",
             Self::Mlp => "mlp",
+            Self::Lm => "lm",
         })
     }
 }
 
-struct Cnn {
-    conv1: Conv2d,
-    conv2: Conv2d,
-    dense1: Linear,
-    dense2: Linear,
-}
-
-impl Cnn {
-    fn new(hidden: usize, vars: VarBuilder) -> Candle<Self> {
-        let same = Conv2dConfig { padding: KERNEL / 2, ..Conv2dConfig::default() };
-        let [first, second] = CHANNELS;
-        let pooled = second * (SIDE / 4) * (SIDE / 4);
-        Ok(Self {
-            conv1: conv2d(1, first, KERNEL, same, vars.pp("conv1"))?,
-            conv2: conv2d(first, second, KERNEL, same, vars.pp("conv2"))?,
-            dense1: linear(pooled, hidden, vars.pp("dense1"))?,
-            dense2: linear(hidden, CLASSES, vars.pp("dense2"))?,
-        })
-    }
-}
-
-impl Module for Cnn {
-    fn forward(&self, images: &Tensor) -> Candle<Tensor> {
-        images
-            .apply(&self.conv1)?
-            .relu()?
-            .max_pool2d(2)?
-            .apply(&self.conv2)?
-            .relu()?
-            .max_pool2d(2)?
-            .flatten_from(1)?
-            .apply(&self.dense1)?
-            .relu()?
-            .apply(&self.dense2)
-    }
-}
-
-struct Mlp {
-    dense1: Linear,
-    dense2: Linear,
-}
-
-impl Mlp {
-    fn new(hidden: usize, vars: VarBuilder) -> Candle<Self> {
-        Ok(Self {
-            dense1: linear(SIDE * SIDE, hidden, vars.pp("dense1"))?,
-            dense2: linear(hidden, CLASSES, vars.pp("dense2"))?,
-        })
-    }
-}
-
-impl Module for Mlp {
-    fn forward(&self, images: &Tensor) -> Candle<Tensor> {
-        images.flatten_from(1)?.apply(&self.dense1)?.relu()?.apply(&self.dense2)
-    }
+/// Hidden widths as the command line has them: `1024,1024`.
+pub(crate) fn widths(hidden: &[usize]) -> String {
+    let widths: Vec<String> = hidden.iter().map(usize::to_string).collect();
+    widths.join(",")
 }
 
 /// The names in words, for messages.
-pub(crate) const NAMES: &str = "cnn or mlp";
-
-/// Side of a convolution's window, in pixels.
-const KERNEL: usize = 3;
-/// Pixels along a side that can be halved twice.
-const SMALLEST: usize = 4;
-/// Output channels of the two convolutions.
-const CHANNELS: [usize; 2] = [16, 32];
+pub(crate) const NAMES: &str = "cnn, mlp or lm";
+/// What to give a model of text.
+pub(crate) const TEXT_FILE: &str = "give a text file by --data, or leave it out";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::{DType, Device};
-    use candle_nn::VarMap;
-
-    #[test]
-    fn models_have_their_sizes() {
-        for (kind, expected) in [(ModelKind::Cnn, 13_706), (ModelKind::Mlp, 7_510)] {
-            let map = VarMap::new();
-            let vars = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
-            let model = kind.build(kind.default_hidden(), vars).unwrap();
-            let images = Tensor::zeros((3, 1, 8, 8), DType::F64, &Device::Cpu).unwrap();
-            assert_eq!(model.forward(&images).unwrap().dims(), [3, 10]);
-            let count: usize = map.all_vars().iter().map(|var| var.elem_count()).sum();
-            assert_eq!(count, expected);
-            assert_eq!(kind.to_string().parse::<ModelKind>().unwrap(), kind);
-        }
-    }
-}
+mod tests;

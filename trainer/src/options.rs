@@ -13,7 +13,7 @@ pub struct Options {
     #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub ranks: Option<usize>,
 
-    /// Model: cnn or mlp
+    /// Model: cnn, mlp or lm
     #[arg(long, value_name = "NAME", default_value = DEFAULT_MODEL)]
     pub model: String,
 
@@ -134,9 +134,16 @@ impl Options {
     /// The options in the form the training wants them, checked.
     pub(crate) fn settings(&self, ranks: usize, split: &Split) -> Result<Settings> {
         let model: ModelKind = self.model.parse()?;
-        let hidden = self.hidden.unwrap_or_else(|| model.default_hidden());
+        let hidden = match self.hidden {
+            Some(width) => vec![width],
+            None => model.default_hidden().to_vec(),
+        };
         in_range("--ranks", ranks, usize::MAX)?;
-        in_range("--hidden", hidden, HIDDEN_LIMIT)?;
+        for &width in &hidden {
+            in_range("--hidden", width, HIDDEN_LIMIT)?;
+        }
+        model.check_hidden(&hidden)?;
+        model.fits(&split.train.shape(), "digits (embedded)")?;
         if !(self.lr.is_finite() && self.lr > 0.0) {
             return Err(Error::Option {
                 option: "--lr",
@@ -186,7 +193,7 @@ impl Options {
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) model: ModelKind,
-    pub(crate) hidden: usize,
+    pub(crate) hidden: Vec<usize>,
     pub(crate) optimizer: OptimizerKind,
     pub(crate) lr: f64,
     pub(crate) batch_size: usize,
@@ -201,7 +208,7 @@ impl Settings {
         vec![
             format!("version {}", env!("CARGO_PKG_VERSION")),
             format!("model {}", self.model),
-            format!("hidden {}", self.hidden),
+            format!("hidden {}", crate::model::widths(&self.hidden)),
             format!("optimizer {}", name(&self.optimizer)),
             format!("lr {}", self.lr),
             format!("batch size {}", self.batch_size),
@@ -307,7 +314,7 @@ mod tests {
         for (model, hidden) in [("cnn", 64), ("mlp", 100)] {
             let options = parse(&format!("--model {model}")).unwrap();
             let settings = options.settings(1, &split).unwrap();
-            assert_eq!((settings.hidden, settings.steps), (hidden, 300));
+            assert_eq!((settings.hidden, settings.steps), (vec![hidden], 300));
         }
     }
 }

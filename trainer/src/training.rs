@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use allfold::{Communicator, ReduceOp};
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::{Module, VarBuilder, VarMap, ops::log_softmax};
+use candle_core::{DType, Device};
+use candle_nn::{Module, VarBuilder, VarMap};
 
 use crate::agreement;
 use crate::data::{Split, digits};
@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
 use crate::initial::fill_from_seed;
+use crate::loss::{count, sum_of_losses};
 use crate::optimizer::{Optimiser, OptimizerConfig};
 use crate::options::{Options, Precision, Settings};
 use crate::parameters::by_name;
@@ -92,7 +93,7 @@ impl<'a> Training<'a> {
         agreement::compare(world, "options", &settings.lines())?;
         let vars = VarMap::new();
         let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &Device::Cpu);
-        let model = settings.model.build(settings.hidden, builder)?;
+        let model = settings.model.build(&settings.hidden, &split.train.shape(), builder)?;
         fill_from_seed(&vars, settings.seed)?;
         let config =
             OptimizerConfig { lr: settings.lr, ..OptimizerConfig::new(settings.optimizer) };
@@ -200,24 +201,6 @@ impl Settings {
             Precision::F64 => DType::F64,
         }
     }
-}
-
-/// The cross entropy of each sample, added up. The sum, not the mean: ranks with fewer samples
-/// would otherwise count the same as those with more.
-fn sum_of_losses(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let labels = labels.unsqueeze(1)?;
-    let chosen = log_softmax(logits, D::Minus1)?.gather(&labels, 1)?;
-    Ok(chosen.sum_all()?.neg()?)
-}
-
-fn count(logits: &Tensor, labels: &Tensor, losses: &Tensor) -> Result<Tally> {
-    let hits = logits.argmax(D::Minus1)?.eq(labels)?;
-    let correct: u32 = hits.to_dtype(DType::U32)?.sum_all()?.to_scalar()?;
-    Ok(Tally {
-        samples: labels.elem_count(),
-        loss: losses.to_dtype(DType::F64)?.to_scalar()?,
-        correct: correct as usize,
-    })
 }
 
 /// Test images in one forward pass: bounds the memory it takes.

@@ -52,7 +52,7 @@ fn ink(digit: u8) -> Option<u8> {
 static DIGITS: &[u8] = include_bytes!("../../data/digits.txt");
 
 /// Pixels along one side of an image.
-pub(crate) const SIDE: usize = 8;
+const SIDE: usize = 8;
 /// The value of a pixel full of ink.
 const INK: u8 = 16;
 /// Every fifth sample is for testing.
@@ -61,7 +61,7 @@ const EVERY: usize = 5;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::CLASSES;
+    use crate::data::images::CLASSES;
     use candle_core::DType;
 
     #[test]

@@ -136,7 +136,9 @@ const BUFFER: usize = 1 << 17;
 const FIRST_MEMORY: u64 = 48 << 20;
 
 #[cfg(test)]
-pub(super) use scratch::{Scratch, gzip};
+pub(crate) use scratch::Scratch;
+#[cfg(test)]
+pub(super) use scratch::gzip;
 
 #[cfg(test)]
 mod scratch {
@@ -146,10 +148,10 @@ mod scratch {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// A folder of a test's own, removed at its end.
-    pub(in crate::data) struct Scratch(PathBuf);
+    pub(crate) struct Scratch(PathBuf);
 
     impl Scratch {
-        pub(in crate::data) fn new(name: &str) -> Self {
+        pub(crate) fn new(name: &str) -> Self {
             static NEXT: AtomicUsize = AtomicUsize::new(0);
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let name = format!("allfold-{name}-{}-{number}", std::process::id());
@@ -158,11 +160,11 @@ mod scratch {
             Self(path)
         }
 
-        pub(in crate::data) fn path(&self) -> &Path {
+        pub(crate) fn path(&self) -> &Path {
             &self.0
         }
 
-        pub(in crate::data) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
             let path = self.0.join(name);
             fs::write(&path, bytes).unwrap();
             path

@@ -61,7 +61,8 @@ impl Images {
         Ok((images.to_dtype(dtype)?, labels))
     }
 
-    pub(super) fn shape(&self) -> Shape {
+    /// What a sample looks like.
+    pub fn shape(&self) -> Shape {
         let Self { height, width, .. } = *self;
         Shape::Images { channels: 1, height, width, classes: CLASSES }
     }
@@ -87,4 +88,4 @@ impl Dataset for Images {
 }
 
 /// The number of different labels: the whole MNIST family has ten.
-pub(crate) const CLASSES: usize = 10;
+pub(super) const CLASSES: usize = 10;

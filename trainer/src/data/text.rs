@@ -101,6 +101,13 @@ impl Text {
     }
 }
 
+impl Windows {
+    /// All that is in it, for a fingerprint.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.characters.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+}
+
 impl Dataset for Windows {
     fn len(&self) -> usize {
         self.characters.len().saturating_sub(1) / LENGTH
