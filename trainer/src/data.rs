@@ -30,6 +30,37 @@ pub use text::{Text, Windows};
 ///
 /// All ranks must have the same samples under the same numbers; each reads those that it is dealt
 /// (see [`Sampler`](crate::Sampler)).
+///
+/// ```
+/// use allfold_trainer::{Dataset, Result, Sampler};
+/// use candle_core::{DType, Device, Tensor};
+///
+/// /// Numbers, and whether they are odd: a store that needs no memory.
+/// struct Numbers(usize);
+///
+/// impl Dataset for Numbers {
+///     fn len(&self) -> usize {
+///         self.0
+///     }
+///
+///     fn batch(&self, samples: &[usize], dtype: DType) -> Result<(Tensor, Tensor)> {
+///         let labels: Vec<u32> = samples.iter().map(|&number| number as u32 % 2).collect();
+///         let images = samples.iter().map(|&number| number as f32 / self.0 as f32).collect();
+///         let images = Tensor::from_vec(images, (samples.len(), 1, 1, 1), &Device::Cpu)?;
+///         Ok((images.to_dtype(dtype)?, Tensor::new(labels, &Device::Cpu)?))
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// # let world = allfold::Communicator::single();
+/// let store = Numbers(1000);
+/// for share in Sampler::new(&world, store.len(), 100, 1).epoch(0) {
+///     let (images, labels) = store.batch(&share, DType::F32)?;
+///     assert_eq!(images.dim(0)?, labels.dim(0)?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub trait Dataset: Send + Sync {
     /// The number of samples.
     fn len(&self) -> usize;

@@ -10,6 +10,8 @@
 //! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`], [`Stop`]: how it
 //! ends early and goes on; `options.rs`, `report.rs`, [`EventFile`], `error.rs`, `problem.rs`: what
 //! the user gives and sees.
+//! `initial.rs`, `random.rs`: what is trained and how it starts; `loss.rs`, `optimizer.rs`: how it
+//! learns; `options.rs`, `report.rs`, `error.rs`: what the user gives and sees.
 
 mod agreement;
 mod bucket;

@@ -204,5 +204,21 @@ mod tests {
                 numbers.iter().map(|&at| windows.vocabulary[usize::from(at)]).collect();
             prop_assert_eq!(back, text);
         }
+
+        /// Bytes of any kind are an error or a text, never a panic.
+        #[test]
+        fn any_bytes_are_an_error_or_a_text(
+            mut bytes in "[a-z\\n\u{e9}]{600,700}".prop_map(String::into_bytes),
+            flips in prop::collection::vec((0usize..700, any::<u8>()), 0..3),
+        ) {
+            for (at, bits) in flips {
+                bytes[at % 600] ^= bits;
+            }
+            let folder = crate::data::file::Scratch::new("text");
+            match Text::read(&folder.write("a.txt", &bytes)) {
+                Ok(text) => prop_assert!(text.train.len() >= 9 && text.test.len() == 1),
+                Err(error) => prop_assert!(error.to_string().contains("a.txt")),
+            }
+        }
     }
 }
