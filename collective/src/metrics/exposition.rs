@@ -269,7 +269,12 @@ fn classic(open: &str) -> Result<String, fmt::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::metrics::address::Address;
+    use crate::metrics::{About, Metrics};
+    use crate::statistics::Counters;
 
     #[test]
     fn the_classic_text_names_counters_in_full() {
@@ -279,6 +284,27 @@ mod tests {
                         # HELP b_c_info of bytes\n# TYPE b_c_info gauge\nb_c_info{v=\"1\"} 1\n\
                         # HELP d of d\n# TYPE d gauge\nd 2\n";
         assert_eq!(classic(open).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_large_world_shows_the_peers_it_has_to_do_with_and_words_stay_in_their_quotes() {
+        let counters = Arc::new(Counters::new(3, 1000, "quic"));
+        counters.late(4, Duration::from_millis(1500));
+        counters.sent(4, 1);
+        counters.heard(5);
+        let about = About { job: "a\"} 1\nb\\".into(), host: "node-3".into() };
+        let address = Address::parse("127.0.0.1:0").unwrap().unwrap();
+        let metrics = Metrics::serve(address, about, counters).unwrap();
+        let text = expose(&metrics.board.unwrap(), Format::OpenMetrics).unwrap();
+        let late: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("allfold_late_seconds_total")).collect();
+        let expected = [
+            "allfold_late_seconds_total{peer=\"4\"} 1.5",
+            "allfold_late_seconds_total{peer=\"5\"} 0.0",
+        ];
+        assert_eq!(late, expected);
+        let name = r#"job_name="a\"} 1\nb\\",rank="3",host="node-3""#;
+        assert!(text.contains(name), "{text}");
     }
 
     #[test]
