@@ -66,6 +66,11 @@ impl ActiveCall {
         self.machine.is_done()
     }
 
+    /// The flows it receives on.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = FlowKey> {
+        self.machine.sources()
+    }
+
     /// Whether anything is still to come on a flow.
     pub(crate) fn expects(&self, flow: FlowKey) -> bool {
         self.machine.expects(flow)

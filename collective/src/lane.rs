@@ -5,6 +5,7 @@
 //! for each other except through the machine. So a send never blocks a receive.
 
 mod completion;
+mod lateness;
 mod patience;
 mod reading;
 mod writing;
@@ -30,6 +31,7 @@ use crate::verdict::Fault;
 use crate::world::{Goodbye, World};
 
 pub(crate) use completion::{Completer, Completion, completion};
+use lateness::Lateness;
 
 /// What the caller's thread asks of a lane.
 pub(crate) enum Command {
@@ -160,6 +162,7 @@ struct Active {
     call: ActiveCall,
     done: Completer,
     algorithm: Algorithm,
+    lateness: Lateness,
     /// When its turn came.
     since: Instant,
     /// Waited so long, it is time for a warning.
@@ -312,7 +315,8 @@ impl Driver {
         let memory = CallMemory::new(lent, relay, element_bytes);
         let call = ActiveCall::new(contract, location, hash, members, machine, memory);
         let next_warning = self.world.limits.late_after;
-        Active { call, done, algorithm, since: Instant::now(), next_warning }
+        let lateness = Lateness::default();
+        Active { call, done, algorithm, lateness, since: Instant::now(), next_warning }
     }
 
     /// Lets go of the user's memory, then wakes the caller.

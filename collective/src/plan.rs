@@ -161,6 +161,14 @@ impl Plan {
         self.shape.steps().opening()
     }
 
+    /// Whether the first message of this rank's flow to `peer` waits for nothing that another rank
+    /// has to do first.
+    pub(crate) fn opens_unprompted(&self, peer: u32, stripe: u16) -> bool {
+        let steps = (0..self.opening()).map(|index| self.step(index));
+        let mut flow = steps.filter(|s| s.is_send() && s.peer == peer && s.stripe == stripe);
+        flow.next().is_some_and(|first| first.after == After::Nothing && first.room.is_none())
+    }
+
     /// The step that follows step `index` on the same flow.
     pub(crate) fn next_on_flow(&self, index: u32) -> Option<u32> {
         self.shape.steps().next_on_flow(index)

@@ -43,9 +43,10 @@ pub struct PeerStatistics {
     /// first message depends on nothing but that the peer has begun the call. A message that has to
     /// wait for a third rank is not counted, so the peer is blamed for no other's lateness. A peer
     /// that came first counts nothing. It includes the network's latency, and where calls follow
-    /// each other at once also by how much this rank ended the call before sooner. It grows when
-    /// the peer comes, not while it is waited for; calls that are under way at the same time count
-    /// each for itself.
+    /// each other at once also by how much this rank ended the call before sooner. A wait of more
+    /// than a second is counted while it lasts, a shorter one when the peer comes (so is, however
+    /// long, one in an `all_gather_v`). Calls that are under way at the same time count each for
+    /// itself.
     ///
     /// In a ring it is known of the left neighbour only, in a tree of the leaves: the lateness of
     /// rank r is found on the ranks that receive from it first.

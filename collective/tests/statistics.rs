@@ -109,6 +109,32 @@ fn whoever_came_late_is_blamed_and_nobody_else() {
 }
 
 #[test]
+fn a_long_wait_is_counted_while_it_lasts_and_only_once() {
+    for world in rings(3) {
+        let gate = Barrier::new(3);
+        each_rank(world, |rank| {
+            let began = Instant::now();
+            if rank.rank() == 2 {
+                gate.wait();
+                return rank.all_reduce(&mut [1.0f32; 6], ReduceOp::Sum);
+            }
+            let call = rank.start_all_reduce(vec![1.0f32; 6], ReduceOp::Sum)?;
+            if rank.rank() == 0 {
+                // Rank 2 has not begun, and is known to be late.
+                until(|| peer(rank, 2).late > Duration::ZERO);
+                assert!(peer(rank, 2).late >= Duration::from_secs(1));
+            }
+            gate.wait();
+            call.wait()?;
+            let late: Duration = rank.statistics().peers.iter().map(|peer| peer.late).sum();
+            assert!(late <= began.elapsed(), "{late:?}");
+            assert!(rank.rank() != 1 || peer(rank, 2).late.is_zero());
+            Ok(())
+        });
+    }
+}
+
+#[test]
 fn links_and_heartbeats_are_measured() {
     each_rank(worlds::over_quic(3), |rank| {
         rank.barrier()?;
@@ -127,6 +153,7 @@ fn links_and_heartbeats_are_measured() {
 
 #[test]
 fn a_stranger_is_counted_and_does_not_get_in() {
+    worlds::stay_quiet();
     let place = free_address();
     let [secret, other] = [(); 2].map(|()| Secret::random().unwrap().to_line());
     let config = |rank, secret: &str| {

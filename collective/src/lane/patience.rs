@@ -1,4 +1,4 @@
-//! Watches calls that do not end: says who is late, ends them at ALLFOLD_TIMEOUT, and tells the
+//! Watches calls that do not end: says and counts who is late, ends them at ALLFOLD_TIMEOUT, and tells the
 //! collector when nothing moves and every thread waits.
 
 use std::rc::Rc;
@@ -33,6 +33,7 @@ impl Driver {
             }
             tokio::time::sleep(pause).await;
             self.look();
+            self.count_waits();
             self.look_for_deadlock(&mut still);
             if let Some(control) = self.world.control() {
                 control.compare_notes(|| self.world.standings());

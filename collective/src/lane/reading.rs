@@ -64,7 +64,7 @@ impl Driver {
             };
             let key = FlowKey { peer, stripe: flow.stripe };
             if header.is_unprompted {
-                self.note_lateness(flow, &header);
+                self.note_arrival(flow, key, &header);
             }
             self.admit(flow, key, &header, contract).await?;
             let mut left = header.payload_bytes as usize;
@@ -76,16 +76,6 @@ impl Driver {
             let words = HEADER_BYTES + usize::from(header.contract_bytes);
             self.world.counters.received(flow.peer, words + header.payload_bytes as usize);
             self.arrived(flow.group, key)?;
-        }
-    }
-
-    /// A message has come that its sender sent as soon as it had begun its call: if that call is
-    /// under way here, this rank has waited for it.
-    fn note_lateness(&self, flow: Flow, header: &Header) {
-        let all = self.calls.borrow();
-        let active = all.get(&flow.group).and_then(|calls| calls.active.as_ref());
-        if let Some(active) = active.filter(|a| a.call.contract.sequence == header.sequence) {
-            self.world.counters.late(flow.peer, active.since.elapsed());
         }
     }
 

@@ -296,6 +296,26 @@ fn any_call() -> impl Strategy<Value = Call> {
 }
 
 proptest! {
+    /// What a rank can send before anything has come to it says when that rank came: sender and
+    /// receiver of each flow agree which messages those are, and there are some.
+    #[test]
+    fn what_waits_for_nobody_is_marked(call in any_call()) {
+        let Call { request, algorithm, segment_elements, .. } = call;
+        let mut marked = 0;
+        for rank in 0..request.size {
+            let plan = Plan::new(&request, rank, algorithm, segment_elements);
+            let flows: Vec<FlowKey> =
+                Machine::new(plan.clone(), segment_elements).destinations().collect();
+            for flow in flows {
+                let first = Machine::new(plan.clone(), segment_elements).next_send(flow);
+                let opens = plan.opens_unprompted(flow.peer, flow.stripe);
+                prop_assert_eq!(first.map(|first| first.is_unprompted), opens.then_some(true));
+                marked += u32::from(opens);
+            }
+        }
+        prop_assert!(marked > 0 || request.size == 1);
+    }
+
     #[test]
     fn any_order_of_events_gives_the_same_result(
         call in any_call(), window in 1usize..12,

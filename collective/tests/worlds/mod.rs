@@ -107,7 +107,7 @@ pub fn results<T: Send>(
 }
 
 /// Warnings belong to the tests that provoke them: they go to a subscriber that drops them.
-fn stay_quiet() {
+pub fn stay_quiet() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let nobody = tracing::subscriber::NoSubscriber::default();
