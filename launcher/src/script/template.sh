@@ -110,11 +110,13 @@ while [ -n "$running" ]; do
             culprit=${rank%%:*}
         fi
         if [ -z "$next" ]; then
-            echo "rank ${rank%%:*} ended with code $status; the others have 5 s to end" >&2
             next=TERM
             deadline=$((second + 5))
         fi
     done
+    if [ "$next" = TERM ] && [ -n "$left" ] && [ "$deadline" -eq $((second + 5)) ]; then
+        echo "rank $culprit ended with code $code; the others have 5 s to end" >&2
+    fi
     running=$left
     if [ -n "$next" ] && [ "$second" -ge "$deadline" ]; then
         signal_all "$next"

@@ -88,6 +88,11 @@ fn the_rank_at_fault_gives_the_code_and_the_others_end() {
     let ended = finish(run(&scratch, "sh", &script));
     assert_eq!(ended.code(), Some(7), "{}", ended.stderr);
     assert_eq!(ended.error(), "rank 1 exited with code 7");
+    // The first that it sees, which may be the survivor.
+    let [warning, _] = &ended.stderr.lines().collect::<Vec<_>>()[..] else {
+        panic!("{}", ended.stderr)
+    };
+    assert!(warning.ends_with("; the others have 5 s to end"), "{warning}");
     scratch.expect_nothing_left();
 }
 
