@@ -21,7 +21,7 @@ use crate::signals;
 use crate::supervisor::Event;
 use crate::unwritten::Unwritten;
 use crate::variables::Variable;
-use crate::verdict::{Restart, stopped};
+use crate::verdict::{Outcome, Restart, stopped};
 
 /// What to run, and how.
 pub(crate) struct Job {
@@ -111,7 +111,7 @@ impl Job {
                 Restart::MayHelp => {}
             }
             if let Some(signal) = events.try_iter().find_map(stop_signal) {
-                return Err(stopped(signal, &[]));
+                return Err(stopped(signal, &Outcome::default()));
             }
             restart += 1;
             name = new_name()?;

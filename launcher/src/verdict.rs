@@ -27,7 +27,7 @@ pub(crate) struct Outcome {
 /// The result of the job; `reports` holds what copies of ourselves left, by rank.
 pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(), Error> {
     if let Some(signal) = outcome.stopped_by {
-        return Err(stopped(signal, &outcome.put_down));
+        return Err(stopped(signal, outcome));
     }
     // The ranks die of it, by SIGPIPE or in their own way.
     if let Some(problem) = outcome.unprinted {
@@ -38,15 +38,15 @@ pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(
     };
     let code = ending.how.code();
     if let Some(report) = told(ending, reports) {
-        let message = report.message + &put_down(&outcome.put_down);
+        let message = report.message + &put_down(outcome);
         return Err(Error::Job { message, help: report.help, code });
     }
     let message = match blamed(outcome, ending) {
-        Blamed::Itself => ending.to_string() + &put_down(&outcome.put_down),
+        Blamed::Itself => ending.to_string() + &put_down(outcome),
         Blamed::Left(left) => {
             let Ending { rank, pid, .. } = left;
             format!("rank {rank} (pid {pid}) exited while others still needed it")
-                + &put_down(&outcome.put_down)
+                + &put_down(outcome)
         }
         Blamed::PutDown(names) => format!(
             "{names} did not end after another rank or the network failed, and {} killed",
@@ -56,10 +56,10 @@ pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(
     Err(Error::Job { message, help: help(ending.how), code })
 }
 
-/// For a job that the user has stopped by this signal; the ranks that had to be killed.
-pub(crate) fn stopped(signal: i32, killed: &[usize]) -> Error {
+/// For a job that the user has stopped by this signal.
+pub(crate) fn stopped(signal: i32, outcome: &Outcome) -> Error {
     Error::Job {
-        message: format!("stopped by {}{}", signal_text(signal), put_down(killed)),
+        message: format!("stopped by {}{}", signal_text(signal), put_down(outcome)),
         help: None,
         code: exit_code::of_signal(signal),
     }
@@ -151,12 +151,24 @@ fn help(how: How) -> Option<String> {
     })
 }
 
-fn put_down(ranks: &[usize]) -> String {
-    match listed(ranks.iter().map(usize::to_string).collect()) {
-        None => String::new(),
-        Some(names) if ranks.len() == 1 => format!("; {names} did not end and was killed"),
-        Some(names) => format!("; {names} did not end and were killed"),
+/// What became of those that the launcher had to end.
+fn put_down(outcome: &Outcome) -> String {
+    let has_exited = |rank: &usize| {
+        let mut endings = outcome.endings.iter();
+        endings.any(|ending| ending.rank == *rank && matches!(ending.how, How::Exit(_)))
+    };
+    let (asked, killed): (Vec<usize>, Vec<usize>) =
+        outcome.put_down.iter().copied().partition(has_exited);
+    let named = |ranks: &[usize]| listed(ranks.iter().map(usize::to_string).collect());
+    let mut words = String::new();
+    if let Some(names) = named(&killed) {
+        let were = if killed.len() == 1 { "was" } else { "were" };
+        words.push_str(&format!("; {names} did not end and {were} killed"));
     }
+    if let Some(names) = named(&asked) {
+        words.push_str(&format!("; {names} ended only when told to by SIGTERM"));
+    }
+    words
 }
 
 /// `rank 3`, `ranks 0, 2 and 3`; None where there is none.
@@ -233,6 +245,10 @@ mod tests {
         assert_eq!(code, 7);
         outcome.put_down = vec![0, 2, 3];
         assert!(judge(&outcome, &[]).0.ends_with("; ranks 0, 2 and 3 did not end and were killed"));
+        outcome.endings.push(Ending { by_itself: false, ..ended(2, How::Exit(0)) });
+        assert!(judge(&outcome, &[]).0.ends_with(
+            "; ranks 0 and 3 did not end and were killed; rank 2 ended only when told to by SIGTERM"
+        ));
     }
 
     #[test]

@@ -70,6 +70,20 @@ fn ranks_that_go_on_after_a_failure_are_killed() {
 }
 
 #[test]
+fn the_grace_lets_a_survivor_save_its_work() {
+    let scratch = Scratch::new();
+    // Longer than the second that it has without.
+    let script = "[ $RANK = 0 ] && exit 3; trap 'sleep 2; echo saved; exit 0' TERM; \
+                  while :; do sleep 0.2; done";
+    let ended = finish(scratch.run_with(&["-n", "2", "--grace", "1m"], script));
+    assert_eq!(ended.code(), Some(3));
+    assert_eq!(ended.lines, ["[1] saved"]);
+    let end = " exited with code 3; rank 1 ended only when told to by SIGTERM";
+    assert!(ended.error().ends_with(end), "{}", ended.stderr);
+    scratch.expect_nothing_left();
+}
+
+#[test]
 fn a_rank_that_is_done_does_not_end_the_others() {
     let ended = run(2, "[ $RANK = 0 ] && exit 0; (exec sleep 3); echo late");
     assert_eq!(ended.code(), Some(0));
