@@ -19,7 +19,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// In the shortest of the forms above.
+/// In words: `5 s`, `0.5 s`.
 pub(crate) fn text(duration: Duration) -> String {
     match duration.subsec_millis() {
         0 => format!("{} s", duration.as_secs()),
