@@ -24,7 +24,7 @@ pub enum Collective {
     #[value(name = "broadcast", aliases = ["broadcast_perf"])]
     Broadcast,
     /// The root gets the combination
-    #[value(name = "reduce", aliases = ["reduce_perf"])]
+    #[value(name = "reduce_perf")]
     Reduce,
     /// Every rank sends a part to every rank
     #[value(

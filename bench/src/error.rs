@@ -150,6 +150,42 @@ pub enum Error {
         rows: usize,
     },
 
+    /// A link that cannot be measured.
+    #[error("{problem}")]
+    Link {
+        /// Why.
+        problem: String,
+        /// What to do.
+        help: &'static str,
+    },
+
+    /// Links that did not come to be, or broke.
+    #[error("{failed} of {rows} rows could not be measured: {problem}")]
+    LinkFailed {
+        /// Rows without figures.
+        failed: usize,
+        /// Rows.
+        rows: usize,
+        /// Why the first one has none.
+        problem: String,
+    },
+
+    /// Kernels reduce whole elements.
+    #[error("--sizes {bytes}: a buffer holds whole elements, of up to 8 bytes")]
+    KernelSize {
+        /// The size.
+        bytes: u64,
+    },
+
+    /// A report that cannot be drawn.
+    #[error("{}: {problem}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+
     /// A row took longer than `-T`.
     #[error("{row} took longer than {seconds} s (-T){}", .problem.as_ref().map(|p| format!(": {p}")).unwrap_or_default())]
     TimedOut {
@@ -185,7 +221,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Wrong { .. } | Self::TooSlow { .. } => EXIT_CHECK_FAILED,
-            Self::AnotherRank | Self::TimedOut { .. } => EXIT_TRY_AGAIN,
+            Self::AnotherRank | Self::TimedOut { .. } | Self::LinkFailed { .. } => EXIT_TRY_AGAIN,
             Self::Collective(error) => error.exit_code(),
             _ => EXIT_USAGE,
         }
@@ -223,6 +259,14 @@ impl Error {
             }
             Self::TimedOut { .. } => {
                 "look for a slow link with `allfold bench link`; else give a larger -T or fewer -n"
+            }
+            Self::Link { help, .. } => help,
+            Self::LinkFailed { .. } => {
+                "UDP between the hosts must be open on all ports: the measurement takes a free one"
+            }
+            Self::KernelSize { .. } => "give multiples of 8",
+            Self::Unreadable { .. } => {
+                "give JSON reports with rows, as `allfold bench -J FILE.json` writes them"
             }
             Self::TooSlow { .. } => "--explain says where the time goes",
             Self::Collective(error) => return error.help(),

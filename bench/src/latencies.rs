@@ -92,7 +92,7 @@ impl Latencies {
 }
 
 /// nccl-tests' figures, by their definitions of a percentile and of the deviation.
-fn summarise(times: &[f64], skip: usize) -> Option<PerIteration> {
+pub(crate) fn summarise(times: &[f64], skip: usize) -> Option<PerIteration> {
     // None only if the library refuses the constants below.
     let mut histogram =
         Histogram::<u64>::new_with_bounds(1, LONGEST.as_nanos() as u64, DIGITS).ok()?;

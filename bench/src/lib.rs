@@ -10,14 +10,18 @@
 mod call;
 mod choices;
 mod collective;
+mod command;
 mod console;
 mod deadline;
 mod destination;
 mod element;
 mod error;
+mod explain;
 mod foreign;
+mod kernels;
 mod latencies;
 mod layout;
+mod link;
 mod measure;
 mod memory;
 mod number;
@@ -33,6 +37,7 @@ mod world;
 
 pub use choices::{Algorithm, Average, Choice, DataType, Op, Switch, Unit};
 pub use collective::Collective;
+pub use command::Command;
 pub use error::Error;
 pub use options::Options;
 pub use run::run;

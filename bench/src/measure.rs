@@ -10,6 +10,7 @@ use crate::choices::Average;
 use crate::collective::Collective;
 use crate::deadline::Deadline;
 use crate::element::Number;
+use crate::explain::{Observed, Observer};
 use crate::latencies::{Detail, Latencies};
 use crate::layout::Layout;
 use crate::pattern::Pattern;
@@ -27,6 +28,8 @@ pub(crate) struct Bench<'a, T, C> {
     pub(crate) memory: Memory<T>,
     pub(crate) latencies: Latencies,
     pub(crate) deadline: Option<Deadline>,
+    /// Of the last half, where it is asked for.
+    pub(crate) observed: Option<Observed>,
 }
 
 /// How each size is measured.
@@ -40,6 +43,8 @@ pub(crate) struct Method {
     pub(crate) detail: Detail,
     /// Leading iterations that statistics leave out.
     pub(crate) skip: usize,
+    /// Whether to count what the calls cost.
+    pub(crate) observes: bool,
     /// Whether the processor's time is shown in place of the clock's.
     pub(crate) processor_time: bool,
 }
@@ -137,6 +142,7 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
         let records = self.method.detail != Detail::None;
         self.latencies.clear(if records { iterations as usize } else { 0 });
         self.world.barrier()?;
+        let observer = self.method.observes.then(|| Observer::begin(self.world));
         let processor = processor_time();
         let start = Instant::now();
         let mut before = start;
@@ -157,11 +163,13 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
                 aside += before - after;
             }
         }
+        let processor = processor_time().saturating_sub(processor);
+        self.observed = observer.map(|observer| observer.end(self.world));
         let duration = (before - start).saturating_sub(aside) / iterations / calls;
         Ok(Time {
             // A world of one may be faster than the clock.
             duration: duration.max(Duration::from_nanos(1)),
-            processor: processor_time().saturating_sub(processor) / iterations / calls,
+            processor: processor / iterations / calls,
         })
     }
 
@@ -303,7 +311,7 @@ impl<T: Number> Memory<T> {
 }
 
 /// What all threads of this process have computed.
-fn processor_time() -> Duration {
+pub(crate) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use crate::destination::{self, plain};
+use crate::explain::Explanation;
 use crate::latencies::PerIteration;
 use crate::options::Options;
 use crate::size::Step;
@@ -90,6 +91,7 @@ impl Report {
         failed: usize,
         average: f64,
         is_fast: Option<bool>,
+        explanation: Option<Explanation>,
         error: Option<&Error>,
     ) -> Result<(), Error> {
         self.document.out_of_bounds.count = failed;
@@ -100,6 +102,7 @@ impl Report {
             Some(true) => "true",
             Some(false) => "false",
         };
+        self.document.explanation = explanation;
         self.document.errors.extend(error.map(Error::to_string));
         self.document.end_time = timestamp::now();
         let written =
@@ -128,6 +131,9 @@ struct Document {
     results: Vec<Entry>,
     out_of_bounds: OutOfBounds,
     average_bus_bandwidth: AverageBusBandwidth,
+    /// Not nccl-tests'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<Explanation>,
     errors: Vec<String>,
     end_time: String,
 }
@@ -149,6 +155,7 @@ impl Document {
             results: Vec::new(),
             out_of_bounds: OutOfBounds { count: 0, okay: true },
             average_bus_bandwidth: AverageBusBandwidth { bandwidth: 0.0, okay: "unchecked" },
+            explanation: None,
             errors: Vec::new(),
             end_time: String::new(),
         }

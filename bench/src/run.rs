@@ -12,9 +12,11 @@ use crate::choices::{DataType, Op};
 use crate::console::{Console, State};
 use crate::deadline::Deadline;
 use crate::element::Number;
+use crate::explain::{self, Explanation, Subject};
 use crate::latencies::{Detail, Latencies};
 use crate::measure::{Bench, Memory, Method, Placement};
 use crate::options::Options;
+use crate::plot::Lines;
 use crate::report::Report;
 use crate::size::Step;
 use crate::table::{self, Device, Row};
@@ -50,6 +52,10 @@ fn run_on<C: Caller>(
         leader,
         console: Console::new(out),
         report: report?,
+        lines: (leader && options.plot.is_some())
+            .then(|| Lines::new(options.collective.program(), world.size())),
+        subject: None,
+        explanation: None,
         tally: Tally::default(),
         tasks: 0,
     };
@@ -74,6 +80,11 @@ struct Session<'a, C> {
     leader: bool,
     console: Console<'a>,
     report: Option<Report>,
+    /// On rank 0, where a picture is asked for.
+    lines: Option<Lines>,
+    /// What is to be explained, and then what there is to say about it.
+    subject: Option<Subject>,
+    explanation: Option<Explanation>,
     tally: Tally,
     /// Pairs of an operation and a root so far, over all types.
     tasks: u32,
@@ -130,8 +141,11 @@ impl<'a, C: Caller> Session<'a, C> {
                 DataType::Bfloat16 => self.typed::<bf16>(),
             };
             if course? == Course::Enough {
-                break;
+                return Ok(());
             }
+        }
+        if let Some(subject) = &self.subject {
+            self.explanation = Some(explain::explain(self.world, subject)?);
         }
         Ok(())
     }
@@ -191,6 +205,7 @@ impl<'a, C: Caller> Session<'a, C> {
             memory: Memory::new(collective, elements, agg_iters, unaligned)?,
             latencies: Latencies::new(),
             deadline: None,
+            observed: None,
         })
     }
 
@@ -208,6 +223,7 @@ impl<'a, C: Caller> Session<'a, C> {
             average: options.average,
             detail,
             skip: options.per_iter_skip as usize,
+            observes: options.explain,
             processor_time: options.report_cputime.is_on(),
         }
     }
@@ -252,6 +268,15 @@ impl<'a, C: Caller> Session<'a, C> {
             halves.out_of_place.then(|| measure(Placement::OutOfPlace)).transpose()?;
         let in_place = halves.in_place.then(|| measure(Placement::InPlace)).transpose()?;
 
+        let bytes = collective.elements(count, self.world.size()) * size_of::<T>();
+        let measured = in_place.as_ref().or(out_of_place.as_ref());
+        if let (Some(observed), Some(half)) = (bench.observed.take(), measured)
+            && self.subject.as_ref().is_none_or(|subject| bytes >= subject.bytes)
+        {
+            let what = describe(bench.task, T::DATATYPE);
+            let bus_bw = half.bus_bw;
+            self.subject = Some(Subject { what, bytes, bus_bw, observed });
+        }
         let mut wrong = 0;
         for half in out_of_place.iter().chain(&in_place) {
             wrong += half.wrong.unwrap_or(0);
@@ -265,7 +290,7 @@ impl<'a, C: Caller> Session<'a, C> {
             return Ok(());
         }
         let row = Row {
-            bytes: collective.elements(count, self.world.size()) * size_of::<T>(),
+            bytes,
             count,
             datatype: if collective.has_data() { T::DATATYPE.name() } else { NO_TYPE },
             op: bench.task.op,
@@ -274,6 +299,9 @@ impl<'a, C: Caller> Session<'a, C> {
             in_place,
         };
         self.console.print(&table::row(self.options, &row, &timestamp::now()));
+        if let Some(lines) = &mut self.lines {
+            lines.add(&row);
+        }
         if let Some(report) = &mut self.report {
             report.add(row, self.options.iters);
         }
@@ -283,11 +311,8 @@ impl<'a, C: Caller> Session<'a, C> {
     /// The limit of a row that begins now.
     fn deadline(&self, task: Task, datatype: DataType, bytes: usize) -> Option<Deadline> {
         let limit = self.options.limit()?;
-        let mut row =
-            format!("{} of {bytes} bytes, {}", task.collective.program(), datatype.name());
-        if let Some(op) = task.op {
-            row += &format!(" {}", op.name());
-        }
+        let what = describe(task, datatype);
+        let row = format!("{} of {bytes} bytes, {what}", task.collective.program());
         Some(Deadline { row, begun: Instant::now(), limit })
     }
 
@@ -317,19 +342,27 @@ impl<'a, C: Caller> Session<'a, C> {
         let average = self.tally.average();
         if self.leader && outcome.is_ok() {
             self.console.print(&table::footer(self.options, failed, average));
+            if let Some(found) = &self.explanation {
+                self.console.print(&explain::text(found));
+            }
         }
         let reported = match self.report.take() {
             Some(report) => {
                 let is_fast = table::is_fast(self.options, average);
-                report.write(failed, average, is_fast, outcome.as_ref().err())
+                report.write(failed, average, is_fast, self.explanation, outcome.as_ref().err())
             }
             None => Ok(()),
+        };
+        let drawn = match (&self.lines, &self.options.plot) {
+            (Some(lines), Some(path)) if rows > 0 => lines.write(path),
+            _ => Ok(()),
         };
         outcome?;
         if wrong > 0 {
             return Err(Error::Wrong { wrong, failed, rows });
         }
         reported?;
+        drawn?;
         if let (Some(minimum), Some(false)) =
             (self.options.min_bandwidth, table::is_fast(self.options, average))
         {
@@ -339,6 +372,14 @@ impl<'a, C: Caller> Session<'a, C> {
             State::Failed(error) => Err(Error::Output(error)),
             State::Open | State::Closed => Ok(()),
         }
+    }
+}
+
+/// `float sum`.
+fn describe(task: Task, datatype: DataType) -> String {
+    match task.op {
+        Some(op) => format!("{} {}", datatype.name(), op.name()),
+        None => datatype.name().into(),
     }
 }
 

@@ -107,14 +107,14 @@ impl Collective for allfold_trainer::Options {
     }
 }
 
-impl Collective for allfold_bench::Options {
+impl Collective for allfold_bench::Command {
     /// One rank would measure nothing.
     const DEFAULT_RANKS: usize = 2;
     /// -n is nccl-tests' number of iterations.
     const RANKS_OPTION: &'static str = "--ranks";
 
     fn ranks(&self) -> Option<usize> {
-        self.ranks
+        Self::ranks(self)
     }
     fn check(&self, ranks: usize) -> Result<(), Error> {
         Ok(Self::check(self, ranks)?)
@@ -123,7 +123,7 @@ impl Collective for allfold_bench::Options {
         Self::configure(self, config)
     }
     fn run(&self, world: &Communicator) -> Result<(), Error> {
-        Ok(allfold_bench::run(self, world)?)
+        Ok(Self::run(self, world)?)
     }
 }
 

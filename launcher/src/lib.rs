@@ -79,6 +79,7 @@ fn execute() -> Result<(), Error> {
     match arguments.command {
         Command::Run(options) => run(options),
         Command::Train(options) => copies::join_or_start(&options.trainer, &options.job),
+        Command::Bench(options) if options.bench.is_alone() => Ok(options.bench.run_alone()?),
         Command::Bench(options) => {
             copies::join_or_start(&options.bench, &JobOptions::bound(options.binding))
         }

@@ -103,7 +103,7 @@ pub(crate) struct TrainOptions {
 #[derive(clap::Args, Debug)]
 pub(crate) struct BenchOptions {
     #[command(flatten)]
-    pub(crate) bench: allfold_bench::Options,
+    pub(crate) bench: allfold_bench::Command,
     #[command(flatten)]
     pub(crate) binding: BindOptions,
 }

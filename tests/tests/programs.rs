@@ -84,7 +84,7 @@ fn the_bench_finds_nothing_wrong_with_any_collective() {
         ("all_gather_perf", 40),
         ("reduce_scatter", 200),
         ("broadcast_perf", 40),
-        ("reduce", 200),
+        ("reduce_perf", 200),
         ("alltoall", 40),
         ("gather_perf", 40),
         ("scatter", 40),

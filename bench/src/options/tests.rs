@@ -49,7 +49,7 @@ fn every_name_of_a_collective_is_known_and_others_are_refused() {
         ("all_gather all-gather", Collective::AllGather),
         ("reduce_scatter reduce-scatter", Collective::ReduceScatter),
         ("broadcast", Collective::Broadcast),
-        ("reduce", Collective::Reduce),
+        ("reduce_perf", Collective::Reduce),
         ("alltoall all_to_all all-to-all", Collective::AllToAll),
         ("gather", Collective::Gather),
         ("scatter", Collective::Scatter),
@@ -77,7 +77,7 @@ fn every_name_of_a_collective_is_known_and_others_are_refused() {
 
 #[test]
 fn all_is_a_choice() {
-    let options = parse("reduce -d all -o all -r all").unwrap();
+    let options = parse("reduce_perf -d all -o all -r all").unwrap();
     assert_eq!((options.datatype, options.op), (Choice::All, Choice::All));
     assert_eq!(options.root, Choice::All);
     let options = parse("-d bfloat16 -o prod").unwrap();
@@ -106,7 +106,7 @@ fn bad_input_is_found_before_the_start() {
     assert!(matches!(refused("-b 0"), Error::ZeroSize));
     assert!(matches!(refused("-n 0"), Error::NoIterations));
     assert!(matches!(refused("--ranks 0"), Error::NoRanks));
-    assert!(matches!(refused("reduce -r 2"), Error::Root { root: 2, ranks: 2 }));
+    assert!(matches!(refused("reduce_perf -r 2"), Error::Root { root: 2, ranks: 2 }));
     assert!(parse("all_reduce -r 2").unwrap().check(2).is_ok());
     assert!(matches!(refused("-J out.txt"), Error::Suffix { .. }));
     assert!(matches!(refused("-J json"), Error::Suffix { .. }));

@@ -75,7 +75,7 @@ fn the_keys_are_nccl_tests_own() {
         half.per_iteration = latencies.gather(&world, Detail::Summary, 0).unwrap();
     }
     report.add(row, 20);
-    report.write(0, 1.25, None, None).unwrap();
+    report.write(0, 1.25, None, None, None).unwrap();
 
     let text = fs::read_to_string(folder.0.join("out.json")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
@@ -179,7 +179,7 @@ fn an_existing_file_is_kept() {
     assert_eq!(first.path(), folder.0.join("out.json.0"));
     assert_eq!(second.path(), folder.0.join("out.json.1"));
     let error = Error::AnotherRank;
-    second.write(2, 0.0, Some(false), Some(&error)).unwrap();
+    second.write(2, 0.0, Some(false), None, Some(&error)).unwrap();
     assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     let text = fs::read_to_string(folder.0.join("out.json.1")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();

@@ -161,7 +161,7 @@ fn every_collective_type_operation_and_root_is_right() {
 
 #[test]
 fn rows_go_by_type_then_operation_then_root() {
-    let outcomes = ranks(2, "reduce -d all -o all -r all -b 64 -e 64 -n 1 -w 0", Library);
+    let outcomes = ranks(2, "reduce_perf -d all -o all -r all -b 64 -e 64 -n 1 -w 0", Library);
     let rows = rows(&outcomes[0].1);
     let keys = |row: &Vec<&str>| format!("{} {} {}", row[2], row[3], row[4]);
     let found: Vec<_> = rows.iter().map(keys).collect();
@@ -476,4 +476,19 @@ fn the_report_holds_the_times_of_every_rank() {
     let slowest: Vec<f64> = (0..4).map(|i| ranks[0][i].max(ranks[1][i])).collect();
     assert_eq!(list(&times["times_us"]), slowest);
     assert_eq!(times["skipped_iterations"], 1);
+}
+
+#[test]
+fn the_largest_row_is_explained() {
+    for count in [1, 2, 3] {
+        let outcomes = ranks(count, "-b 1K -e 256K -f 16 -n 3 --explain", Library);
+        for (rank, (outcome, _)) in outcomes.iter().enumerate() {
+            assert!(outcome.is_ok(), "rank {rank} of {count}: {outcome:?}");
+        }
+        let text = &outcomes[0].1;
+        assert!(text.contains("# Where the time went: 256.0 KiB, float sum\n"), "{text}");
+        assert!(text.contains("#   limited by "), "{text}");
+        let has_link = text.contains("% of the link limit") && text.contains(" per GB sent");
+        assert_eq!(has_link, count > 1, "{text}");
+    }
 }

@@ -1,0 +1,168 @@
+//! The bench as whole processes: its parts, its files, its refusals and exit codes.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use allfold_tests::{Ended, Process, clean_command, machine_lock};
+
+const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("allfold-bench-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn bench(line: &str) -> Ended {
+    Process::start(clean_command(ALLFOLD).arg("bench").args(line.split_whitespace())).wait()
+}
+
+fn rows(ended: &Ended) -> Vec<Vec<String>> {
+    let is_row = |line: &&str| !line.starts_with('#') && !line.trim().is_empty();
+    let cells = |line: &str| line.split_whitespace().map(str::to_string).collect();
+    ended.output().into_iter().filter(is_row).map(cells).collect()
+}
+
+#[test]
+fn every_flag_of_nccl_tests_is_taken() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("flags");
+    let (json, svg) = (folder.file("out.json"), folder.file("out.svg"));
+    let ended = bench(&format!(
+        "all_reduce_perf --ranks 2 -t 1 -g 1 -z 0 -G 0 -b 1K -e 9K -i 4K -n 5 -w 2 -m 2 -N 2 -a 3 \
+         -I 1 -K 1 -c 2 -o sum -d float -r 0 -T 50 -C 1 -S 1 -J {json} --plot {svg} --unit MB/s"
+    ));
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let rows = rows(&ended);
+    assert_eq!(rows.len(), 6, "{ended:#?}");
+    for row in &rows {
+        // Five, a half with four more, date and time.
+        assert_eq!((row.len(), row[8].as_str()), (5 + 8 + 2, "0"), "{ended:#?}");
+    }
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(report["version"], 3);
+    assert_eq!(report["results"].as_array().unwrap().len(), 6);
+    assert!(fs::read_to_string(&svg).unwrap().contains("all_reduce_perf, 2 ranks"));
+}
+
+#[test]
+fn what_is_refused_says_why_before_any_rank_starts() {
+    for (line, words) in [
+        ("-t 2", "-t 2: a rank is a process here"),
+        ("-g 8", "-g 8: a rank computes on the processor"),
+        ("-G 1", "-G 1: there are no CUDA graphs"),
+        ("-i 0", "-i 0: the sizes never grow"),
+        ("-K 20", "-K 20 leaves none of the 20 iterations"),
+        ("-m 5000", "-m 5000: between 1 and 1024 calls"),
+        ("--plot out.png", "--plot out.png: the suffix must be svg"),
+        ("link --ranks 1", "a link needs two ranks"),
+        ("reduce --ranks 2", "--ranks 2: `reduce` measures the kernels"),
+        ("plot missing.json --plot out.svg", "missing.json: no such file or directory"),
+    ] {
+        let ended = bench(line);
+        ended.assert_error(2, &[words]);
+        assert_eq!(ended.errors().len(), 2, "{line}: {ended:#?}");
+        assert!(ended.errors()[1].starts_with("help: "), "{line}: {ended:#?}");
+        assert!(ended.output().is_empty(), "{line}: {ended:#?}");
+    }
+}
+
+#[test]
+fn a_check_that_fails_is_exit_code_1_and_a_limit_75() {
+    let _one_at_a_time = machine_lock();
+    let ended = bench("--ranks 2 -b 1K -e 1K --min-bandwidth 1e6");
+    ended.assert_error(1, &["too slow: the average bus bandwidth is ", "is 1e+06 GB/s"]);
+    let average = ended.output().into_iter().find(|line| line.contains("Avg bus bandwidth"));
+    assert!(average.unwrap().ends_with(" FAILED"), "{ended:#?}");
+    let ended = bench("--ranks 2 -b 1K -e 1K -n 100000000 -T 1");
+    ended.assert_error(75, &["all_reduce_perf of 1024 bytes, float sum took longer than 1 s (-T)"]);
+}
+
+#[test]
+fn a_link_is_measured_with_every_cipher() {
+    let _one_at_a_time = machine_lock();
+    let ended = bench("link --ranks 2 --duration 0.05 --streams 1,2 --payload auto,1200");
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let rows = rows(&ended);
+    assert_eq!(rows.len(), 12, "{ended:#?}");
+    for row in rows {
+        assert_eq!(row.len(), 9, "{ended:#?}");
+        assert!(row[3].parse::<f64>().unwrap() > 0.0, "{ended:#?}");
+    }
+}
+
+#[test]
+fn kernels_are_measured_beside_memcpy() {
+    let ended = bench("reduce -d float -o all --duration 0.001");
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let names: Vec<String> = rows(&ended).into_iter().map(|row| row[..2].join(" ")).collect();
+    assert_eq!(names[1..], ["float sum", "float prod", "float max", "float min", "float avg"]);
+}
+
+#[test]
+fn reports_are_drawn_into_one_picture() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("plot");
+    let (first, second, svg) = (folder.file("a.json"), folder.file("b.json"), folder.file("c.svg"));
+    for (file, algorithm) in [(&first, "ring"), (&second, "tree")] {
+        let line = format!("--ranks 3 -b 1K -e 64K -f 8 -n 2 --algorithm {algorithm} -J {file}");
+        assert_eq!(bench(&line).code(), 0);
+    }
+    let ended = bench(&format!("plot {first} {second} --plot {svg}"));
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let picture = fs::read_to_string(&svg).unwrap();
+    assert!(picture.contains("a: float sum") && picture.contains("b: float sum"), "{picture}");
+}
+
+#[test]
+fn nvidias_script_reads_the_report() {
+    let Some(script) = std::env::var_os("NCCL_TESTS_ANALYZE") else {
+        // Through the handle, so that it is seen in a run that passes.
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: nvidias_script_reads_the_report: NCCL_TESTS_ANALYZE does not name \
+             nccl-tests' tools/analyze_perf_json.py"
+        );
+        return;
+    };
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("script");
+    let json = folder.file("out.json");
+    for (flags, half) in [("-m 1", "OOP"), ("-m 2", "IP")] {
+        let _ = fs::remove_file(&json);
+        let ended = bench(&format!("--ranks 3 -b 1K -e 8K -n 10 -I 1 -J {json} {flags}"));
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        let mut command = Command::new("python3");
+        command.arg(&script).arg(&json).arg("--all");
+        if half == "IP" {
+            command.arg("--in-place");
+        }
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{output:?}");
+        assert!(text.contains(&format!("max over process rows, {half}): PASS")), "{text}");
+        assert!(text.contains("PER-PROCESS STRAGGLER ANALYSIS"), "{text}");
+    }
+}
