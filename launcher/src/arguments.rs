@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Train a model on N ranks
     Train(TrainOptions),
+    /// Try a saved model on a test set
+    Eval(allfold_trainer::EvalOptions),
     /// Measure a collective, with nccl-tests' table
     Bench(BenchOptions),
     /// Print a new secret for a job
@@ -54,7 +56,7 @@ impl Arguments {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Error::Usage {
                     problem: "no subcommand given".into(),
                     help: Some(
-                        "run, train, bench, secret, completions or man; see `allfold --help`"
+                        "run, train, eval, bench, secret, completions or man; see `allfold --help`"
                             .into(),
                     ),
                 }),

@@ -23,8 +23,8 @@ pub(crate) trait Collective {
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Ok(config)
     }
-    /// Does this rank's part.
-    fn run(&self, world: &Communicator) -> Result<(), Error>;
+    /// Does this rank's part, and closes the world.
+    fn run(&self, world: Communicator) -> Result<(), Error>;
 }
 
 /// Joins the job this process is part of, or starts one with these options.
@@ -38,25 +38,20 @@ pub(crate) fn join_or_start<C: Collective>(
         Role::Member(identity) => {
             collective.check(identity.size)?;
             let config = collective.configure(Config::from_env(identity)?)?;
-            take_part(collective, Communicator::connect(config)?)
+            collective.run(Communicator::connect(config)?)
         }
         Role::Starter => {
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
             check_ranks(ranks, C::RANKS_OPTION)?;
             collective.check(ranks)?;
             if ranks == 1 && options.first_given().is_none() {
-                return take_part(collective, Communicator::single());
+                return collective.run(Communicator::from_env_or_single()?);
             }
             let (program, kind) = (Program::own_copy(), Kind::Copies);
             let (options, output) = (options.clone(), OutputOptions::default());
             Job { ranks, program, kind, options, output, variables: Vec::new() }.run()
         }
     }
-}
-
-fn take_part(collective: &impl Collective, world: Communicator) -> Result<(), Error> {
-    collective.run(&world)?;
-    Ok(world.close()?)
 }
 
 #[derive(Debug)]
@@ -102,7 +97,7 @@ impl Collective for allfold_trainer::Options {
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)
     }
-    fn run(&self, world: &Communicator) -> Result<(), Error> {
+    fn run(&self, world: Communicator) -> Result<(), Error> {
         Ok(allfold_trainer::run(self, world)?)
     }
 }
@@ -122,8 +117,9 @@ impl Collective for allfold_bench::Command {
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)
     }
-    fn run(&self, world: &Communicator) -> Result<(), Error> {
-        Ok(Self::run(self, world)?)
+    fn run(&self, world: Communicator) -> Result<(), Error> {
+        Self::run(self, &world)?;
+        Ok(world.close()?)
     }
 }
 

@@ -83,6 +83,7 @@ fn execute() -> Result<(), Error> {
         Command::Bench(options) => {
             copies::join_or_start(&options.bench, &JobOptions::bound(options.binding))
         }
+        Command::Eval(options) => Ok(allfold_trainer::eval(&options)?),
         Command::Secret => print_secret(),
         Command::Completions(options) => manual::print_completions(&options, &Arguments::command()),
         Command::Man(options) => manual::print_page(&options, &Arguments::command()),

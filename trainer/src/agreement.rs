@@ -37,7 +37,7 @@ pub(crate) fn compare(world: &Communicator, subject: &'static str, lines: &[Stri
 }
 
 /// The root's text on every rank.
-fn broadcast_text(world: &Communicator, own: &str, root: usize) -> Result<String> {
+pub(crate) fn broadcast_text(world: &Communicator, own: &str, root: usize) -> Result<String> {
     let mut length = [own.len() as u64];
     world.broadcast(&mut length, root)?;
     let length = length[0];

@@ -157,6 +157,22 @@ pub enum Error {
         problem: String,
     },
 
+    /// A rank was asked to stop; every rank gets the same error at the same step.
+    #[error("stopped by SIGTERM after step {step}")]
+    Stopped {
+        /// The last step, from 1.
+        step: usize,
+        /// Whether checkpoints are written.
+        is_saved: bool,
+    },
+
+    /// Training is done, but files could not be written.
+    #[error("training is done, but {problems} {} could not be written", if *.problems == 1 { "file" } else { "files" })]
+    Unwritten {
+        /// How often.
+        problems: usize,
+    },
+
     /// Standard output takes nothing more, and not because its reader left.
     #[error("cannot write to standard output: {problem}")]
     Output {
@@ -217,6 +233,13 @@ impl Error {
             Self::OptimizerState { .. } => {
                 Some("give the model and the --optimizer that the state was saved with".into())
             }
+            Self::Stopped { is_saved: true, .. } => Some("--resume goes on from there".into()),
+            Self::Stopped { is_saved: false, .. } => {
+                Some("nothing was saved: --checkpoint DIR saves, --resume goes on".into())
+            }
+            Self::Unwritten { .. } => {
+                Some("see the warnings; the model is that of the digest".into())
+            }
             Self::Signals { .. } | Self::Output { .. } | Self::Candle { .. } => None,
             Self::World(error) => error.help(),
         }
@@ -226,7 +249,10 @@ impl Error {
     /// disagree, otherwise allfold's own.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::ParametersDiffer { .. } | Self::LossNotFinite { .. } => EXIT_CHECK_FAILED,
+            Self::ParametersDiffer { .. } | Self::LossNotFinite { .. } | Self::Unwritten { .. } => {
+                EXIT_CHECK_FAILED
+            }
+            Self::Stopped { .. } => EXIT_STOPPED,
             Self::Disagree { .. } => allfold::error::EXIT_DISAGREE,
             Self::World(error) => error.exit_code(),
             Self::UnknownModel { .. }
@@ -289,6 +315,8 @@ fn is_frame(line: &str) -> bool {
 
 /// A check failed: a digest that differs, a loss that is not finite.
 const EXIT_CHECK_FAILED: u8 = 1;
+/// 128 + SIGTERM: stopped, and saved where that was asked for.
+const EXIT_STOPPED: u8 = 143;
 
 #[cfg(test)]
 mod tests {

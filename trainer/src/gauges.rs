@@ -37,8 +37,6 @@ impl Gauges {
     }
 
     /// This rank has written a checkpoint, at this Unix time.
-    // For whoever writes checkpoints.
-    #[allow(dead_code)]
     pub(crate) fn checkpoint(&self, unix_seconds: f64) {
         self.checkpoint.set(unix_seconds);
     }

@@ -10,8 +10,6 @@
 //! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`], [`Stop`]: how it
 //! ends early and goes on; `options.rs`, `report.rs`, [`EventFile`], `error.rs`, `problem.rs`: what
 //! the user gives and sees.
-//! `initial.rs`, `random.rs`: what is trained and how it starts; `loss.rs`, `optimizer.rs`: how it
-//! learns; `options.rs`, `report.rs`, `error.rs`: what the user gives and sees.
 
 mod agreement;
 mod bucket;
@@ -20,8 +18,11 @@ mod data;
 mod digest;
 mod distributed;
 mod error;
+mod eval;
+mod evaluation;
 mod gauges;
 mod initial;
+mod interval;
 mod loss;
 mod model;
 mod norm;
@@ -33,45 +34,31 @@ mod problem;
 mod random;
 mod reduction;
 mod report;
+mod resume;
+mod run;
 mod sampler;
+mod saving;
+mod settings;
 mod stop;
 mod tally;
-mod tracked;
 mod tensorboard;
+mod tracked;
 mod training;
+mod watching;
 
 pub use data::{Data, Dataset, Images, Shape, Split, Text, Windows, digits};
 pub use digest::Digest;
 pub use distributed::Distributed;
 pub use error::{Error, Result};
+pub use eval::{EvalOptions, eval};
 pub use initial::fill_from_seed;
 pub use model::ModelKind;
 pub use optimizer::{DEFAULT_MOMENTUM, Optimiser, OptimizerConfig};
-pub use options::{OptimizerKind, Options, Precision, Progress};
+pub use options::{OptimizerKind, Options, Precision, Progress, Resume, WhenDone};
 pub use problem::Problem;
+pub use run::run;
 pub use sampler::{Batch, Epoch, Sampler};
 pub use stop::Stop;
 pub use tally::Tally;
 pub use tensorboard::EventFile;
-pub use training::{EpochDone, Event, Outcome, StepDone, Training};
-
-/// `allfold train`: trains on all ranks of `world`; rank 0 prints.
-///
-/// # Errors
-/// Options that cannot be used or differ between ranks, parameters that differ at the end,
-/// allfold's own errors: one line each, with [`Error::help`] and [`Error::exit_code`].
-pub fn run(options: &Options, world: &allfold::Communicator) -> Result<()> {
-    let mut training = Training::new(options, world)?;
-    let mut report = (world.rank() == 0).then(|| report::Report::new(options.progress));
-    if let Some(report) = &mut report {
-        report.header(&training)?;
-    }
-    let outcome = training.run(|event| match &mut report {
-        Some(report) => report.event(&event),
-        None => Ok(()),
-    })?;
-    match &mut report {
-        Some(report) => report.end(&outcome),
-        None => Ok(()),
-    }
-}
+pub use training::{Event, Outcome, StepDone, TestDone, Training};

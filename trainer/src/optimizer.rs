@@ -324,11 +324,11 @@ fn elements<T: WithDType>(tensors: &[&Tensor]) -> Result<Vec<Vec<T>>> {
 }
 
 fn steps_name(kind: OptimizerKind) -> String {
-    format!("{}.steps", crate::options::name(&kind))
+    format!("{}.steps", crate::settings::name(&kind))
 }
 
 fn name(kind: OptimizerKind, state: &str, parameter: &str) -> String {
-    format!("{}.{state}.{parameter}", crate::options::name(&kind))
+    format!("{}.{state}.{parameter}", crate::settings::name(&kind))
 }
 
 /// Of sgd: what recipes usually take (PyTorch's own default is 0).

@@ -1,10 +1,13 @@
-//! What `allfold train` can be told, and what of it cannot work.
+//! What `allfold train` can be told.
+
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::data::Split;
-use crate::error::{Error, Result};
-use crate::model::ModelKind;
+use crate::checkpoint::Every;
+use crate::data::Data;
+use crate::error::Result;
+use crate::settings::Settings;
 
 /// The options of `allfold train`.
 #[derive(clap::Args, Clone, Debug)]
@@ -13,49 +16,114 @@ pub struct Options {
     #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub ranks: Option<usize>,
 
-    /// Model: cnn, mlp or lm
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_MODEL)]
+    /// What to train on: digits, a folder of the MNIST family (IDX, IDX.gz or CSV), a text file
+    /// [default: digits; for lm an embedded text]
+    #[arg(long, value_name = "DIR|FILE", help_heading = DATA)]
+    pub data: Option<String>,
+
+    /// Training samples to hold out: they are tested in place of the test set until the end
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(help_heading = DATA)]
+    pub validation: usize,
+
+    /// Model: cnn, mlp or lm (a small transformer that continues text)
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_MODEL, help_heading = MODEL)]
     pub model: String,
 
-    /// Width of the hidden dense layer [default: 64 for cnn, 100 for mlp]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub hidden: Option<usize>,
+    /// Width of the hidden layers; for an mlp one or more, such as 1024,1024
+    /// [default: 64 for cnn and lm, 100 for mlp]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', allow_negative_numbers = true)]
+    #[arg(help_heading = MODEL)]
+    pub hidden: Vec<usize>,
+
+    /// Element type of the model
+    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = MODEL)]
+    pub precision: Precision,
 
     /// Optimiser
-    #[arg(long, value_name = "NAME", default_value = "adamw")]
+    #[arg(long, value_name = "NAME", default_value = "adamw", help_heading = STEPS)]
     pub optimizer: OptimizerKind,
 
-    /// Learning rate
-    #[arg(long, value_name = "X", default_value_t = DEFAULT_LR, allow_negative_numbers = true)]
-    pub lr: f64,
+    /// Learning rate [default: 0.01 for adamw, 0.1 for sgd and adagrad]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = STEPS)]
+    pub lr: Option<f64>,
 
-    /// Samples a step, all ranks together
+    /// Momentum of sgd [default: 0.9]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = STEPS)]
+    pub momentum: Option<f64>,
+
+    /// Samples of a batch, all ranks together
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SIZE, allow_negative_numbers = true)]
+    #[arg(help_heading = STEPS)]
     pub batch_size: usize,
+
+    /// Batches whose gradients are added up for a step
+    #[arg(long, value_name = "K", default_value_t = 1, allow_negative_numbers = true)]
+    #[arg(help_heading = STEPS)]
+    pub accumulate: usize,
+
+    /// Shorten gradients to this norm
+    #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = STEPS)]
+    pub clip_norm: Option<f64>,
 
     /// Passes over the training data
     #[arg(long, value_name = "N", default_value_t = DEFAULT_EPOCHS, allow_negative_numbers = true)]
+    #[arg(help_heading = STEPS)]
     pub epochs: usize,
 
     /// Stop after this many steps, however many epochs they are
     #[arg(long, value_name = "N", conflicts_with = "epochs", allow_negative_numbers = true)]
+    #[arg(help_heading = STEPS)]
     pub steps: Option<usize>,
 
     /// Seed of the initial weights and of the order of the samples
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED, allow_negative_numbers = true)]
+    #[arg(help_heading = STEPS)]
     pub seed: u64,
 
+    /// Test after this many steps [default: after each epoch]
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true, help_heading = WATCHING)]
+    pub eval_every: Option<usize>,
+
+    /// What to show while training; auto: a bar on a terminal, else a line a test
+    #[arg(long, value_name = "KIND", default_value = "auto", help_heading = WATCHING)]
+    pub progress: Progress,
+
+    /// Write scalars for TensorBoard into this folder
+    #[arg(long, value_name = "DIR", help_heading = WATCHING)]
+    pub tensorboard: Option<PathBuf>,
+
+    /// Save the model and the state of the training in this folder
+    #[arg(long, value_name = "DIR", help_heading = CHECKPOINTS)]
+    pub checkpoint: Option<PathBuf>,
+
+    /// How often: epoch, a time such as 600s, or steps such as 100steps
+    #[arg(long, value_name = "WHEN", default_value_t = Every::Epoch, requires = "checkpoint")]
+    #[arg(help_heading = CHECKPOINTS)]
+    pub checkpoint_every: Every,
+
+    /// How many to keep
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_KEEP, requires = "checkpoint")]
+    #[arg(allow_negative_numbers = true, help_heading = CHECKPOINTS)]
+    pub keep: usize,
+
+    /// Go on from the newest checkpoint, if there is one; with `=must` it is an error if not
+    #[arg(long, value_name = "auto|must", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "auto", requires = "checkpoint", help_heading = CHECKPOINTS)]
+    pub resume: Option<Resume>,
+
+    /// When training is done: exit, or wait for SIGTERM (where an exit would start it again)
+    #[arg(long, value_name = "WHAT", default_value = "exit", help_heading = CHECKPOINTS)]
+    pub when_done: WhenDone,
+
     /// Algorithm of all-reduces [ALLFOLD_ALGORITHM, else auto]
-    #[arg(long, value_name = "NAME", value_parser = ALGORITHMS)]
+    #[arg(long, value_name = "NAME", value_parser = ALGORITHMS, help_heading = COMMUNICATION)]
     pub algorithm: Option<String>,
 
-    /// Element type of the model
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    pub precision: Precision,
-
-    /// What to show while training; auto: a bar on a terminal, else a line an epoch
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    pub progress: Progress,
+    /// MiB of gradients in one all-reduce (the first takes 1): each begins as soon as they are there
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_BUCKET_MIB)]
+    #[arg(allow_negative_numbers = true, help_heading = COMMUNICATION)]
+    pub bucket_mib: f64,
 }
 
 /// An optimiser by name.
@@ -83,29 +151,60 @@ pub enum Precision {
 pub enum Progress {
     /// A bar on a terminal, else lines
     Auto,
-    /// A bar, and a line an epoch above it
+    /// A bar, and a line a test above it
     Bar,
-    /// A line an epoch, of key=value pairs
+    /// A line a test, of name=value pairs
     Lines,
     /// Nothing but the header and the result
     None,
+}
+
+/// Whether to go on from a checkpoint.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// If there is one, else start fresh
+    Auto,
+    /// It is an error if there is none
+    Must,
+}
+
+/// What to do when training is done.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenDone {
+    /// End
+    Exit,
+    /// Wait for SIGTERM: a StatefulSet starts again what ends
+    Wait,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             ranks: None,
+            data: None,
+            validation: 0,
             model: DEFAULT_MODEL.into(),
-            hidden: None,
+            hidden: Vec::new(),
+            precision: Precision::F32,
             optimizer: OptimizerKind::Adamw,
-            lr: DEFAULT_LR,
+            lr: None,
+            momentum: None,
             batch_size: DEFAULT_BATCH_SIZE,
+            accumulate: 1,
+            clip_norm: None,
             epochs: DEFAULT_EPOCHS,
             steps: None,
             seed: DEFAULT_SEED,
-            algorithm: None,
-            precision: Precision::F32,
+            eval_every: None,
             progress: Progress::Auto,
+            tensorboard: None,
+            checkpoint: None,
+            checkpoint_every: Every::Epoch,
+            keep: DEFAULT_KEEP,
+            resume: None,
+            when_done: WhenDone::Exit,
+            algorithm: None,
+            bucket_mib: DEFAULT_BUCKET_MIB,
         }
     }
 }
@@ -122,139 +221,39 @@ impl Options {
         }
     }
 
-    /// Finds what cannot work with `ranks` ranks, before any of them is started.
+    /// Finds what cannot work with `ranks` ranks, before any of them is started; reads the data.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`]; [`Error::Option`] for a number out of range.
+    /// [`UnknownModel`](crate::Error::UnknownModel); [`Option`](crate::Error::Option) for a number
+    /// out of range; as [`Data::open`].
     pub fn check(&self, ranks: usize) -> Result<()> {
-        let split = crate::data::digits()?;
-        self.settings(ranks, &split).map(drop)
+        // First without the data: large ones take seconds.
+        self.check_numbers(ranks)?;
+        Settings::new(self, ranks, &self.open()?).map(drop)
     }
 
-    /// The options in the form the training wants them, checked.
-    pub(crate) fn settings(&self, ranks: usize, split: &Split) -> Result<Settings> {
-        let model: ModelKind = self.model.parse()?;
-        let hidden = match self.hidden {
-            Some(width) => vec![width],
-            None => model.default_hidden().to_vec(),
-        };
-        in_range("--ranks", ranks, usize::MAX)?;
-        for &width in &hidden {
-            in_range("--hidden", width, HIDDEN_LIMIT)?;
-        }
-        model.check_hidden(&hidden)?;
-        model.fits(&split.train.shape(), "digits (embedded)")?;
-        if !(self.lr.is_finite() && self.lr > 0.0) {
-            return Err(Error::Option {
-                option: "--lr",
-                value: self.lr.to_string(),
-                problem: match self.lr.is_finite() {
-                    true => "must be positive".into(),
-                    false => "must be a finite number".into(),
-                },
-                help: format!("the default is {DEFAULT_LR}"),
-            });
-        }
-        let train = split.train.len();
-        in_range("--batch-size", self.batch_size, usize::MAX)?;
-        let batch_size = |problem, help| Error::Option {
-            option: "--batch-size",
-            value: self.batch_size.to_string(),
-            problem,
-            help,
-        };
-        if self.batch_size > train {
-            let problem = format!("there are {train} training samples");
-            return Err(batch_size(problem, format!("give a number from 1 to {train}")));
-        }
-        if self.batch_size < ranks {
-            let problem = format!("fewer samples than the {ranks} ranks");
-            return Err(batch_size(problem, format!("give {ranks} or more, or take fewer ranks")));
-        }
-        let steps_per_epoch = train.div_ceil(self.batch_size);
-        let steps = match self.steps {
-            Some(steps) => in_range("--steps", steps, STEP_LIMIT)?,
-            None => steps_per_epoch * in_range("--epochs", self.epochs, EPOCH_LIMIT)?,
-        };
-        Ok(Settings {
-            model,
-            hidden,
-            optimizer: self.optimizer,
-            lr: self.lr,
-            batch_size: self.batch_size,
-            steps,
-            seed: self.seed,
-            precision: self.precision,
-        })
+    /// The data asked for.
+    pub(crate) fn open(&self) -> Result<Data> {
+        Data::open(self.data.as_deref(), self.model.parse()?, self.validation, self.seed)
     }
 }
 
-/// Checked options. All ranks must have the same: `lines` is what they compare.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) model: ModelKind,
-    pub(crate) hidden: Vec<usize>,
-    pub(crate) optimizer: OptimizerKind,
-    pub(crate) lr: f64,
-    pub(crate) batch_size: usize,
-    pub(crate) steps: usize,
-    pub(crate) seed: u64,
-    pub(crate) precision: Precision,
-}
-
-impl Settings {
-    /// One setting a line.
-    pub(crate) fn lines(&self) -> Vec<String> {
-        vec![
-            format!("version {}", env!("CARGO_PKG_VERSION")),
-            format!("model {}", self.model),
-            format!("hidden {}", crate::model::widths(&self.hidden)),
-            format!("optimizer {}", name(&self.optimizer)),
-            format!("lr {}", self.lr),
-            format!("batch size {}", self.batch_size),
-            format!("{} steps", self.steps),
-            format!("seed {}", self.seed),
-            format!("precision {}", name(&self.precision)),
-        ]
-    }
-}
-
-/// The name by which the command line knows a value.
-pub(crate) fn name(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
-}
-
-fn in_range(option: &'static str, value: usize, limit: usize) -> Result<usize> {
-    let problem = match value {
-        0 => "must be at least 1".to_string(),
-        _ if value > limit => format!("more than {limit}"),
-        _ => return Ok(value),
-    };
-    Err(Error::Option {
-        option,
-        value: value.to_string(),
-        problem,
-        help: match limit {
-            usize::MAX => "give 1 or more".into(),
-            _ => format!("give a number from 1 to {limit}"),
-        },
-    })
-}
+const DATA: &str = "Data";
+const MODEL: &str = "Model";
+const STEPS: &str = "Steps";
+const WATCHING: &str = "Watching";
+const CHECKPOINTS: &str = "Checkpoints";
+const COMMUNICATION: &str = "Communication";
 
 const DEFAULT_MODEL: &str = "cnn";
-const DEFAULT_LR: f64 = 0.01;
 const DEFAULT_BATCH_SIZE: usize = 100;
 const DEFAULT_EPOCHS: usize = 20;
+const DEFAULT_KEEP: usize = 3;
+const DEFAULT_SEED: u64 = 1;
+/// As PyTorch's DDP.
+const DEFAULT_BUCKET_MIB: f64 = 25.0;
 /// As `allfold::Config::algorithm` takes them.
 const ALGORITHMS: [&str; 5] = ["auto", "ring", "tree", "recursive-doubling", "halving-doubling"];
-const DEFAULT_SEED: u64 = 1;
-
-/// A wider layer takes more memory than a mistyped number should.
-const HIDDEN_LIMIT: usize = 1 << 16;
-/// Leaves a step's number room beside the bucket in a label, which is step times a million.
-const STEP_LIMIT: usize = 1 << 40;
-/// With the 1,438 steps of an epoch of single samples still below the limit of steps.
-const EPOCH_LIMIT: usize = 1 << 29;
 
 #[cfg(test)]
 mod tests {
@@ -286,6 +285,27 @@ mod tests {
     }
 
     #[test]
+    fn the_classic_run_is_understood() {
+        let options = parse(
+            "--data D --model mlp --hidden 100 --optimizer adagrad --lr 0.01 --batch-size 100 \
+             --steps 10000 --eval-every 100 --validation 2000 --checkpoint C \
+             --checkpoint-every 600s --resume",
+        )
+        .unwrap();
+        assert_eq!(options.data.as_deref(), Some("D"));
+        assert_eq!((options.hidden, options.optimizer), (vec![100], OptimizerKind::Adagrad));
+        assert_eq!((options.eval_every, options.validation), (Some(100), 2000));
+        assert_eq!(options.checkpoint_every.to_string(), "600s");
+        assert_eq!(options.resume, Some(Resume::Auto));
+        assert_eq!(parse("--checkpoint C --resume=must").unwrap().resume, Some(Resume::Must));
+        assert_eq!(parse("--hidden 1024,1024").unwrap().hidden, [1024, 1024]);
+        for nowhere in ["--resume", "--keep 2", "--checkpoint-every epoch"] {
+            assert!(parse(nowhere).is_err(), "{nowhere} without --checkpoint");
+        }
+        assert!(parse("--checkpoint C --checkpoint-every 600").is_err());
+    }
+
+    #[test]
     fn what_cannot_work_is_said_in_one_line() {
         for (line, ranks, expected) in [
             ("--model resnet", 1, "unknown model `resnet`"),
@@ -294,10 +314,19 @@ mod tests {
             ("--batch-size 1439", 1, "--batch-size 1439: there are 1438 training samples"),
             ("--lr -1", 1, "--lr -1: must be positive"),
             ("--lr inf", 1, "--lr inf: must be a finite number"),
+            ("--optimizer sgd --momentum 1", 1, "--momentum 1: must be from 0 to below 1"),
+            ("--momentum 0.5", 1, "--momentum 0.5: adamw has none"),
+            ("--clip-norm 0", 1, "--clip-norm 0: must be positive"),
+            ("--bucket-mib nan", 1, "--bucket-mib NaN: must be a finite number"),
+            ("--accumulate 0", 1, "--accumulate 0: must be at least 1"),
+            ("--accumulate 16", 1, "--accumulate 16: an epoch has 15 batches"),
+            ("--eval-every 0", 1, "--eval-every 0: must be at least 1"),
             ("--hidden 0", 1, "--hidden 0: must be at least 1"),
             ("--hidden 99999999999", 1, "--hidden 99999999999: more than 65536"),
+            ("--hidden 5,6", 1, "--hidden 5,6: cnn has one width"),
             ("--steps 0", 1, "--steps 0: must be at least 1"),
             ("--epochs 0", 1, "--epochs 0: must be at least 1"),
+            ("--checkpoint C --keep 0", 1, "--keep 0: must be at least 1"),
             ("", 0, "--ranks 0: must be at least 1"),
         ] {
             let error = parse(line).unwrap().check(ranks).unwrap_err();
@@ -309,12 +338,16 @@ mod tests {
     }
 
     #[test]
-    fn the_hidden_layer_follows_the_model() {
-        let split = crate::data::digits().unwrap();
-        for (model, hidden) in [("cnn", 64), ("mlp", 100)] {
-            let options = parse(&format!("--model {model}")).unwrap();
-            let settings = options.settings(1, &split).unwrap();
-            assert_eq!((settings.hidden, settings.steps), (vec![hidden], 300));
+    fn the_hidden_layer_and_the_rate_follow_the_names() {
+        for (line, hidden, lr) in [
+            ("--model cnn", 64, 0.01),
+            ("--model mlp --optimizer sgd", 100, 0.1),
+            ("--model mlp --optimizer adagrad", 100, 0.1),
+        ] {
+            let options = parse(line).unwrap();
+            let settings = Settings::new(&options, 1, &options.open().unwrap()).unwrap();
+            assert_eq!((&settings.hidden[..], settings.steps), (&[hidden][..], 300));
+            assert_eq!(settings.lr, lr);
         }
     }
 }

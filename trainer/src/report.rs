@@ -7,10 +7,13 @@ use std::time::Duration;
 use allfold::{Communicator, Peer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::data::Shape;
 use crate::error::Result;
-use crate::options::{Precision, Progress, name};
+use crate::options::{Precision, Progress};
 use crate::output::Output;
-use crate::training::{EpochDone, Event, Outcome, Training};
+use crate::resume::Resumed;
+use crate::settings::name;
+use crate::training::{Event, Outcome, TestDone, Training};
 
 /// Writes to standard output.
 pub(crate) struct Report {
@@ -18,6 +21,9 @@ pub(crate) struct Report {
     progress: Progress,
     bar: ProgressBar,
     epochs: usize,
+    steps: usize,
+    /// What samples are, in the plural.
+    samples: &'static str,
 }
 
 impl Report {
@@ -27,7 +33,14 @@ impl Report {
             Progress::Auto => Progress::Lines,
             chosen => chosen,
         };
-        Self { output: Output::default(), progress, bar: ProgressBar::hidden(), epochs: 0 }
+        Self {
+            output: Output::default(),
+            progress,
+            bar: ProgressBar::hidden(),
+            epochs: 0,
+            steps: 0,
+            samples: "samples",
+        }
     }
 
     /// Says what will be trained where, and starts the bar.
@@ -35,12 +48,19 @@ impl Report {
         for line in header(training) {
             self.output.line(&line)?;
         }
-        let steps = training.settings.steps;
-        self.epochs = steps.div_ceil(training.steps_per_epoch());
+        let settings = &training.settings;
+        self.steps = settings.steps;
+        self.epochs = settings.steps.div_ceil(settings.steps_per_epoch);
+        self.samples = match training.data.shape {
+            Shape::Images { .. } => "images",
+            Shape::Text { .. } => "characters",
+        };
         if self.progress == Progress::Bar {
             // Hides itself where standard output is no terminal.
             let target = ProgressDrawTarget::stdout();
-            self.bar = ProgressBar::with_draw_target(Some(steps as u64), target);
+            self.bar = ProgressBar::with_draw_target(Some(self.steps as u64), target);
+            self.bar.set_position(training.optimizer.steps());
+            self.bar.reset_eta();
             if let Ok(style) = ProgressStyle::with_template(BAR) {
                 self.bar.set_style(style);
             }
@@ -57,13 +77,17 @@ impl Report {
                 }
                 Ok(())
             }
-            Event::Epoch(done) => {
+            Event::Test(done) => {
                 let line = match self.progress {
-                    Progress::Bar => for_people(done, self.epochs),
+                    Progress::Bar => for_people(done, self.epochs, self.samples),
                     Progress::None => return Ok(()),
-                    Progress::Lines | Progress::Auto => for_programs(done),
+                    Progress::Lines | Progress::Auto => for_programs(done, self.samples),
                 };
                 self.bar.suspend(|| self.output.line(&line))
+            }
+            Event::Problem(problem) => {
+                self.bar.suspend(|| tracing::warn!("{problem}; {}", problem.help()));
+                Ok(())
             }
         }
     }
@@ -71,10 +95,15 @@ impl Report {
     /// Takes the bar away and says how it ended.
     pub(crate) fn end(&mut self, outcome: &Outcome) -> Result<()> {
         self.bar.finish_and_clear();
-        for line in result(outcome) {
+        for line in result(outcome, self.steps) {
             self.output.line(&line)?;
         }
         Ok(())
+    }
+
+    /// Says that this process goes on doing nothing.
+    pub(crate) fn waiting(&mut self) -> Result<()> {
+        self.output.line("done; waiting for SIGTERM (--when-done wait)")
     }
 }
 
@@ -93,10 +122,19 @@ fn header(training: &Training) -> Vec<String> {
         0 | 1 => "this host".to_string(),
         many => format!("{many} hosts"),
     };
-    let [train, test] = [&training.split.train, &training.split.test].map(|part| part.len());
+    let data = &training.data;
+    let held_out = match &data.validation {
+        Some(validation) => format!("{} validation, ", grouped(validation.len())),
+        None => String::new(),
+    };
     let precision = match settings.precision {
         Precision::F32 => "",
         Precision::F64 => " in f64",
+    };
+    let clip = settings.clip_norm.map(|norm| format!(", clip {norm}")).unwrap_or_default();
+    let batches = match settings.accumulate {
+        1 => String::new(),
+        batches => format!("{batches} x "),
     };
     let mut lines = vec![
         format!(
@@ -107,12 +145,14 @@ fn header(training: &Training) -> Vec<String> {
             world.security(),
         ),
         format!(
-            "  data   digits (embedded): {} train, {} test, 8x8",
-            grouped(train),
-            grouped(test)
+            "  data   {}: {} train, {held_out}{} test, {}",
+            data.name,
+            grouped(data.train.len()),
+            grouped(data.test.len()),
+            data.shape,
         ),
         format!(
-            "  model  {}, {} parameters{precision} · {}, lr {} · seed {}",
+            "  model  {}, {} parameters{precision} · {}, lr {}{clip} · seed {}",
             settings.model,
             grouped(training.optimizer.elements()),
             name(&settings.optimizer),
@@ -120,12 +160,17 @@ fn header(training: &Training) -> Vec<String> {
             settings.seed,
         ),
         format!(
-            "  batch  {} a step, {}{} an epoch",
+            "  batch  {batches}{} a step, {}{} an epoch",
             grouped(settings.batch_size),
             shares(settings.batch_size, world),
-            counted(training.steps_per_epoch(), "step"),
+            counted(settings.steps_per_epoch, "step"),
         ),
     ];
+    if training.optimizer.overlaps() {
+        let buckets = grouped(training.optimizer.buckets());
+        lines.push(format!("  sums   {buckets} all-reduces a step, each while backward goes on"));
+    }
+    lines.extend(training.resumed.as_ref().map(resumed));
     let last = hosts.len().saturating_sub(1);
     for (at, (host, pids)) in hosts.iter().enumerate() {
         let start = if at == 0 { "  pids  " } else { "        " };
@@ -168,52 +213,90 @@ fn shares(batch_size: usize, world: &Communicator) -> String {
     }
 }
 
-fn for_people(done: &EpochDone, epochs: usize) -> String {
+/// Where a training starts that was asked to resume.
+fn resumed(resumed: &Resumed) -> String {
+    match &resumed.path {
+        Some(path) => {
+            format!("  resume step {} of {}", grouped(resumed.step as usize), path.display())
+        }
+        None => "  resume no checkpoint yet: starts fresh".into(),
+    }
+}
+
+fn for_people(done: &TestDone, epochs: usize, samples: &str) -> String {
+    let hidden = match done.all_reduce_hidden {
+        Some(hidden) => format!(", {:.0} % hidden", hidden * 100.0),
+        None => String::new(),
+    };
     format!(
-        "epoch {:>3}/{epochs}  loss {:.4}  train {} %  test {} %  {} images/s  all-reduce {:>2.0} %",
+        "epoch {:>3}/{epochs}  loss {:.4}  train {} %  {} {} %  {} {samples}/s  all-reduce {:>2.0} %{hidden}",
         done.epoch,
         done.train.mean_loss(),
         percent(done.train.accuracy()),
+        tested(done),
         percent(done.test.accuracy()),
-        grouped(done.images_per_second as usize),
+        grouped(done.samples_per_second as usize),
         done.all_reduce_share * 100.0,
     )
 }
 
-fn for_programs(done: &EpochDone) -> String {
+fn for_programs(done: &TestDone, samples: &str) -> String {
+    let hidden = match done.all_reduce_hidden {
+        Some(hidden) => format!(" all_reduce_hidden={hidden:.3}"),
+        None => String::new(),
+    };
+    let tested = tested(done);
     format!(
-        "epoch={} step={} loss={:.4} train_accuracy={:.4} test_accuracy={:.4} \
-         images_per_second={:.0} all_reduce_share={:.3}",
+        "epoch={} step={} loss={:.4} train_accuracy={:.4} {tested}_loss={:.4} \
+         {tested}_accuracy={:.4} {samples}_per_second={:.0} all_reduce_share={:.3}{hidden}",
         done.epoch,
         done.step,
         done.train.mean_loss(),
         done.train.accuracy(),
+        done.test.mean_loss(),
         done.test.accuracy(),
-        done.images_per_second,
+        done.samples_per_second,
         done.all_reduce_share,
     )
 }
 
-fn result(outcome: &Outcome) -> Vec<String> {
-    let Outcome { test, ranks, .. } = outcome;
+/// Which samples a test was of.
+pub(crate) fn tested(done: &TestDone) -> &'static str {
+    if done.is_validation { "validation" } else { "test" }
+}
+
+fn result(outcome: &Outcome, steps: usize) -> Vec<String> {
+    let Outcome { ranks, .. } = outcome;
     let epochs =
         outcome.epochs.map(|epochs| format!("{}, ", counted(epochs, "epoch"))).unwrap_or_default();
+    let time = seconds(outcome.time);
+    let mut lines = vec![match &outcome.test {
+        Some(test) => format!(
+            "test accuracy {} % ({} of {}), loss {:.4}, {epochs}{}, {time}",
+            percent(test.accuracy()),
+            grouped(test.correct),
+            grouped(test.samples),
+            test.mean_loss(),
+            counted(outcome.steps, "step"),
+        ),
+        None => format!(
+            "stopped by SIGTERM after step {} of {}, {time}",
+            grouped(outcome.steps),
+            grouped(steps)
+        ),
+    }];
+    if let Some(path) = &outcome.saved {
+        lines.push(format!("checkpoint {}", path.display()));
+    }
     let parameters = match ranks {
         1 => "parameters of 1 rank".to_string(),
         _ => format!("parameters identical on all {} ranks", grouped(*ranks)),
     };
-    vec![
-        format!(
-            "test accuracy {} % ({} of {}), {epochs}{}, {}",
-            percent(test.accuracy()),
-            grouped(test.correct),
-            grouped(test.samples),
-            counted(outcome.steps, "step"),
-            seconds(outcome.time),
-        ),
-        format!("{parameters}, digest {}", outcome.digest),
-        next(std::env::args_os().next()),
-    ]
+    lines.push(format!("{parameters}, digest {}", outcome.digest));
+    if outcome.test.is_some() {
+        lines.push(next(std::env::args_os().next()));
+    }
+    lines
 }
 
 /// Where to go from here, in words that work in the user's shell: after `cargo run` the program is
@@ -232,13 +315,13 @@ fn next(started_as: Option<OsString>) -> String {
 }
 
 /// `1 rank`, `1,438 ranks`.
-fn counted(number: usize, what: &str) -> String {
+pub(crate) fn counted(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {what}{plural}", grouped(number))
 }
 
 /// Digits in groups of three: `13,706`.
-fn grouped(number: usize) -> String {
+pub(crate) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -250,7 +333,7 @@ fn grouped(number: usize) -> String {
     text
 }
 
-fn percent(part: f64) -> String {
+pub(crate) fn percent(part: f64) -> String {
     format!("{:.1}", part * 100.0)
 }
 
@@ -271,36 +354,44 @@ mod tests {
     use crate::options::Options;
     use crate::tally::Tally;
 
-    fn done() -> EpochDone {
+    fn done() -> TestDone {
         let tally = |correct| Tally { samples: 1438, loss: 301.98, correct };
-        EpochDone {
+        TestDone {
             epoch: 3,
             step: 45,
             train: tally(1352),
             test: tally(1338),
-            images_per_second: 15_800.4,
+            is_validation: false,
+            samples_per_second: 15_800.4,
             all_reduce_share: 0.11,
+            all_reduce_hidden: None,
         }
     }
 
     #[test]
-    fn an_epoch_for_programs_and_for_people() {
+    fn a_test_for_programs_and_for_people() {
         assert_eq!(
-            for_programs(&done()),
-            "epoch=3 step=45 loss=0.2100 train_accuracy=0.9402 test_accuracy=0.9305 \
-             images_per_second=15800 all_reduce_share=0.110"
+            for_programs(&done(), "images"),
+            "epoch=3 step=45 loss=0.2100 train_accuracy=0.9402 test_loss=0.2100 \
+             test_accuracy=0.9305 images_per_second=15800 all_reduce_share=0.110"
         );
         assert_eq!(
-            for_people(&done(), 20),
+            for_people(&done(), 20, "images"),
             "epoch   3/20  loss 0.2100  train 94.0 %  test 93.0 %  15,800 images/s  all-reduce 11 %"
         );
+        let hidden = TestDone { is_validation: true, all_reduce_hidden: Some(0.614), ..done() };
+        let line = for_programs(&hidden, "characters");
+        assert!(line.contains(" validation_accuracy=0.9305 characters_per_second="), "{line}");
+        assert!(line.ends_with(" all_reduce_share=0.110 all_reduce_hidden=0.614"), "{line}");
+        let line = for_people(&hidden, 20, "images");
+        assert!(line.ends_with("all-reduce 11 %, 61 % hidden"), "{line}");
     }
 
     #[test]
     fn the_header_says_what_is_trained() {
         let world = Communicator::single();
-        let training = Training::new(&Options::default(), &world).unwrap();
-        let lines = header(&training);
+        let lines_of = |options: &Options| header(&Training::new(options, &world).unwrap());
+        let lines = lines_of(&Options::default());
         let version = env!("CARGO_PKG_VERSION");
         let start = format!("allfold {version} · 1 rank on this host · ");
         assert!(lines[0].starts_with(&start), "{}", lines[0]);
@@ -313,6 +404,24 @@ mod tests {
                 format!("  pids   {}", std::process::id()),
             ]
         );
+        let options =
+            Options { validation: 200, accumulate: 4, clip_norm: Some(1.5), ..Options::default() };
+        assert_eq!(
+            lines_of(&options)[1..4],
+            [
+                "  data   digits (embedded): 1,238 train, 200 validation, 359 test, 8x8",
+                "  model  cnn, 13,706 parameters · adamw, lr 0.01, clip 1.5 · seed 1",
+                "  batch  4 x 100 a step, 4 steps an epoch",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_header_says_where_it_resumes() {
+        let found = Resumed { path: Some("a/b".into()), step: 1200, skipped: Vec::new() };
+        assert_eq!(resumed(&found), "  resume step 1,200 of a/b");
+        let nothing = Resumed { path: None, ..found };
+        assert_eq!(resumed(&nothing), "  resume no checkpoint yet: starts fresh");
     }
 
     #[test]

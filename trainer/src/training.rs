@@ -1,41 +1,56 @@
-//! The training loop of `allfold train`: epochs of steps, the test set after each.
+//! The training loop of `allfold train`: steps, tests between them, checkpoints, the word to stop.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use allfold::{Communicator, ReduceOp};
-use candle_core::{DType, Device};
+use allfold::Communicator;
+use candle_core::{Device, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 
 use crate::agreement;
-use crate::data::{Split, digits};
+use crate::data::Data;
 use crate::digest::Digest;
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
+use crate::evaluation::evaluate;
+use crate::gauges::Gauges;
 use crate::initial::fill_from_seed;
+use crate::interval::Interval;
 use crate::loss::{count, sum_of_losses};
-use crate::optimizer::{Optimiser, OptimizerConfig};
-use crate::options::{Options, Precision, Settings};
+use crate::optimizer::Optimiser;
+use crate::options::Options;
 use crate::parameters::by_name;
-use crate::sampler::{Sampler, share};
-use crate::tally::{TALLY_NUMBERS, Tally};
+use crate::problem::Problem;
+use crate::resume::{Resumed, resume};
+use crate::sampler::{Batch, Sampler};
+use crate::saving::Saving;
+use crate::settings::Settings;
+use crate::stop::Stop;
+use crate::tally::Tally;
 
 /// A model, its data and its optimiser, on one rank of a world.
 pub struct Training<'a> {
     pub(crate) settings: Settings,
     pub(crate) world: &'a Communicator,
-    pub(crate) split: Split,
+    pub(crate) data: Data,
     pub(crate) optimizer: Distributed<'a, Optimiser>,
+    pub(crate) resumed: Option<Resumed>,
     sampler: Sampler,
     model: Box<dyn Module>,
+    /// Rank 0's, where checkpoints are asked for.
+    saving: Option<Saving>,
+    stop: Stop,
 }
 
 /// What happens while training, on every rank.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A step is done.
     Step(StepDone),
-    /// An epoch is done, or the last step in the middle of one.
-    Epoch(EpochDone),
+    /// The model was tested: after an epoch, after so many steps, or after the last.
+    Test(TestDone),
+    /// Something could not be written; training goes on.
+    Problem(Problem),
 }
 
 /// A step of all ranks.
@@ -45,31 +60,38 @@ pub struct StepDone {
     pub step: usize,
     /// What all ranks counted over the batch, before its gradient was applied.
     pub train: Tally,
+    /// The length of the gradient before it was clipped, where it was measured.
+    pub gradient_norm: Option<f64>,
 }
 
-/// An epoch of all ranks.
+/// A test of the model, and what all ranks did since the one before.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EpochDone {
-    /// The epoch, from 1.
+pub struct TestDone {
+    /// The epoch of the last step, from 1.
     pub epoch: usize,
     /// The last step, from 1, counted over all epochs.
     pub step: usize,
-    /// The sum over its steps.
+    /// The sum over the steps since the last test.
     pub train: Tally,
-    /// The test set, after the last step.
+    /// The samples held out, where there are any, else the test set.
     pub test: Tally,
-    /// Training samples of all ranks a second, the test set not counted.
-    pub images_per_second: f64,
-    /// The part of that time that this rank spent in the all-reduce, 0 to 1.
+    /// Whether `test` is of the samples held out.
+    pub is_validation: bool,
+    /// Training samples (of a text: characters) of all ranks a second, tests not counted.
+    pub samples_per_second: f64,
+    /// The part of that time that this rank did nothing but wait for the all-reduce, 0 to 1.
     pub all_reduce_share: f64,
+    /// The part of the all-reduces' time that this rank did other things, 0 to 1; none where they
+    /// cannot overlap with anything.
+    pub all_reduce_hidden: Option<f64>,
 }
 
 /// How a training ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The test set, after the last step.
-    pub test: Tally,
-    /// Steps taken.
+    /// The test set, after the last step; none where a SIGTERM stopped the training.
+    pub test: Option<Tally>,
+    /// Steps taken, those before a resume counted.
     pub steps: usize,
     /// Full passes over the training data, where that is what the steps are.
     pub epochs: Option<usize>,
@@ -79,129 +101,225 @@ pub struct Outcome {
     pub digest: Digest,
     /// The world size.
     pub ranks: usize,
+    /// The last checkpoint, on rank 0, where one was written.
+    pub saved: Option<PathBuf>,
+    /// What could not be written, on the rank that writes it.
+    pub problems: usize,
 }
 
 impl<'a> Training<'a> {
-    /// Builds the model on this rank and gives it the weights of rank 0.
+    /// Opens the data, builds the model on this rank, and gives it the weights of rank 0: those of
+    /// the seed, or of the checkpoint that rank 0 resumes from.
     ///
     /// # Errors
-    /// As [`Options::check`]; [`Error::Disagree`] where ranks were given
-    /// different options; as [`Distributed::new`].
+    /// As [`Options::check`]; [`Error::Disagree`] where ranks were given different options or
+    /// data; [`Error::Checkpoint`] on every rank where rank 0 cannot resume; as
+    /// [`Distributed::new`].
     pub fn new(options: &Options, world: &'a Communicator) -> Result<Self> {
-        let split = digits()?;
-        let settings = options.settings(world.size(), &split)?;
-        agreement::compare(world, "options", &settings.lines())?;
+        options.check_numbers(world.size())?;
+        Self::with_data(options, options.open()?, world)
+    }
+
+    /// As [`new`](Self::new), of a user's own data.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_data(options: &Options, data: Data, world: &'a Communicator) -> Result<Self> {
+        let settings = Settings::new(options, world.size(), &data)?;
+        agreement::compare(world, "options", &settings.lines(&data))?;
         let vars = VarMap::new();
         let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &Device::Cpu);
-        let model = settings.model.build(&settings.hidden, &split.train.shape(), builder)?;
+        let model = settings.model.build(&settings.hidden, &data.shape, builder)?;
         fill_from_seed(&vars, settings.seed)?;
-        let config =
-            OptimizerConfig { lr: settings.lr, ..OptimizerConfig::new(settings.optimizer) };
-        let optimizer = Optimiser::new(config, &by_name(&vars))?;
+        let optimizer = Optimiser::new(settings.optimizer_config(), &by_name(&vars))?;
+        let mut optimizer =
+            Distributed::new(optimizer, &vars, world)?.with_bucket_limit(settings.bucket_bytes)?;
+        optimizer.set_clip_norm(settings.clip_norm);
+        let described = settings.model_lines(&data.shape);
+        let resumed = resume(options, &described, world, &mut optimizer)?;
+        let saving = match &options.checkpoint {
+            Some(folder) if world.rank() == 0 => {
+                Some(Saving::start(folder, options, described, settings.training_lines())?)
+            }
+            _ => None,
+        };
         Ok(Self {
-            optimizer: Distributed::new(optimizer, &vars, world)?,
-            sampler: Sampler::new(world, split.train.len(), settings.batch_size, settings.seed),
+            sampler: Sampler::new(world, data.train.len(), settings.batch_size, settings.seed),
             settings,
             world,
-            split,
+            data,
+            optimizer,
+            resumed,
             model,
+            saving,
+            stop: Stop::new(),
         })
     }
 
-    /// Trains to the end; `watch` sees every step and every epoch, on every rank, and ends the
-    /// training by an error.
+    /// All ranks stop behind the step at which the first of them notices this.
+    pub fn stop_on(&mut self, stop: Stop) {
+        self.stop = stop;
+    }
+
+    /// Measures the length of every gradient.
+    pub fn measure_norm(&mut self) {
+        self.optimizer.measure_norm(true);
+    }
+
+    /// Trains to the end, or until a rank is to stop; `watch` sees every step and every test, on
+    /// every rank, and ends the training by an error.
     ///
     /// # Errors
     /// [`Error::LossNotFinite`]; [`Error::ParametersDiffer`] at the end; candle's and allfold's
     /// own errors; those of `watch`.
     pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
-        let gauges = crate::gauges::Gauges::new(self.world);
-        let mut test = Tally::default();
-        let mut step = 0;
-        let mut epoch = 0;
-        while step < self.settings.steps {
-            let (began, waited) = (Instant::now(), self.optimizer.time_in_all_reduce());
-            let mut train = Tally::default();
-            let batches = self.sampler.epoch(epoch);
-            for batch in batches.take(self.settings.steps - step) {
-                let tally = self.step(&batch)?;
-                train += tally;
+        let gauges = Gauges::new(self.world);
+        let mut step = self.optimizer.steps() as usize;
+        let mut tested = None;
+        let mut interval = Interval::begin(&self.optimizer);
+        while step < self.settings.steps && !self.optimizer.is_stopping() {
+            let epoch = step / self.settings.steps_per_epoch;
+            let done_of_it = step % self.settings.steps_per_epoch * self.settings.accumulate;
+            let mut batches = self.sampler.epoch(epoch).skip(done_of_it);
+            for _ in step % self.settings.steps_per_epoch..self.settings.steps_per_epoch {
+                let of_step: Vec<Batch> = batches.by_ref().take(self.settings.accumulate).collect();
+                let train = self.step(&of_step)?;
                 step += 1;
-                gauges.step(step as u64, tally.mean_loss(), tally.samples as u64);
-                let train = tally;
-                watch(Event::Step(StepDone { step, train }))?;
+                interval.add(train);
+                gauges.step(step as u64, train.mean_loss(), train.samples as u64);
+                let gradient_norm = self.optimizer.gradient_norm();
+                watch(Event::Step(StepDone { step, train, gradient_norm }))?;
+                let is_last = step == self.settings.steps || self.optimizer.is_stopping();
+                if !self.optimizer.is_stopping() && self.is_test_due(step) {
+                    let done = self.test(epoch, step, &interval)?;
+                    tested = Some(done);
+                    watch(Event::Test(done))?;
+                    interval = Interval::begin(&self.optimizer);
+                }
+                self.save(step, is_last, &gauges, &mut watch)?;
+                if is_last {
+                    break;
+                }
             }
-            let seconds = began.elapsed().as_secs_f64();
-            let waited = self.optimizer.time_in_all_reduce() - waited;
-            test = self.test()?;
-            // After the last step no other would notice.
-            if !test.loss.is_finite() {
-                return Err(Error::LossNotFinite { step: step as u64 });
-            }
-            epoch += 1;
-            watch(Event::Epoch(EpochDone {
-                epoch,
-                step,
-                train,
-                test,
-                images_per_second: train.samples as f64 / seconds,
-                all_reduce_share: waited.as_secs_f64() / seconds,
-            }))?;
         }
+        let test = match tested {
+            _ if self.optimizer.is_stopping() => None,
+            Some(done) if !done.is_validation => Some(done.test),
+            _ => Some(self.evaluate(false)?),
+        };
+        // After the last step no other would notice.
+        if test.is_some_and(|test| !test.loss.is_finite()) {
+            return Err(Error::LossNotFinite { step: step as u64 });
+        }
+        let digest = self.optimizer.digest()?;
+        let (saved, problems) = self.finish_saving(&gauges, &mut watch)?;
+        // Whoever ends first is a sign for launchers to end the others: nobody before rank 0 has
+        // written.
+        self.world.barrier()?;
         Ok(Outcome {
             test,
             steps: step,
-            epochs: step.is_multiple_of(self.sampler.batches()).then_some(epoch),
+            epochs: step
+                .is_multiple_of(self.settings.steps_per_epoch)
+                .then_some(step / self.settings.steps_per_epoch),
             time: start.elapsed(),
-            digest: self.optimizer.digest()?,
+            digest,
             ranks: self.world.size(),
+            saved,
+            problems,
         })
     }
 
-    /// The number of steps in an epoch.
-    pub(crate) fn steps_per_epoch(&self) -> usize {
-        self.sampler.batches()
+    /// One step of all ranks; `batches` hold this rank's samples.
+    fn step(&mut self, batches: &[Batch]) -> Result<Tally> {
+        if self.stop.requested() {
+            self.optimizer.ask_to_stop();
+        }
+        let Some((last, others)) = batches.split_last() else {
+            return self.optimizer.backward_step_of_sum(None, Tally::default());
+        };
+        for samples in others {
+            let (losses, own) = self.forward(samples)?;
+            self.optimizer.accumulate_sum(losses.as_ref(), own)?;
+        }
+        let (losses, own) = self.forward(last)?;
+        self.optimizer.backward_step_of_sum(losses.as_ref(), own)
     }
 
-    /// One step of all ranks; `samples` are this rank's.
-    fn step(&mut self, samples: &[usize]) -> Result<Tally> {
+    /// The sum of this rank's losses, and their count.
+    fn forward(&self, samples: &[usize]) -> Result<(Option<Tensor>, Tally)> {
         // A rank without samples joins with zeros: a model need not take empty batches.
         if samples.is_empty() {
-            return self.optimizer.backward_step_of_sum(None, Tally::default());
+            return Ok((None, Tally::default()));
         }
-        let (images, labels) = self.split.train.batch(samples, self.settings.dtype())?;
-        let logits = self.model.forward(&images)?;
-        let losses = sum_of_losses(&logits, &labels)?;
-        let tally = count(&logits, &labels, &losses)?;
-        self.optimizer.backward_step_of_sum(Some(&losses), tally)
+        let dtype = self.settings.dtype();
+        let (inputs, targets) = self.data.train.batch(samples, dtype)?;
+        let logits = match self.optimizer.overlaps() {
+            true => {
+                let tracked = self.optimizer.tracked(dtype);
+                let Settings { model, hidden, .. } = &self.settings;
+                model.build(hidden, &self.data.shape, tracked)?.forward(&inputs)?
+            }
+            false => self.model.forward(&inputs)?,
+        };
+        let losses = sum_of_losses(&logits, &targets)?;
+        let own = count(&logits, &targets, &losses)?;
+        Ok((Some(losses), own))
     }
 
-    /// Tries the model on the test set, each rank on its share; every rank gets the tally of all.
-    fn test(&self) -> Result<Tally> {
-        let part = share(self.split.test.len(), self.world.rank(), self.world.size());
-        let samples: Vec<usize> = part.collect();
-        let mut own = Tally::default();
-        for samples in samples.chunks(TEST_BATCH) {
-            let (images, labels) = self.split.test.batch(samples, self.settings.dtype())?;
-            let logits = self.model.forward(&images)?.detach();
-            let losses = sum_of_losses(&logits, &labels)?;
-            own += count(&logits, &labels, &losses)?;
+    fn is_test_due(&self, step: usize) -> bool {
+        let every = self.settings.eval_every.unwrap_or(self.settings.steps_per_epoch);
+        step.is_multiple_of(every) || step == self.settings.steps
+    }
+
+    fn test(&self, epoch: usize, step: usize, interval: &Interval) -> Result<TestDone> {
+        let times = interval.end(&self.optimizer);
+        let is_validation = self.data.validation.is_some();
+        let test = self.evaluate(is_validation)?;
+        Ok(TestDone {
+            epoch: epoch + 1,
+            step,
+            train: interval.train(),
+            test,
+            is_validation,
+            samples_per_second: times.samples_per_second,
+            all_reduce_share: times.all_reduce_share,
+            all_reduce_hidden: times.all_reduce_hidden,
+        })
+    }
+
+    fn evaluate(&self, is_validation: bool) -> Result<Tally> {
+        let held_out = self.data.validation.as_ref().filter(|_| is_validation);
+        let samples = held_out.unwrap_or(&self.data.test);
+        evaluate(&*self.model, &**samples, self.world, self.settings.dtype())
+    }
+
+    /// Rank 0 saves where a checkpoint is due; no other rank waits for it.
+    fn save(
+        &mut self,
+        step: usize,
+        is_last: bool,
+        gauges: &Gauges,
+        watch: &mut impl FnMut(Event) -> Result<()>,
+    ) -> Result<()> {
+        let Some(saving) = &mut self.saving else { return Ok(()) };
+        let epoch_ended = step.is_multiple_of(self.settings.steps_per_epoch);
+        if saving.is_due(step as u64, epoch_ended) || is_last {
+            saving.save(step as u64, &self.optimizer)?;
         }
-        let mut numbers: [f64; TALLY_NUMBERS] = own.to_numbers();
-        self.world.all_reduce(&mut numbers, ReduceOp::Sum)?;
-        Ok(Tally::from_numbers(numbers))
+        saving.news(gauges).into_iter().try_for_each(|problem| watch(Event::Problem(problem)))
+    }
+
+    /// Waits for the last checkpoint: where it is, and how many could not be written.
+    fn finish_saving(
+        &mut self,
+        gauges: &Gauges,
+        watch: &mut impl FnMut(Event) -> Result<()>,
+    ) -> Result<(Option<PathBuf>, usize)> {
+        let Some(saving) = self.saving.take() else { return Ok((None, 0)) };
+        let saved = saving.finish(gauges);
+        saved.untold.into_iter().try_for_each(|problem| watch(Event::Problem(problem)))?;
+        Ok((saved.newest, saved.problems))
     }
 }
-
-impl Settings {
-    fn dtype(&self) -> DType {
-        match self.precision {
-            Precision::F32 => DType::F32,
-            Precision::F64 => DType::F64,
-        }
-    }
-}
-
-/// Test images in one forward pass: bounds the memory it takes.
-const TEST_BATCH: usize = 512;

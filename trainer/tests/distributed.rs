@@ -341,7 +341,7 @@ fn a_loss_that_is_not_finite_ends_every_rank_alike() {
 
 #[test]
 fn a_training_that_diverges_is_an_error() {
-    let options = Options { lr: 1e30, epochs: 1, model: "mlp".into(), ..Options::default() };
+    let options = Options { lr: Some(1e30), epochs: 1, model: "mlp".into(), ..Options::default() };
     let world = Communicator::single();
     let error = Training::new(&options, &world).unwrap().run(|_| Ok(())).unwrap_err();
     assert!(error.to_string().starts_with("the loss is not finite at step "), "{error}");

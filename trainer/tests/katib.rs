@@ -120,7 +120,7 @@ fn child_that_trains() {
     let options = Program::parse_from(words).options;
     // The test runner's own line has no end yet.
     println!();
-    allfold_trainer::run(&options, &Communicator::single()).unwrap();
+    allfold_trainer::run(&options, Communicator::single()).unwrap();
 }
 
 /// A file with the Experiment of the page.

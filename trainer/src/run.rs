@@ -1,0 +1,89 @@
+//! `allfold train`: a rank's part, and what rank 0 says of it.
+
+use allfold::Communicator;
+
+use crate::error::{Error, Result};
+use crate::options::{Options, WhenDone};
+use crate::report::Report;
+use crate::stop::Stop;
+use crate::training::{Event, Outcome, Training};
+use crate::watching::Scalars;
+
+/// `allfold train`: trains on all ranks of `world`, and closes it; rank 0 prints.
+///
+/// # Errors
+/// Options that cannot be used or differ between ranks, parameters that differ at the end,
+/// [`Error::Stopped`] after a SIGTERM to any rank, [`Error::Unwritten`] where files could not be
+/// written, allfold's own errors: one line each, with [`Error::help`] and [`Error::exit_code`].
+pub fn run(options: &Options, world: Communicator) -> Result<()> {
+    let stop = Stop::install()?;
+    let mut report = (world.rank() == 0).then(|| Report::new(options.progress));
+    let trained = train(options, &world, &stop, &mut report)?;
+    world.close()?;
+    if trained.outcome.test.is_none() {
+        let step = trained.outcome.steps;
+        return Err(Error::Stopped { step, is_saved: options.checkpoint.is_some() });
+    }
+    if options.when_done == WhenDone::Wait {
+        if let Some(report) = &mut report {
+            report.waiting()?;
+        }
+        stop.wait();
+    }
+    match trained.problems {
+        0 => Ok(()),
+        problems => Err(Error::Unwritten { problems }),
+    }
+}
+
+struct Trained {
+    outcome: Outcome,
+    /// What could not be written.
+    problems: usize,
+}
+
+fn train(
+    options: &Options,
+    world: &Communicator,
+    stop: &Stop,
+    report: &mut Option<Report>,
+) -> Result<Trained> {
+    let mut training = Training::new(options, world)?;
+    training.stop_on(stop.clone());
+    let mut scalars = match &options.tensorboard {
+        Some(folder) if world.rank() == 0 => {
+            let resumed_at = training.resumed.as_ref().map(|resumed| resumed.step);
+            Some(Scalars::start(folder, resumed_at.filter(|&step| step > 0)))
+        }
+        _ => None,
+    };
+    if scalars.is_some() {
+        training.measure_norm();
+    }
+    if let Some(report) = report {
+        report.header(&training)?;
+    }
+    for skipped in training.resumed.iter().flat_map(|resumed| &resumed.skipped) {
+        tracing::warn!("{skipped}");
+    }
+    let outcome = training.run(|event| {
+        let mut events = vec![event];
+        if let Some(scalars) = &mut scalars {
+            scalars.event(&events[0]);
+            events.extend(scalars.problems().into_iter().map(Event::Problem));
+        }
+        match report {
+            Some(report) => events.iter().try_for_each(|event| report.event(event)),
+            None => Ok(()),
+        }
+    })?;
+    let unwritten = scalars.as_mut().map_or(0, Scalars::finish);
+    if let (Some(report), Some(scalars)) = (report.as_mut(), &mut scalars) {
+        scalars.problems().into_iter().map(Event::Problem).try_for_each(|it| report.event(&it))?;
+    }
+    if let Some(report) = report {
+        report.end(&outcome)?;
+    }
+    let problems = outcome.problems + unwritten;
+    Ok(Trained { outcome, problems })
+}

@@ -1,0 +1,111 @@
+//! Rank 0's side of checkpoints: when one is due, and what became of it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Instant, UNIX_EPOCH};
+
+use crate::checkpoint::{Folder, News, Schedule, State, Writer};
+use crate::distributed::Distributed;
+use crate::error::Result;
+use crate::gauges::Gauges;
+use crate::optimizer::Optimiser;
+use crate::options::Options;
+use crate::problem::Problem;
+
+/// Saves a training as it goes on.
+pub(crate) struct Saving {
+    schedule: Schedule,
+    writer: Writer,
+    model: Vec<(String, String)>,
+    settings: Vec<(String, String)>,
+    /// The step of the last checkpoint that was begun.
+    last: Option<u64>,
+    saved: Saved,
+}
+
+/// What became of the checkpoints so far.
+#[derive(Default)]
+pub(crate) struct Saved {
+    /// The last one that was written.
+    pub(crate) newest: Option<PathBuf>,
+    /// Problems that were not told yet.
+    pub(crate) untold: Vec<Problem>,
+    /// The number of all problems there were.
+    pub(crate) problems: usize,
+}
+
+impl Saving {
+    /// Tries whether the folder can be written to, and starts the thread that writes.
+    ///
+    /// # Errors
+    /// Where the system starts no thread.
+    pub(crate) fn start(
+        folder: &Path,
+        options: &Options,
+        model: Vec<(String, String)>,
+        settings: Vec<(String, String)>,
+    ) -> Result<Self> {
+        let folder = Folder::new(folder);
+        let untold: Vec<Problem> = folder.prepare().err().into_iter().collect();
+        Ok(Self {
+            schedule: Schedule::new(options.checkpoint_every, Instant::now()),
+            writer: Writer::start(folder, options.keep)?,
+            model,
+            settings,
+            last: None,
+            saved: Saved { newest: None, problems: untold.len(), untold },
+        })
+    }
+
+    /// Whether a checkpoint is due after `step`.
+    pub(crate) fn is_due(&mut self, step: u64, epoch_ended: bool) -> bool {
+        self.schedule.due(step, epoch_ended, Instant::now())
+    }
+
+    /// Begins to write one, unless this step's is begun already.
+    ///
+    /// # Errors
+    /// As [`Writer::save`].
+    pub(crate) fn save(&mut self, step: u64, optimizer: &Distributed<'_, Optimiser>) -> Result<()> {
+        if self.last.replace(step) == Some(step) {
+            return Ok(());
+        }
+        self.writer.save(&State {
+            step,
+            model: &self.model,
+            settings: &self.settings,
+            parameters: optimizer.parameters(),
+            optimizer: &optimizer.inner().state()?,
+        })
+    }
+
+    /// What could not be written, as far as it is known and was not told.
+    pub(crate) fn news(&mut self, gauges: &Gauges) -> Vec<Problem> {
+        self.saved.hear(self.writer.news(), gauges);
+        std::mem::take(&mut self.saved.untold)
+    }
+
+    /// Waits for the last one.
+    pub(crate) fn finish(self, gauges: &Gauges) -> Saved {
+        let Self { writer, mut saved, .. } = self;
+        saved.hear(writer.finish(), gauges);
+        saved
+    }
+}
+
+impl Saved {
+    fn hear(&mut self, news: Vec<News>, gauges: &Gauges) {
+        for news in news {
+            match news {
+                News::Written(written) => {
+                    let since = written.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+                    gauges.checkpoint(since.as_secs_f64());
+                    self.newest = Some(written.path);
+                }
+                News::Failed(problem) => {
+                    self.problems += 1;
+                    self.untold.push(problem);
+                }
+            }
+        }
+    }
+}
