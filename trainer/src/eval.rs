@@ -47,7 +47,15 @@ pub fn eval(options: &EvalOptions) -> Result<()> {
         _ => return Err(damaged(&checkpoint, "precision")),
     };
     let data = Data::open(options.data.as_deref(), kind, 0, 0)?;
-    checkpoint.fits(&describe_model(kind, &hidden, precision, &data.shape))?;
+    checkpoint.fits(&describe_model(kind, &hidden, precision, &data.shape)).map_err(|error| {
+        match error {
+            Error::Checkpoint { file, problem, .. } => {
+                let help = "give the data that it was trained on by --data".into();
+                Error::Checkpoint { file, problem, help }
+            }
+            other => other,
+        }
+    })?;
     kind.check_hidden(&hidden)?;
 
     let vars = VarMap::new();

@@ -4,12 +4,14 @@
 //! one all-reduce a bucket, and every rank takes the same step. An existing candle loop changes
 //! two lines: see [`Distributed`].
 //!
-//! Reading order: [`run`] is `allfold train`; `training.rs` is its loop, [`Distributed`] the step
-//! of all ranks, `bucket.rs` how gradients travel, `sampler.rs` who gets which samples. Then
+//! Reading order: `run.rs` is `allfold train`, `training.rs` its loop. [`Distributed`] is the step
+//! of all ranks: `reduction.rs` says when which bucket is sent, `bucket.rs` what is in it,
+//! `tracked.rs` how backward reports a gradient; `sampler.rs` says who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
-//! `initial.rs`, `random.rs`: what is trained and how it starts; [`checkpoint`], [`Stop`]: how it
-//! ends early and goes on; `options.rs`, `report.rs`, [`EventFile`], `error.rs`, `problem.rs`: what
-//! the user gives and sees.
+//! `loss.rs`, `optimizer.rs`, `initial.rs`, `random.rs`: what is trained and how; [`checkpoint`],
+//! `saving.rs`, `resume.rs`, [`Stop`]: how it ends early and goes on; `evaluation.rs`, `eval.rs`:
+//! how well it works; `options.rs`, `settings.rs`, `report.rs`, `interval.rs`, `watching.rs`,
+//! `gauges.rs`, `error.rs`, `problem.rs`: what the user gives and sees.
 
 mod agreement;
 mod bucket;

@@ -14,6 +14,7 @@ use candle_nn::{Module, VarBuilder};
 
 use crate::data::Shape;
 use crate::error::{Error, Result};
+use crate::options::OptimizerKind;
 
 /// A model by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,15 @@ impl ModelKind {
         match self {
             Self::Cnn | Self::Lm => &[64],
             Self::Mlp => &[100],
+        }
+    }
+
+    /// The learning rate where none is asked for.
+    pub(crate) fn default_lr(self, optimizer: OptimizerKind) -> f64 {
+        match (self, optimizer) {
+            // After 200 steps of 32 windows the loss is 2.2, at the usual 0.01 it is 2.5.
+            (Self::Lm, OptimizerKind::Adamw) => 0.003,
+            _ => optimizer.default_lr(),
         }
     }
 

@@ -44,7 +44,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME", default_value = "adamw", help_heading = STEPS)]
     pub optimizer: OptimizerKind,
 
-    /// Learning rate [default: 0.01 for adamw, 0.1 for sgd and adagrad]
+    /// Learning rate [default: 0.01 for adamw (lm: 0.003), 0.1 for sgd and adagrad]
     #[arg(long, value_name = "X", allow_negative_numbers = true, help_heading = STEPS)]
     pub lr: Option<f64>,
 
@@ -343,11 +343,12 @@ mod tests {
             ("--model cnn", 64, 0.01),
             ("--model mlp --optimizer sgd", 100, 0.1),
             ("--model mlp --optimizer adagrad", 100, 0.1),
+            ("--model lm --optimizer sgd", 64, 0.1),
+            ("--model lm", 64, 0.003),
         ] {
             let options = parse(line).unwrap();
             let settings = Settings::new(&options, 1, &options.open().unwrap()).unwrap();
-            assert_eq!((&settings.hidden[..], settings.steps), (&[hidden][..], 300));
-            assert_eq!(settings.lr, lr);
+            assert_eq!((&settings.hidden[..], settings.lr), (&[hidden][..], lr));
         }
     }
 }

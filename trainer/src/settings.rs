@@ -39,7 +39,9 @@ impl Options {
         }
         model.check_hidden(hidden)?;
         if let Some(lr) = self.lr {
-            positive("--lr", lr, || format!("the default is {}", self.optimizer.default_lr()))?;
+            positive("--lr", lr, || {
+                format!("the default is {}", model.default_lr(self.optimizer))
+            })?;
         }
         if let Some(momentum) = self.momentum {
             let problem = match self.optimizer {
@@ -120,7 +122,7 @@ impl Settings {
             hidden: options.hidden_of(model).to_vec(),
             precision: options.precision,
             optimizer: options.optimizer,
-            lr: options.lr.unwrap_or(usual.lr),
+            lr: options.lr.unwrap_or(model.default_lr(options.optimizer)),
             momentum: options.momentum.unwrap_or(usual.momentum),
             batch_size: options.batch_size,
             accumulate: options.accumulate,
