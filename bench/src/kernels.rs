@@ -132,25 +132,28 @@ fn kernel<T: Number>(
     }))
 }
 
-/// Bytes a second.
+/// Bytes a second, of the fastest of many rounds: whatever else runs on a core only takes away.
 fn rate(bytes: usize, duration: Duration, mut once: impl FnMut()) -> f64 {
-    let at_once = (BYTES_BETWEEN_LOOKS / bytes).max(1);
+    let at_once = (BYTES_A_ROUND / bytes).max(1);
+    // The first touch of memory and cache is not the kernel's.
+    once();
     let begun = Instant::now();
-    let mut done = 0_usize;
-    while done == 0 || begun.elapsed() < duration {
+    let (mut fastest, mut rounds) = (Duration::MAX, 0);
+    while rounds < FEWEST_ROUNDS || begun.elapsed() < duration {
+        let round = Instant::now();
         for _ in 0..at_once {
             once();
         }
-        done += at_once;
+        fastest = fastest.min(round.elapsed());
+        rounds += 1;
     }
-    let seconds = begun.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
-    done as f64 * bytes as f64 / seconds
+    (at_once * bytes) as f64 / fastest.max(Duration::from_nanos(1)).as_secs_f64()
 }
 
 fn header(sizes: &[usize]) -> String {
     let mut text = format!(
-        "# allfold version {} reduction kernels on one core: GB/s of one operand, and in percent \
-         of memcpy\n\
+        "# allfold version {} reduction kernels on one core: GB/s of one operand in the \
+         fastest round, and in percent of memcpy\n\
          # A kernel reads two buffers and writes one; memcpy reads one and writes one.\n\
          #\n\
          # {:>8}  {:>6}",
@@ -180,7 +183,9 @@ fn row(datatype: &str, op: &str, rates: &[f64], copied: &[f64]) -> String {
 /// Bytes of the widest element, of which a buffer holds whole ones.
 const WIDEST: usize = 8;
 /// Some ten microseconds: looking at the clock does not show.
-const BYTES_BETWEEN_LOOKS: usize = 256 * 1024;
+const BYTES_A_ROUND: usize = 256 * 1024;
+/// Of which one is likely to be undisturbed.
+const FEWEST_ROUNDS: u32 = 5;
 
 #[cfg(test)]
 mod tests {

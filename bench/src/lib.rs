@@ -1,11 +1,14 @@
 //! nccl-tests for hosts without GPUs: the options, method, columns, formulas and JSON keys of
 //! NVIDIA's nccl-tests 2.19.6, over allfold.
 //!
-//! Reading order: [`Options`] says what is asked, and `collective.rs` and `choices.rs` what there
-//! is to ask for; `run.rs` walks over types, operations, roots and sizes; `measure.rs` times one
-//! size and checks its data; `call.rs` makes the calls; `layout.rs` says what must stand where, and
+//! Reading order: [`Command`] says what there is to measure, [`Options`] what is asked of a
+//! collective, `collective.rs` and `choices.rs` what there is to ask for, and `foreign.rs` what there
+//! is not; `run.rs` walks over types, operations, roots and sizes; `measure.rs` times one size and
+//! checks its data; `call.rs` makes the calls; `layout.rs` says what must stand where, and
 //! `pattern.rs` makes inputs whose exact result is known for each type of `element.rs`; `table.rs`
-//! and `report.rs` write what was found, for people and for programs.
+//! and `report.rs` write what was found, for people and for programs, `plot.rs` draws it, and
+//! `explain.rs` says where the time went. `link.rs` and `kernels.rs` measure what lies under a
+//! collective, through `allfold::probe`.
 
 mod call;
 mod choices;

@@ -77,7 +77,7 @@ fn a_picture_is_well_formed_and_names_every_line() {
     // Nothing smaller than 12 pixels.
     for size in svg.split("font-size=\"").skip(1) {
         let number: String = size.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-        assert!(number.parse::<f64>().unwrap() >= 12.0 / 1.24, "{number}");
+        assert!(number.parse::<f64>().unwrap() >= 12.0, "{number}");
     }
 }
 
