@@ -29,7 +29,7 @@ pub(crate) enum Command {
     /// Try a saved model on a test set
     Eval(allfold_trainer::EvalOptions),
     /// Measure a collective, with nccl-tests' table
-    Bench(BenchOptions),
+    Bench(Box<BenchOptions>),
     /// Print a new secret for a job
     Secret,
     /// Print the script that completes words in a shell
