@@ -54,6 +54,31 @@ pub enum Error {
     #[error("-u with -m: a call that is started owns its buffer, which begins where it begins")]
     UnalignedVector,
 
+    /// `-n` with more times than are kept.
+    #[error("-n {iterations}: with -I or -J at most {most} iterations are recorded")]
+    Recorded {
+        /// Iterations of a size.
+        iterations: u32,
+        /// The largest number.
+        most: u32,
+    },
+
+    /// `-u` is too far.
+    #[error("-u {elements}: buffers are misaligned by at most {most} elements")]
+    Unaligned {
+        /// The number of elements.
+        elements: u32,
+        /// The largest number.
+        most: u32,
+    },
+
+    /// What is done at the end of a sweep that has none.
+    #[error("-N 0 with {option}: it is for the end, and a sweep for ever has none")]
+    Endless {
+        /// The option.
+        option: &'static str,
+    },
+
     /// `-K` leaves nothing to summarise.
     #[error("-K {skip} leaves none of the {iterations} iterations (-n) to summarise")]
     Skip {
@@ -244,6 +269,9 @@ impl Error {
             }
             Self::Aggregated { .. } => "leave -m out, or give a smaller one and more -n",
             Self::UnalignedVector => "leave one of them out",
+            Self::Recorded { .. } => "give a smaller -n, or leave -I and -J out",
+            Self::Unaligned { .. } => "give a smaller -u; 1 is as unaligned as it gets",
+            Self::Endless { .. } => "give a number of cycles, such as -N 100",
             Self::Skip { .. } => "give a smaller -K, or more iterations with -n",
             Self::Foreign { help, .. } => help,
             Self::Root { .. } => "give a rank that there is, or all",

@@ -71,6 +71,8 @@ pub(crate) struct Explanation {
     pub(crate) waited_seconds: f64,
     /// Of all ranks' time.
     pub(crate) waited_share: f64,
+    /// Whether it is waited for far longer than the others are.
+    pub(crate) stands_out: bool,
     /// The busiest host: its name, the cores that the ranks kept busy, and those it has.
     pub(crate) busiest_host: (String, f64, f64),
     pub(crate) limited_by: String,
@@ -188,9 +190,10 @@ pub(crate) fn text(found: &Explanation) -> String {
         line(
             "slowest rank",
             format!(
-                "rank {rank}: others waited {} for it to come, {:.0} % of their time",
+                "rank {rank}: others waited {} for it to come, {:.0} % of their time{}",
                 milliseconds(found.waited_seconds),
-                found.waited_share * 100.0
+                found.waited_share * 100.0,
+                if found.stands_out { "" } else { " (nobody stands out)" }
             ),
         );
     }
@@ -245,6 +248,9 @@ fn conclude(
     // The one that is late waits for nobody then.
     let others = wall * (ranks.len() as f64 - 1.0) / ranks.len() as f64;
     let waited_share = if others > 0.0 { (waited_seconds / others).min(1.0) } else { 0.0 };
+    let for_others: f64 = (0..ranks.len()).map(waited).sum::<f64>() - waited_seconds;
+    let average = for_others / (ranks.len() as f64 - 1.0).max(1.0);
+    let stands_out = waited_seconds >= OUTSTANDING * average;
     let problem = figures.iter().find_map(|found| found.problem.clone());
     let slowest = figures
         .iter()
@@ -266,6 +272,7 @@ fn conclude(
         latest_rank: latest,
         waited_seconds,
         waited_share,
+        stands_out,
         busiest_host: busiest(ranks, hosts),
         limited_by: String::new(),
     };
@@ -296,7 +303,7 @@ fn limit(found: &Explanation, ranks: &[Rank]) -> String {
         .map(|rank| if rank.wall > 0.0 { rank.processor / rank.wall } else { 0.0 })
         .fold(0.0, f64::max);
     match found.latest_rank {
-        Some(rank) if found.waited_share >= MUCH_WAITING => {
+        Some(rank) if found.stands_out && found.waited_share >= MUCH_WAITING => {
             return format!("waiting for rank {rank}");
         }
         _ => {}
@@ -332,6 +339,8 @@ const ENCRYPT: Duration = Duration::from_millis(100);
 const TYPICAL_PAYLOAD: usize = 1_200;
 /// A quarter of the time spent on one rank is more than chance.
 const MUCH_WAITING: f64 = 0.25;
+/// Ranks always wait for each other a little: for the network, and for who is ahead.
+const OUTSTANDING: f64 = 2.0;
 /// The clock ticks between counting processor time and wall time.
 const ALL_BUSY: f64 = 0.85;
 /// Rates of two measurements differ by so much from run to run.
@@ -375,6 +384,11 @@ mod tests {
     fn what_limits_is_named() {
         let limited = |found: Explanation| found.limited_by;
         assert_eq!(limited(found(&ranks(0.5, 0.5), 1.0, 1e10)), "waiting for rank 1");
+        let mut alike = ranks(0.5, 0.5);
+        alike[1].late[0] = 0.4;
+        let alike = found(&alike, 1.0, 1e10);
+        assert!(text(&alike).contains(" (nobody stands out)\n"), "{}", text(&alike));
+        assert!(limited(alike).starts_with("none of these"));
         assert!(limited(found(&ranks(2.0, 0.0), 1.0, 1e9)).starts_with("the processor, in enc"));
         assert!(limited(found(&ranks(2.0, 0.0), 1.0, 1e10)).starts_with("the processor: no core"));
         assert!(limited(found(&ranks(0.5, 0.0), 1.9, 1e10)).starts_with("the link"));

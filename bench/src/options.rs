@@ -293,6 +293,24 @@ impl Options {
         if self.per_iter_skip >= self.iters {
             return Err(Error::Skip { skip: self.per_iter_skip, iterations: self.iters });
         }
+        let records = self.per_iter_timing.is_on() || self.output_file.is_some();
+        if records && self.iters > MOST_RECORDED {
+            return Err(Error::Recorded { iterations: self.iters, most: MOST_RECORDED });
+        }
+        if self.unalign > FARTHEST_UNALIGNED {
+            return Err(Error::Unaligned { elements: self.unalign, most: FARTHEST_UNALIGNED });
+        }
+        let at_the_end = [
+            (self.output_file.is_some(), "-J"),
+            (self.plot.is_some(), "--plot"),
+            (self.explain, "--explain"),
+            (self.min_bandwidth.is_some(), "--min-bandwidth"),
+        ];
+        if let Some((_, option)) = at_the_end.iter().find(|(is_given, _)| *is_given)
+            && self.run_cycles == 0
+        {
+            return Err(Error::Endless { option });
+        }
         if let Some(path) = self.output_file.as_deref().filter(|path| !has_suffix(path, "json")) {
             return Err(Error::Suffix { option: "-J", suffix: "json", path: path.into() });
         }
@@ -316,6 +334,10 @@ fn bandwidth(text: &str) -> Result<f64, String> {
 
 /// nccl-tests' default is 1, and so steps of bytes; sizes from 8 bytes to 64 MiB need a factor.
 const DEFAULT_FACTOR: u64 = 2;
+/// 8 MB a rank and size, on every rank.
+const MOST_RECORDED: u32 = 1_000_000;
+/// A page of the smallest elements: beyond it the alignments come again.
+const FARTHEST_UNALIGNED: u32 = 4_096;
 /// A communicator takes 1,024 outstanding calls.
 const MOST_STARTED: u32 = 1024;
 

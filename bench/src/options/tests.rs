@@ -119,6 +119,14 @@ fn bad_input_is_found_before_the_start() {
     assert!(matches!(refused("-m 1025"), Error::Aggregated { calls: 1025, most: 1024 }));
     assert!(matches!(refused("-m 2 -u 1"), Error::UnalignedVector));
     assert!(matches!(refused("-K 20"), Error::Skip { skip: 20, iterations: 20 }));
+    assert!(matches!(refused("-n 1000001 -I 1"), Error::Recorded { .. }));
+    assert!(matches!(refused("-n 1000001 -J out.json"), Error::Recorded { .. }));
+    assert!(parse("-n 1000001").unwrap().check(2).is_ok());
+    assert!(matches!(refused("-u 4097"), Error::Unaligned { elements: 4097, .. }));
+    for option in ["-J out.json", "--plot out.svg", "--explain", "--min-bandwidth 1"] {
+        let error = refused(&format!("-N 0 {option}"));
+        assert!(matches!(error, Error::Endless { .. }), "{error}");
+    }
     assert!(matches!(refused("-t 2"), Error::Foreign { option: "-t", .. }));
     assert!(matches!(refused("--plot out.png"), Error::Suffix { suffix: "svg", .. }));
     assert!(matches!(refused("--plot /no/such/out.svg"), Error::Report { option: "--plot", .. }));
