@@ -293,10 +293,29 @@ fn result(outcome: &Outcome, steps: usize) -> Vec<String> {
         _ => format!("parameters identical on all {} ranks", grouped(*ranks)),
     };
     lines.push(format!("{parameters}, digest {}", outcome.digest));
+    lines.extend(slowest(&outcome.late));
     if outcome.test.is_some() {
         lines.push(next(std::env::args_os().next()));
     }
     lines
+}
+
+/// The rank for which the others waited longest. All ranks' steps take equally long, so only when
+/// they come to a call tells them apart.
+fn slowest(late: &[Duration]) -> Option<String> {
+    let mut sorted = late.to_vec();
+    sorted.sort_unstable();
+    let (rank, longest) = late.iter().enumerate().max_by_key(|(_, wait)| **wait)?;
+    if late.len() < 2 || longest.is_zero() {
+        return None;
+    }
+    let usual = sorted[(late.len() - 1) / 2];
+    let in_ms = |wait: Duration| wait.as_secs_f64() * 1000.0;
+    let judgement = match *longest > usual * STANDS_OUT {
+        true => format!("; the others {:.2} ms", in_ms(usual)),
+        false => " (nobody stands out)".into(),
+    };
+    Some(format!("slowest to arrive: rank {rank}, {:.2} ms a step{judgement}", in_ms(*longest)))
 }
 
 /// Where to go from here, in words that work in the user's shell: after `cargo run` the program is
@@ -343,6 +362,8 @@ fn seconds(time: Duration) -> String {
 
 /// A longer path, three times in one line, is harder to read than to find.
 const PROGRAM_LENGTH: usize = 32;
+/// A rank that is waited for so many times longer than the usual one is worth a look.
+const STANDS_OUT: u32 = 3;
 /// The bar's line.
 const BAR: &str = "{bar:40} {pos}/{len} steps  {msg}  {eta} left";
 /// Pids shown of each host.
@@ -451,6 +472,21 @@ mod tests {
             assert!(line.contains(&format!(" · {program} train ")), "{line}");
         }
         assert!(next(None).starts_with("next: allfold bench "));
+    }
+
+    #[test]
+    fn the_slowest_rank_is_named() {
+        let late = |us: &[u64]| us.iter().map(|&us| Duration::from_micros(us)).collect::<Vec<_>>();
+        assert_eq!(
+            slowest(&late(&[100, 90, 310, 100])).unwrap(),
+            "slowest to arrive: rank 2, 0.31 ms a step; the others 0.10 ms"
+        );
+        assert_eq!(
+            slowest(&late(&[100, 130])).unwrap(),
+            "slowest to arrive: rank 1, 0.13 ms a step (nobody stands out)"
+        );
+        assert_eq!(slowest(&late(&[0])), None);
+        assert_eq!(slowest(&late(&[0, 0])), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use allfold::Communicator;
+use allfold::{Communicator, ReduceOp};
 use candle_core::{Device, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 
@@ -105,6 +105,8 @@ pub struct Outcome {
     pub saved: Option<PathBuf>,
     /// What could not be written, on the rank that writes it.
     pub problems: usize,
+    /// For each rank how long others waited for it to come to their calls, in a step on average.
+    pub late: Vec<Duration>,
 }
 
 impl<'a> Training<'a> {
@@ -174,8 +176,10 @@ impl<'a> Training<'a> {
     /// own errors; those of `watch`.
     pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
+        let late_before = late(self.world);
         let gauges = Gauges::new(self.world);
-        let mut step = self.optimizer.steps() as usize;
+        let first = self.optimizer.steps() as usize;
+        let mut step = first;
         let mut tested = None;
         let mut interval = Interval::begin(&self.optimizer);
         while step < self.settings.steps && !self.optimizer.is_stopping() {
@@ -212,6 +216,9 @@ impl<'a> Training<'a> {
         if test.is_some_and(|test| !test.loss.is_finite()) {
             return Err(Error::LossNotFinite { step: step as u64 });
         }
+        let mut waits: Vec<f64> =
+            late(self.world).iter().zip(&late_before).map(|(now, before)| now - before).collect();
+        self.world.all_reduce(&mut waits, ReduceOp::Sum)?;
         let digest = self.optimizer.digest()?;
         let (saved, problems) = self.finish_saving(&gauges, &mut watch)?;
         // Whoever ends first is a sign for launchers to end the others: nobody before rank 0 has
@@ -228,6 +235,10 @@ impl<'a> Training<'a> {
             ranks: self.world.size(),
             saved,
             problems,
+            late: waits
+                .into_iter()
+                .map(|wait| Duration::from_secs_f64(wait.max(0.0) / (step - first).max(1) as f64))
+                .collect(),
         })
     }
 
@@ -322,4 +333,15 @@ impl<'a> Training<'a> {
         saved.untold.into_iter().try_for_each(|problem| watch(Event::Problem(problem)))?;
         Ok((saved.newest, saved.problems))
     }
+}
+
+/// The seconds that this rank has waited for each.
+fn late(world: &Communicator) -> Vec<f64> {
+    let mut seconds = vec![0.0; world.size()];
+    for peer in world.statistics().peers {
+        if let Some(slot) = seconds.get_mut(peer.rank) {
+            *slot = peer.late.as_secs_f64();
+        }
+    }
+    seconds
 }
