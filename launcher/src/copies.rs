@@ -36,6 +36,8 @@ pub(crate) fn join_or_start<C: Collective>(
     let given = collective.ranks().map(|_| C::RANKS_OPTION).or(options.first_given());
     match role(identity, given, report::is_copy())? {
         Role::Member(identity) => {
+            // Waiting for the other ranks can take minutes, and PID 1 has no default action.
+            allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
             collective.check(identity.size)?;
             let config = collective.configure(Config::from_env(identity)?)?;
             collective.run(Communicator::connect(config)?)

@@ -61,6 +61,14 @@ struct Stop {
     since: Instant,
 }
 
+impl Stop {
+    /// Whether another SIGTERM now is no second one: `timeout` and systemd signal a process and
+    /// its whole group.
+    fn is_same_wish(&self) -> bool {
+        self.signal == SIGTERM && self.since.elapsed() < SAME_WISH
+    }
+}
+
 /// How far the launcher has gone to end the ranks after a failure or a stop.
 enum Stage {
     Running,
@@ -140,6 +148,7 @@ impl<'a> Supervisor<'a> {
     fn obey(&mut self, signal: i32) {
         match signal {
             SIGCHLD => self.reap_adopted(),
+            SIGTERM if self.stop.as_ref().is_some_and(Stop::is_same_wish) => {}
             SIGHUP | SIGINT | SIGQUIT | SIGTERM if self.stop.is_some() => self.kill(),
             SIGHUP | SIGINT | SIGQUIT | SIGTERM => {
                 let since = Instant::now();
@@ -350,5 +359,8 @@ const KILL_AFTER: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(2);
 /// For one that even SIGKILL does not end, such as in a hanging file system.
 const STUCK: Duration = Duration::from_secs(5);
+/// A wish that several programs pass on arrives within milliseconds; a person who asks twice has
+/// seen that nothing happened yet. As the trainer counts them.
+const SAME_WISH: Duration = Duration::from_secs(1);
 /// Nothing tells when a process group is empty.
 const TICK: Duration = Duration::from_millis(20);

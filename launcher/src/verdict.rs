@@ -24,6 +24,14 @@ pub(crate) struct Outcome {
     pub(crate) put_down: Vec<usize>,
 }
 
+impl Outcome {
+    /// Whether every rank of the job has ended by itself and well.
+    pub(crate) fn all_done(&self, ranks: usize) -> bool {
+        let done = |ending: &Ending| ending.how == How::Exit(exit_code::DONE);
+        self.endings.len() == ranks && self.endings.iter().all(done) && self.put_down.is_empty()
+    }
+}
+
 /// The result of the job; `reports` holds what copies of ourselves left, by rank.
 pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(), Error> {
     if let Some(signal) = outcome.stopped_by {
@@ -202,6 +210,15 @@ mod tests {
         let endings = vec![ended(0, How::Exit(0)), ended(1, How::Exit(0))];
         let outcome = Outcome { endings, ..Outcome::default() };
         assert!(verdict(&outcome, &[None, None]).is_ok());
+    }
+
+    #[test]
+    fn done_is_every_rank_by_itself() {
+        let endings = vec![ended(0, How::Exit(0)), ended(1, How::Exit(0))];
+        let outcome = Outcome { endings, stopped_by: Some(15), ..Outcome::default() };
+        assert!(outcome.all_done(2));
+        assert!(!outcome.all_done(3));
+        assert!(!Outcome { put_down: vec![1], ..outcome }.all_done(2));
     }
 
     #[test]

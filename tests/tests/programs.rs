@@ -184,7 +184,8 @@ fn a_stopped_rank_ends_the_training_and_is_named() {
     let begun = Instant::now();
     let ended = job.wait();
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    ended.assert_error(75, &["rank 1 (", "stopped answering", "rank 1 did not end and was killed"]);
+    // It is woken to hear SIGTERM, and may even find out by itself that it was declared dead.
+    ended.assert_error(75, &["rank 1 (", "stopped answering", "; rank 1 "]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use allfold::Communicator;
 use allfold_trainer::{
-    Data, Dataset, Error, Event, Options, OptimizerKind, Result, Shape, Training, fill_from_seed,
+    Data, Dataset, Error, Event, OptimizerKind, Options, Result, Shape, Training, fill_from_seed,
 };
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, SGD, VarBuilder, VarMap, linear, loss, seq};

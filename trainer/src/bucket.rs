@@ -217,13 +217,18 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
     }
 
     fn unpack(&self, into: &mut GradStore, divisor: f64) -> Result<()> {
-        let divisor = T::from_f64(divisor);
+        let rounded = T::from_f64(divisor);
+        // As in `add`: a rounded divisor would be an error of its own.
+        let quotient = |sum: T| match is_half(T::DTYPE) {
+            true => T::from_f64(sum.to_f64() / divisor),
+            false => sum / rounded,
+        };
         for (var, own) in self.members.iter().zip(self.values.views()) {
             let Some((&present, gradient)) = own.split_last() else {
                 continue;
             };
             if present > T::zero() {
-                let mean: Vec<T> = gradient.iter().map(|&sum| sum / divisor).collect();
+                let mean: Vec<T> = gradient.iter().map(|&sum| quotient(sum)).collect();
                 into.insert(var, Tensor::from_vec(mean, var.shape(), var.device())?);
             }
         }

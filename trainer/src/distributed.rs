@@ -62,7 +62,7 @@ pub struct Distributed<'a, O> {
     world: &'a Communicator,
     /// In the order of names.
     parameters: Vec<(String, Var)>,
-    /// None in a world of one.
+    /// None in a world of one, but for half floats.
     shared: Option<Arc<Shared>>,
     limits: Limits,
     /// Whether all ranks have the order of parameters that the first model gave.
@@ -101,7 +101,10 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         let order: Vec<usize> = (0..parameters.len()).rev().collect();
         let mut reduction = Reduction::new(split, &parameters, &order, limits)?;
         reduction.broadcast_parameters()?;
-        let shared = (world.size() > 1).then(|| Arc::new(Shared::new(reduction)));
+        // Sums over batches of half floats need their care also where no other rank adds to them.
+        let has_halves =
+            parameters.iter().any(|(_, var)| matches!(var.dtype(), DType::F16 | DType::BF16));
+        let shared = (world.size() > 1 || has_halves).then(|| Arc::new(Shared::new(reduction)));
         Ok(Self {
             optimizer,
             world,
@@ -190,7 +193,7 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     /// Whether there is more than one rank and more than one bucket, so that the first can be on
     /// its way while backward works on the last.
     pub fn overlaps(&self) -> bool {
-        self.buckets() > 1
+        self.world.size() > 1 && self.buckets() > 1
     }
 
     /// The all-reduces of a step.

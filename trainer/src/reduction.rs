@@ -239,9 +239,7 @@ impl Reduction {
     }
 
     fn reset(&mut self) {
-        if let Some(began) = self.began.take() {
-            self.clock.under_way += began.elapsed();
-        }
+        self.began = None;
         self.buckets.iter_mut().for_each(|bucket| bucket.clear());
         (self.started, self.waited) = (0, 0);
         (self.reference, self.counted) = (1.0, None);
@@ -268,6 +266,10 @@ impl Reduction {
         let result = self.buckets[self.waited].wait();
         self.waited += 1;
         self.clock.blocked += start.elapsed();
+        if self.waited == self.buckets.len() {
+            let took = self.began.take().map(|began| began.elapsed());
+            self.clock.under_way += took.unwrap_or_default();
+        }
         result
     }
 
@@ -276,7 +278,6 @@ impl Reduction {
         let own = Riders { tally: self.pass.own, stops: self.pass.riders.stops };
         let mut numbers: [f64; NUMBERS] = own.to_numbers();
         let start = Instant::now();
-        self.began.get_or_insert(start);
         let label = label(self.pass.step, self.buckets.len());
         self.world.labelled(label).all_reduce(&mut numbers, ReduceOp::Sum)?;
         self.clock.blocked += start.elapsed();

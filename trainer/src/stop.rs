@@ -1,6 +1,7 @@
 //! SIGTERM: the wish of Kubernetes, systemd or a person that training ends well.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ pub struct Stop {
 struct Asked {
     first: Mutex<Option<Instant>>,
     wake: Condvar,
+    /// Whether nobody looks at it yet, so that a first SIGTERM ends the process.
+    is_unheeded: AtomicBool,
 }
 
 /// What a SIGTERM means.
@@ -41,11 +44,27 @@ impl Stop {
     /// # Errors
     /// [`Error::Signals`] where the system refuses.
     pub fn install() -> Result<Self> {
+        let stop = Self::of_process(false)?;
+        stop.asked.is_unheeded.store(false, Ordering::Relaxed);
+        Ok(stop)
+    }
+
+    /// Until [`install`](Self::install) SIGTERM ends the process at once with exit code 143; also
+    /// as PID 1.
+    ///
+    /// # Errors
+    /// [`Error::Signals`] where the system refuses.
+    pub fn end_at_once() -> Result<()> {
+        Self::of_process(true).map(drop)
+    }
+
+    fn of_process(is_unheeded: bool) -> Result<Self> {
         static PROCESS: OnceLock<Stop> = OnceLock::new();
         if let Some(stop) = PROCESS.get() {
             return Ok(stop.clone());
         }
         let stop = Self::new();
+        stop.asked.is_unheeded.store(is_unheeded, Ordering::Relaxed);
         stop.listen().map_err(|error| Error::Signals { problem: error.to_string() })?;
         // Of two threads that come here at once both are heard; one is remembered.
         Ok(PROCESS.get_or_init(|| stop).clone())
@@ -90,6 +109,7 @@ impl Stop {
     fn hear(&self, now: Instant) -> Meaning {
         let mut first = self.first();
         match *first {
+            _ if self.asked.is_unheeded.load(Ordering::Relaxed) => Meaning::EndAtOnce,
             None => {
                 *first = Some(now);
                 self.asked.wake.notify_all();
@@ -124,6 +144,14 @@ mod tests {
         assert!(stop.clone().requested());
         assert_eq!(stop.hear(start + SAME_WISH / 2), Meaning::TheSame);
         assert_eq!(stop.hear(start + SAME_WISH), Meaning::EndAtOnce);
+    }
+
+    #[test]
+    fn nobody_looks_yet() {
+        let stop = Stop::new();
+        stop.asked.is_unheeded.store(true, Ordering::Relaxed);
+        assert_eq!(stop.hear(Instant::now()), Meaning::EndAtOnce);
+        assert!(!stop.requested());
     }
 
     #[test]

@@ -45,6 +45,7 @@ running=  # RANK:PID of each
 code=0    # of the rank at fault
 culprit=
 stopped=  # the exit code of a stop by the user
+stopped_at=0 # the second of it
 next=     # the signal for those that still run at second $deadline
 deadline=
 second=0
@@ -55,14 +56,19 @@ signal_all() {
     done
 }
 
-# The shell lets no background process have SIGINT, so every stop is a SIGTERM; the second kills.
+# The shell lets no background process have SIGINT, so every stop is a SIGTERM; the second kills,
+# unless it comes with the first: `timeout` signals a process and its whole group.
 # shellcheck disable=SC2317 # the traps call it
 stop() {
+    if [ "$stopped" = 143 ] && [ "$1" -eq 143 ] && [ "$second" -le $((stopped_at + 1)) ]; then
+        return
+    fi
     if [ -n "$stopped" ]; then
         signal_all KILL
         return
     fi
     stopped=$1
+    stopped_at=$second
     signal_all TERM
     next=KILL
     deadline=$((second + @STOP_GRACE@))
