@@ -46,7 +46,7 @@ fn options(model: &str) -> Options {
         model: model.into(),
         // At 0.01 a cnn multiplies a rounding error by a hundred thousand in a hundred steps, once
         // it has made another of two nearly equal pixels the larger.
-        lr: (model == "cnn").then_some(0.003),
+        lr: (model == "cnn").then_some(0.001),
         // Divides neither by 2 nor by 4, and leaves 80 samples for the last batch of an epoch.
         batch_size: 97,
         ..Options::default()
