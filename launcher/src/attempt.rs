@@ -125,12 +125,8 @@ impl Attempt<'_> {
         };
         let outcome = Supervisor::new(ranks, around).run(events);
         drop(output);
-        let mut outcome = wait_for_output(outcome, events);
-        // Copies tell a stop by their code: 0 is from ranks that were done and waited.
-        if self.job.kind == Kind::Copies && outcome.all_done(size) {
-            outcome.stopped_by = None;
-        }
-        let result = verdict(&outcome, &reports());
+        let outcome = wait_for_output(outcome, events);
+        let result = verdict(self.job.kind, &outcome, &reports());
         Ok(End { outcome, result })
     }
 

@@ -6,6 +6,7 @@ use signal_hook::consts::SIGTERM;
 use crate::ending::{Ending, How, at_fault};
 use crate::error::Error;
 use crate::exit_code;
+use crate::job::Kind;
 use crate::journal::signal_text;
 use crate::report::Report;
 
@@ -24,17 +25,15 @@ pub(crate) struct Outcome {
     pub(crate) put_down: Vec<usize>,
 }
 
-impl Outcome {
-    /// Whether every rank of the job has ended by itself and well.
-    pub(crate) fn all_done(&self, ranks: usize) -> bool {
-        let done = |ending: &Ending| ending.how == How::Exit(exit_code::DONE);
-        self.endings.len() == ranks && self.endings.iter().all(done) && self.put_down.is_empty()
-    }
-}
-
 /// The result of the job; `reports` holds what copies of ourselves left, by rank.
-pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(), Error> {
-    if let Some(signal) = outcome.stopped_by {
+pub(crate) fn verdict(
+    kind: Kind,
+    outcome: &Outcome,
+    reports: &[Option<Report>],
+) -> Result<(), Error> {
+    if let Some(signal) = outcome.stopped_by
+        && !(kind == Kind::Copies && has_heeded(outcome, reports))
+    {
         return Err(stopped(signal, outcome));
     }
     // The ranks die of it, by SIGPIPE or in their own way.
@@ -62,6 +61,17 @@ pub(crate) fn verdict(outcome: &Outcome, reports: &[Option<Report>]) -> Result<(
         ),
     };
     Err(Error::Job { message, help: help(ending.how), code })
+}
+
+/// Whether every rank has ended by itself and well, or said why not: a copy of ourselves that was
+/// done and waited ends with 0, and one that was stopped knows how far it came.
+fn has_heeded(outcome: &Outcome, reports: &[Option<Report>]) -> bool {
+    outcome.put_down.is_empty()
+        && outcome.endings.iter().all(|ending| match ending.how {
+            How::Exit(exit_code::DONE) => true,
+            How::Exit(exit_code::TRY_AGAIN) | How::Signal(_) => false,
+            How::Exit(_) => matches!(reports.get(ending.rank), Some(Some(_))),
+        })
 }
 
 /// For a job that the user has stopped by this signal.
@@ -201,7 +211,7 @@ mod tests {
     }
 
     fn judge(outcome: &Outcome, reports: &[Option<Report>]) -> (String, u8) {
-        let error = verdict(outcome, reports).unwrap_err();
+        let error = verdict(Kind::Copies, outcome, reports).unwrap_err();
         (error.to_string(), error.exit_code())
     }
 
@@ -209,16 +219,7 @@ mod tests {
     fn all_well() {
         let endings = vec![ended(0, How::Exit(0)), ended(1, How::Exit(0))];
         let outcome = Outcome { endings, ..Outcome::default() };
-        assert!(verdict(&outcome, &[None, None]).is_ok());
-    }
-
-    #[test]
-    fn done_is_every_rank_by_itself() {
-        let endings = vec![ended(0, How::Exit(0)), ended(1, How::Exit(0))];
-        let outcome = Outcome { endings, stopped_by: Some(15), ..Outcome::default() };
-        assert!(outcome.all_done(2));
-        assert!(!outcome.all_done(3));
-        assert!(!Outcome { put_down: vec![1], ..outcome }.all_done(2));
+        assert!(verdict(Kind::Program, &outcome, &[None, None]).is_ok());
     }
 
     #[test]
@@ -228,7 +229,34 @@ mod tests {
             stopped_by: Some(2),
             ..Outcome::default()
         };
-        assert_eq!(judge(&outcome, &[None]), ("stopped by SIGINT".into(), 130));
+        let error = verdict(Kind::Program, &outcome, &[]).unwrap_err();
+        assert_eq!((error.to_string(), error.exit_code()), ("stopped by SIGINT".into(), 130));
+    }
+
+    #[test]
+    fn copies_that_heed_a_stop_have_the_last_word() {
+        let ended_by = |hows: [How; 2]| Outcome {
+            endings: vec![ended(0, hows[0]), ended(1, hows[1])],
+            stopped_by: Some(SIGTERM),
+            is_stopped: true,
+            ..Outcome::default()
+        };
+        let story = || report("stopped by SIGTERM after step 7");
+        let saved = ended_by([How::Exit(143), How::Exit(143)]);
+        let words = "stopped by SIGTERM after step 7";
+        assert_eq!(judge(&saved, &[story(), story()]), (words.into(), 143));
+        let done = ended_by([How::Exit(0), How::Exit(0)]);
+        assert!(verdict(Kind::Copies, &done, &[None, None]).is_ok());
+        // A program of the user's says nothing of why it ends.
+        assert!(verdict(Kind::Program, &done, &[None, None]).is_err());
+        for other in [How::Signal(15), How::Exit(exit_code::TRY_AGAIN)] {
+            let some = ended_by([How::Exit(143), other]);
+            assert_eq!(judge(&some, &[story(), None]), ("stopped by SIGTERM".into(), 143));
+        }
+        // Nor does a copy that was stopped before it began.
+        assert_eq!(judge(&saved, &[None, None]), ("stopped by SIGTERM".into(), 143));
+        let slow = Outcome { put_down: vec![1], ..done };
+        assert!(judge(&slow, &[None, None]).0.starts_with("stopped by SIGTERM; rank 1 "));
     }
 
     #[test]
@@ -299,7 +327,7 @@ mod tests {
         let endings = vec![ended(1, How::Signal(9)), ended(0, How::Exit(75))];
         let outcome = Outcome { endings, ..Outcome::default() };
         let story = report("rank 1 (pid 101, this host) was killed by signal 9 (SIGKILL)");
-        let error = verdict(&outcome, &[story, None]).unwrap_err();
+        let error = verdict(Kind::Copies, &outcome, &[story, None]).unwrap_err();
         assert!(error.help().unwrap().contains("memory ran out"));
     }
 
