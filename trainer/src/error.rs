@@ -162,8 +162,8 @@ pub enum Error {
     Stopped {
         /// The last step, from 1.
         step: usize,
-        /// Whether checkpoints are written.
-        is_saved: bool,
+        /// Whether it can go on from there.
+        last: LastStep,
     },
 
     /// Training is done, but files could not be written.
@@ -190,6 +190,17 @@ pub enum Error {
     /// allfold's own error, passed through.
     #[error(transparent)]
     World(#[from] allfold::Error),
+}
+
+/// Whether the step at which a training was stopped is in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastStep {
+    /// It is.
+    Saved,
+    /// It could not be written.
+    Unwritten,
+    /// There is no folder for checkpoints.
+    NotAsked,
 }
 
 impl Error {
@@ -233,10 +244,16 @@ impl Error {
             Self::OptimizerState { .. } => {
                 Some("give the model and the --optimizer that the state was saved with".into())
             }
-            Self::Stopped { is_saved: true, .. } => Some("--resume goes on from there".into()),
-            Self::Stopped { is_saved: false, .. } => {
-                Some("nothing was saved: --checkpoint DIR saves, --resume goes on".into())
-            }
+            Self::Stopped { last, .. } => Some(
+                match last {
+                    LastStep::Saved => "--resume goes on from there",
+                    LastStep::Unwritten => "this step could not be saved: see the warnings",
+                    LastStep::NotAsked => {
+                        "nothing was saved: --checkpoint DIR saves, --resume goes on"
+                    }
+                }
+                .into(),
+            ),
             Self::Unwritten { .. } => {
                 Some("see the warnings; the model is that of the digest".into())
             }

@@ -51,7 +51,7 @@ mod watching;
 pub use data::{Data, Dataset, Images, Shape, Split, Text, Windows, digits};
 pub use digest::Digest;
 pub use distributed::Distributed;
-pub use error::{Error, Result};
+pub use error::{Error, LastStep, Result};
 pub use eval::{EvalOptions, eval};
 pub use initial::fill_from_seed;
 pub use model::ModelKind;

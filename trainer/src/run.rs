@@ -2,7 +2,7 @@
 
 use allfold::Communicator;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, LastStep, Result};
 use crate::options::{Options, WhenDone};
 use crate::report::Report;
 use crate::stop::Stop;
@@ -21,8 +21,13 @@ pub fn run(options: &Options, world: Communicator) -> Result<()> {
     let trained = train(options, &world, &stop, &mut report)?;
     world.close()?;
     if trained.outcome.test.is_none() {
-        let step = trained.outcome.steps;
-        return Err(Error::Stopped { step, is_saved: options.checkpoint.is_some() });
+        let Outcome { steps: step, is_saved, .. } = trained.outcome;
+        let last = match is_saved {
+            true => LastStep::Saved,
+            false if options.checkpoint.is_some() => LastStep::Unwritten,
+            false => LastStep::NotAsked,
+        };
+        return Err(Error::Stopped { step, last });
     }
     if options.when_done == WhenDone::Wait {
         if let Some(report) = &mut report {

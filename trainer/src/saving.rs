@@ -1,9 +1,9 @@
 //! Rank 0's side of checkpoints: when one is due, and what became of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Instant, UNIX_EPOCH};
 
-use crate::checkpoint::{Folder, News, Schedule, State, Writer};
+use crate::checkpoint::{Folder, News, Schedule, State, Writer, Written};
 use crate::distributed::Distributed;
 use crate::error::Result;
 use crate::gauges::Gauges;
@@ -26,7 +26,7 @@ pub(crate) struct Saving {
 #[derive(Default)]
 pub(crate) struct Saved {
     /// The last one that was written.
-    pub(crate) newest: Option<PathBuf>,
+    pub(crate) newest: Option<Written>,
     /// Problems that were not told yet.
     pub(crate) untold: Vec<Problem>,
     /// The number of all problems there were.
@@ -99,7 +99,7 @@ impl Saved {
                 News::Written(written) => {
                     let since = written.at.duration_since(UNIX_EPOCH).unwrap_or_default();
                     gauges.checkpoint(since.as_secs_f64());
-                    self.newest = Some(written.path);
+                    self.newest = Some(written);
                 }
                 News::Failed(problem) => {
                     self.problems += 1;

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 
 use crate::agreement;
+use crate::checkpoint::Written;
 use crate::data::Data;
 use crate::digest::Digest;
 use crate::distributed::Distributed;
@@ -103,6 +104,8 @@ pub struct Outcome {
     pub ranks: usize,
     /// The last checkpoint, on rank 0, where one was written.
     pub saved: Option<PathBuf>,
+    /// Whether this run has saved its last step: the same on all ranks.
+    pub is_saved: bool,
     /// What could not be written, on the rank that writes it.
     pub problems: usize,
     /// For each rank how long others waited for it to come to their calls, in a step on average.
@@ -222,8 +225,9 @@ impl<'a> Training<'a> {
         let digest = self.optimizer.digest()?;
         let (saved, problems) = self.finish_saving(&gauges, &mut watch)?;
         // Whoever ends first is a sign for launchers to end the others: nobody before rank 0 has
-        // written.
-        self.world.barrier()?;
+        // written and says so.
+        let mut saved_step = [saved.as_ref().map_or(0, |saved| saved.step)];
+        self.world.broadcast(&mut saved_step, 0)?;
         Ok(Outcome {
             test,
             steps: step,
@@ -233,7 +237,8 @@ impl<'a> Training<'a> {
             time: start.elapsed(),
             digest,
             ranks: self.world.size(),
-            saved,
+            saved: saved.map(|saved| saved.path),
+            is_saved: saved_step == [step as u64],
             problems,
             late: waits
                 .into_iter()
@@ -327,7 +332,7 @@ impl<'a> Training<'a> {
         &mut self,
         gauges: &Gauges,
         watch: &mut impl FnMut(Event) -> Result<()>,
-    ) -> Result<(Option<PathBuf>, usize)> {
+    ) -> Result<(Option<Written>, usize)> {
         let Some(saving) = self.saving.take() else { return Ok((None, 0)) };
         let saved = saving.finish(gauges);
         saved.untold.into_iter().try_for_each(|problem| watch(Event::Problem(problem)))?;

@@ -73,6 +73,7 @@ fn all_alike(runs: Vec<Result<Run>>) -> Run {
         assert_eq!(run.losses, runs[0].losses);
         assert_eq!(run.digest(), runs[0].digest());
         assert_eq!(run.outcome.steps, runs[0].outcome.steps);
+        assert_eq!(run.outcome.is_saved, runs[0].outcome.is_saved);
     }
     runs.swap_remove(0)
 }
@@ -335,6 +336,7 @@ fn any_rank_can_stop_all_behind_the_same_step() {
         assert_eq!((stopped.outcome.steps, stopped.outcome.test), (7, None));
         assert_eq!(stopped.losses, whole.losses[..7]);
         assert_eq!(stopped.outcome.saved, Some(model_file(&path, 7)));
+        assert!(stopped.outcome.is_saved);
         let resumed = train(&saving, 3);
         assert_eq!(resumed.first_step(), Some(8));
         assert_eq!(resumed.digest(), whole.digest());
@@ -383,6 +385,7 @@ fn without_a_folder_to_write_training_goes_on() {
     // At the start, and steps 5, 10, 15 and 20; on the rank that writes.
     assert_eq!(problems, [5, 0]);
     let run = all_alike(runs);
+    assert!(!run.outcome.is_saved);
     assert_eq!((run.digest(), run.outcome.saved), (whole.digest(), None));
     assert_eq!(fs::read(&path).unwrap(), b"in the way");
     fs::remove_file(path).unwrap();
