@@ -115,6 +115,67 @@ fn sigterm_to_any_process_stops_all_and_resume_goes_on() {
 }
 
 #[test]
+fn a_training_that_was_killed_goes_on_from_its_last_checkpoint() {
+    let _one_at_a_time = machine_lock();
+    let folder = Scratch::new();
+    let line = |steps: usize, checkpoints: &str| {
+        format!(
+            "train -n 2 --model mlp --hidden 16 --steps {steps} --eval-every 20 --checkpoint {} \
+             --checkpoint-every 5steps --keep 2 --resume",
+            folder.path(checkpoints)
+        )
+    };
+    let mut job = start(&line(1_000_000, "checkpoints"));
+    let pids = pids(&job.wait_for_line("  pids  "));
+    job.wait_for_line(" step=20 ");
+    kill_process(pids[0], Signal::KILL).unwrap();
+    job.wait().assert_error(137, &["rank 0 (", "was killed by signal 9 (SIGKILL)"]);
+    let newest = fs::read_dir(folder.path("checkpoints"))
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse::<usize>().ok()
+        })
+        .max();
+    let newest = newest.unwrap();
+    let resumed = ends_well(&line(newest + 7, "checkpoints"));
+    let file = folder.path(&format!("checkpoints/step-{newest:08}.safetensors"));
+    assert!(resumed.contains(&format!(" of {file}\n")), "{resumed}");
+    assert_eq!(digest(&resumed), digest(&ends_well(&line(newest + 7, "others"))));
+    // What was half written is gone: two checkpoints of two files.
+    assert_eq!(fs::read_dir(folder.path("checkpoints")).unwrap().count(), 4);
+}
+
+#[test]
+fn the_first_process_of_a_container_stops_too() {
+    let test = "the_first_process_of_a_container_stops_too";
+    let unshare = || {
+        let mut command = clean_command("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]);
+        command
+    };
+    if !unshare().arg("true").status().is_ok_and(|status| status.success()) {
+        return skipped(test, "no pid namespace can be made here (unshare --pid)");
+    }
+    let _one_at_a_time = machine_lock();
+    let folder = Scratch::new();
+    let checkpoints = folder.path("checkpoints");
+    let mut command = unshare();
+    command.arg(ALLFOLD).args(["train", "--model", "mlp", "--steps", "1000000"]);
+    command.args(["--eval-every", "20", "--checkpoint", &checkpoints]);
+    let mut job = Process::start(&mut command);
+    job.wait_for_line("  pids   1");
+    job.wait_for_line(" step=20 ");
+    let children = format!("/proc/{pid}/task/{pid}/children", pid = job.id());
+    let first = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(first).unwrap(), Signal::TERM).unwrap();
+    let ended = job.wait();
+    ended.assert_error(143, &["stopped by SIGTERM after step "]);
+    let saved = format!("checkpoint {checkpoints}/step-");
+    assert!(ended.output().iter().any(|line| line.starts_with(&saved)), "{ended:#?}");
+}
+
+#[test]
 fn a_stop_without_checkpoints_says_that_nothing_was_saved() {
     let _one_at_a_time = machine_lock();
     let mut job = start("train -n 2 --model mlp --steps 1000000 --eval-every 20");
@@ -124,6 +185,24 @@ fn a_stop_without_checkpoints_says_that_nothing_was_saved() {
     ended.assert_error(143, &["stopped by SIGTERM after step "]);
     let help = "help: nothing was saved: --checkpoint DIR saves, --resume goes on";
     assert_eq!(ended.errors()[1..], [help], "{ended:#?}");
+}
+
+#[test]
+fn a_stop_that_cannot_be_saved_does_not_promise_to_go_on() {
+    let _one_at_a_time = machine_lock();
+    let folder = Scratch::new();
+    folder.write("file", b"in the way");
+    let below = folder.path("file/below");
+    for ranks in [1, 2] {
+        let line = format!("train -n {ranks} --model mlp --steps 1000000 --eval-every 20");
+        let mut job = start(&format!("{line} --checkpoint {below} --checkpoint-every 600s"));
+        job.wait_for_line(" step=20 ");
+        job.signal(Signal::TERM);
+        let ended = job.wait();
+        ended.assert_error(143, &["stopped by SIGTERM after step "]);
+        let help = "help: this step could not be saved: see the warnings";
+        assert_eq!(ended.errors().last(), Some(&help), "{ended:#?}");
+    }
 }
 
 #[test]
@@ -223,9 +302,7 @@ fn tensorboard_shows_a_training() {
     let test = "tensorboard_shows_a_training";
     let mut python = Command::new("python3");
     if !python.args(["-c", "import tensorboard"]).output().is_ok_and(|it| it.status.success()) {
-        // Past the runner, which would keep it to itself where a test passes.
-        let line = format!("skipped: {test}: python3 has no module tensorboard\n");
-        return std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return skipped(test, "python3 has no module tensorboard");
     }
     let _one_at_a_time = machine_lock();
     let folder = Scratch::new();
@@ -391,6 +468,12 @@ fn is_refusal(ended: &Ended, words: &[&str]) {
     let errors = ended.errors();
     assert!(errors.len() == 2 && errors[1].starts_with("help: "), "{ended:#?}");
     assert!(ended.output().is_empty(), "{ended:#?}");
+}
+
+/// Past the runner, which would keep it to itself where a test passes.
+fn skipped(test: &str, reason: &str) {
+    let line = format!("skipped: {test}: {reason}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// The line of the parameters' digest.
