@@ -10,8 +10,9 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-use allfold_tests::{Ended, Process, clean_command, machine_lock};
+use allfold_tests::{CAP, Ended, Job, Process, clean_command, machine_lock};
 use rustix::process::{Pid, Signal, kill_process};
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -158,6 +159,11 @@ fn the_first_process_of_a_container_stops_too() {
         return skipped(test, "no pid namespace can be made here (unshare --pid)");
     }
     let _one_at_a_time = machine_lock();
+    let terminate = |job: &Process| {
+        let children = format!("/proc/{pid}/task/{pid}/children", pid = job.id());
+        let first = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+        kill_process(Pid::from_raw(first).unwrap(), Signal::TERM).unwrap();
+    };
     let folder = Scratch::new();
     let checkpoints = folder.path("checkpoints");
     let mut command = unshare();
@@ -166,13 +172,27 @@ fn the_first_process_of_a_container_stops_too() {
     let mut job = Process::start(&mut command);
     job.wait_for_line("  pids   1");
     job.wait_for_line(" step=20 ");
-    let children = format!("/proc/{pid}/task/{pid}/children", pid = job.id());
-    let first = fs::read_to_string(children).unwrap().trim().parse().unwrap();
-    kill_process(Pid::from_raw(first).unwrap(), Signal::TERM).unwrap();
+    terminate(&job);
     let ended = job.wait();
     ended.assert_error(143, &["stopped by SIGTERM after step "]);
     let saved = format!("checkpoint {checkpoints}/step-");
     assert!(ended.output().iter().any(|line| line.starts_with(&saved)), "{ended:#?}");
+
+    // Also while it waits for another rank: longer than this test would.
+    let of_two = Job::new(2);
+    let arguments = ["--pid", "--fork", "--kill-child", ALLFOLD, "train", "--steps", "2"];
+    let mut command = of_two.rank(0, "unshare", &arguments);
+    let waiting = Process::start(command.env("ALLFOLD_CONNECT_TIMEOUT", "10m"));
+    let (_, port) = of_two.rendezvous.rsplit_once(':').unwrap();
+    let socket = format!(" 0100007F:{:04X} ", port.parse::<u16>().unwrap());
+    let begun = Instant::now();
+    while !fs::read_to_string("/proc/net/udp").unwrap().contains(&socket) {
+        assert!(begun.elapsed() < CAP, "it does not listen for the other");
+        std::thread::yield_now();
+    }
+    terminate(&waiting);
+    let ended = waiting.wait();
+    assert_eq!(ended.code(), 143, "{ended:#?}");
 }
 
 #[test]
