@@ -316,6 +316,18 @@ fn duration(environment: &Environment, name: &str, default: Duration) -> Result<
     let Some(text) = environment.get(name) else {
         return Ok(default);
     };
+    match parse_duration(text) {
+        Ok(duration) if duration >= SHORTEST => Ok(duration),
+        Ok(_) => Err(invalid(name, text, "must be a duration of at least 1ms")),
+        Err(problem) => Err(invalid(name, text, problem)),
+    }
+}
+
+/// A duration as settings and options are written: `90`, `90s`, `500ms`, `2m`; up to a week.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     let (digits, unit) =
         text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
     let milliseconds = match unit {
@@ -324,10 +336,11 @@ fn duration(environment: &Environment, name: &str, default: Duration) -> Result<
         "m" => 60_000.0,
         _ => f64::NAN,
     } * digits.trim().parse::<f64>().unwrap_or(f64::NAN);
-    if !(1.0..=MAX_DURATION_MS).contains(&milliseconds) {
-        return Err(invalid(name, text, "must be a duration such as 90, 90s, 500ms or 2m"));
+    if (0.0..=MAX_DURATION_MS).contains(&milliseconds) {
+        Ok(Duration::from_secs_f64(milliseconds / 1000.0))
+    } else {
+        Err("must be a duration such as 90, 90s, 500ms or 2m")
     }
-    Ok(Duration::from_secs_f64(milliseconds / 1000.0))
 }
 
 fn warn_of_unknown(environment: &Environment) {
@@ -396,6 +409,8 @@ const DEAD_AFTER: Duration = Duration::from_secs(2);
 const LATE_AFTER: Duration = Duration::from_secs(10);
 /// A week: beyond it a typing error is likelier than a wish.
 const MAX_DURATION_MS: f64 = 7.0 * 24.0 * 3600.0 * 1000.0;
+/// Shorter ones are slips of the finger: no clock here ticks faster.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {

@@ -90,7 +90,7 @@ mod world;
 
 pub use bucket::{AllReduce, Bucket, PendingBucket};
 pub use communicator::{Communicator, Labelled};
-pub use config::Config;
+pub use config::{Config, parse_duration};
 pub use error::{Error, ErrorKind, Result};
 pub use half::{bf16, f16};
 pub use identity::Identity;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::duration;
 use crate::error::Error;
 
 /// `allfold run`
@@ -70,7 +69,7 @@ pub(crate) struct JobOptions {
 
     /// Between SIGTERM and SIGKILL [default: 30s for a job that is stopped, 1s for ranks that
     /// hang after another has failed]
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, help_heading = RANKS)]
+    #[arg(long, value_name = "TIME", value_parser = allfold::parse_duration, help_heading = RANKS)]
     #[arg(allow_negative_numbers = true)]
     pub(crate) grace: Option<Duration>,
 
