@@ -10,6 +10,7 @@ use allfold::probe::{self, Cipher, Link, LinkFigures, Route};
 use serde::Serialize;
 
 use crate::choices::Average;
+use crate::cores::{self, Share};
 use crate::measure::processor_time;
 use crate::size::binary;
 use crate::{Error, world};
@@ -206,25 +207,36 @@ struct Rank {
     wall: f64,
     processor: f64,
     bytes_sent: f64,
-    cores: f64,
+    share: Share,
     late: Vec<f64>,
 }
 
+impl Rank {
+    /// Cores that it keeps busy.
+    fn busy(&self) -> f64 {
+        if self.wall > 0.0 { self.processor / self.wall } else { 0.0 }
+    }
+}
+
 fn gather(world: &Communicator, own: &Observed) -> Result<Vec<Rank>, Error> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut record = vec![own.wall, own.processor, own.bytes_sent, cores as f64];
+    let mut record = vec![own.wall, own.processor, own.bytes_sent];
+    record.extend(Share::own().to_numbers());
+    let counted = record.len();
     record.extend(&own.late);
-    record.resize(4 + world.size(), 0.0);
+    record.resize(counted + world.size(), 0.0);
     let mut all = vec![0.0; record.len() * world.size()];
     world.all_gather(&record, &mut all)?;
-    let rank = |record: &[f64]| Rank {
-        wall: record[0],
-        processor: record[1],
-        bytes_sent: record[2],
-        cores: record[3],
-        late: record[4..].to_vec(),
+    let rank = |record: &[f64]| {
+        let (share, late) = record[3..].split_first_chunk()?;
+        Some(Rank {
+            wall: record[0],
+            processor: record[1],
+            bytes_sent: record[2],
+            share: Share::from_numbers(share),
+            late: late.to_vec(),
+        })
     };
-    Ok(all.chunks_exact(record.len()).map(rank).collect())
+    Ok(all.chunks_exact(record.len()).filter_map(rank).collect())
 }
 
 fn conclude(
@@ -282,15 +294,18 @@ fn conclude(
 
 /// The host whose cores have the least to spare.
 fn busiest(ranks: &[Rank], hosts: &[String]) -> (String, f64, f64) {
-    let mut load: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    let mut on_host: BTreeMap<&str, Vec<&Rank>> = BTreeMap::new();
     for (rank, host) in ranks.iter().zip(hosts) {
-        let (busy, cores) = load.entry(host).or_default();
-        *busy += if rank.wall > 0.0 { rank.processor / rank.wall } else { 0.0 };
-        *cores = cores.max(rank.cores);
+        on_host.entry(host).or_default().push(rank);
     }
-    let share = |(busy, cores): &(f64, f64)| busy / cores.max(1.0);
-    let most = load.into_iter().max_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
-    most.map_or((String::new(), 0.0, 1.0), |(host, (busy, cores))| (host.into(), busy, cores))
+    let load = |(host, ranks): (&str, Vec<&Rank>)| {
+        let busy = ranks.iter().map(|rank| rank.busy()).sum::<f64>();
+        let cores = cores::together(ranks.iter().map(|rank| &rank.share));
+        (host.to_string(), busy, f64::from(cores))
+    };
+    let share = |(_, busy, cores): &(String, f64, f64)| busy / cores;
+    let most = on_host.into_iter().map(load).max_by(|a, b| share(a).total_cmp(&share(b)));
+    most.unwrap_or((String::new(), 0.0, 1.0))
 }
 
 /// The first of these that holds.
@@ -298,10 +313,7 @@ fn limit(found: &Explanation, ranks: &[Rank]) -> String {
     let (_, busy, cores) = &found.busiest_host;
     let of_link = found.link_limit.map_or(0.0, |limit| found.bus_bw / limit);
     let encryption = format!("encryption about {:.0} % of it", found.encryption_share * 100.0);
-    let fullest = ranks
-        .iter()
-        .map(|rank| if rank.wall > 0.0 { rank.processor / rank.wall } else { 0.0 })
-        .fold(0.0, f64::max);
+    let fullest = ranks.iter().map(Rank::busy).fold(0.0, f64::max);
     match found.latest_rank {
         Some(rank) if found.stands_out && found.waited_share >= MUCH_WAITING => {
             return format!("waiting for rank {rank}");
@@ -353,11 +365,17 @@ const BEYOND: f64 = 110.0;
 mod tests {
     use super::*;
 
-    /// Two ranks for a second each, one GB sent by each, on a host with 4 cores.
+    /// Two ranks for a second each, one GB sent by each, each bound to two of a host's
+    /// cores.
     fn ranks(processor: f64, late_for_1: f64) -> Vec<Rank> {
-        let rank =
-            |late: Vec<f64>| Rank { wall: 1.0, processor, bytes_sent: 1e9, cores: 4.0, late };
-        vec![rank(vec![0.0, late_for_1]), rank(vec![0.0, 0.0])]
+        let rank = |late: [f64; 2], cores: [usize; 2]| Rank {
+            wall: 1.0,
+            processor,
+            bytes_sent: 1e9,
+            share: Share::of(&cores),
+            late: late.to_vec(),
+        };
+        vec![rank([0.0, late_for_1], [0, 1]), rank([0.0, 0.0], [2, 3])]
     }
 
     fn found(ranks: &[Rank], bus_bw: f64, seal: f64) -> Explanation {

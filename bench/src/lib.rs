@@ -15,6 +15,7 @@ mod choices;
 mod collective;
 mod command;
 mod console;
+mod cores;
 mod deadline;
 mod destination;
 mod element;
