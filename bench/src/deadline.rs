@@ -29,18 +29,12 @@ impl Deadline {
         let is_over = self.begun.elapsed() > self.limit;
         match world::sum(world, [f64::from(u8::from(is_over))])? {
             [0.0] => Ok(()),
-            _ => Err(self.passed(None)),
+            _ => Err(Error::TimedOut {
+                row: self.row.clone(),
+                seconds: self.limit.as_secs() as u32,
+                problem: None,
+            }),
         }
-    }
-
-    /// A single call has passed it.
-    pub(crate) fn passed_in_call(&self, error: &allfold::Error) -> Error {
-        self.passed(Some(error.to_string()))
-    }
-
-    fn passed(&self, problem: Option<String>) -> Error {
-        let seconds = self.limit.as_secs() as u32;
-        Error::TimedOut { row: self.row.clone(), seconds, problem }
     }
 }
 

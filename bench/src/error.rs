@@ -211,14 +211,14 @@ pub enum Error {
         problem: String,
     },
 
-    /// A row took longer than `-T`.
+    /// A row, or a call between the rows, took longer than `-T`.
     #[error("{row} took longer than {seconds} s (-T){}", .problem.as_ref().map(|p| format!(": {p}")).unwrap_or_default())]
     TimedOut {
-        /// Which size, type and operation.
+        /// Which size, type and operation, or what the ranks did else.
         row: String,
         /// The limit.
         seconds: u32,
-        /// What the collective says, where a single call took longer.
+        /// Which call, where a single one took longer, and who was late.
         problem: Option<String>,
     },
 
@@ -286,7 +286,8 @@ impl Error {
                  and report it with this table"
             }
             Self::TimedOut { .. } => {
-                "look for a slow link with `allfold bench link`; else give a larger -T or fewer -n"
+                "look for a slow link with `allfold bench link`; else give a larger -T, fewer -n \
+                 or a smaller -e"
             }
             Self::Link { help, .. } => help,
             Self::LinkFailed { .. } => {

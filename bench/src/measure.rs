@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use allfold::{Communicator, ErrorKind};
+use allfold::Communicator;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::call::{Buffers, Caller, Owned, Task};
@@ -224,10 +224,7 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
                 self.caller.call(world, task, &layout.counts, buffers)
             }
         };
-        result.map_err(|error| match (error.kind(), &self.deadline) {
-            (ErrorKind::TimedOut { .. }, Some(deadline)) => deadline.passed_in_call(&error),
-            _ => error.into(),
-        })
+        Ok(result?)
     }
 
     fn layout(&self, count: usize, placement: Placement) -> Layout {

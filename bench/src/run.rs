@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Instant;
 
-use allfold::{Communicator, bf16, f16};
+use allfold::{Communicator, ErrorKind, bf16, f16};
 
 use crate::call::{Caller, Library, Task};
 use crate::choices::{DataType, Op};
@@ -58,8 +58,10 @@ fn run_on<C: Caller>(
         explanation: None,
         tally: Tally::default(),
         tasks: 0,
+        occupation: "the start".into(),
     };
     let outcome = agreed.and_then(|()| session.measure());
+    let outcome = outcome.map_err(|error| session.blame(error));
     session.conclude(outcome)
 }
 
@@ -88,6 +90,8 @@ struct Session<'a, C> {
     tally: Tally,
     /// Pairs of an operation and a root so far, over all types.
     tasks: u32,
+    /// What the ranks do now, in words.
+    occupation: String,
 }
 
 /// What the rows add up to.
@@ -145,6 +149,7 @@ impl<'a, C: Caller> Session<'a, C> {
             }
         }
         if let Some(subject) = &self.subject {
+            self.occupation = "--explain".into();
             self.explanation = Some(explain::explain(self.world, subject)?);
         }
         Ok(())
@@ -170,6 +175,7 @@ impl<'a, C: Caller> Session<'a, C> {
 
     /// All operations and roots of one type.
     fn typed<T: Number>(&mut self) -> Result<Course, Error> {
+        self.occupation = format!("the preparation of {}", T::DATATYPE.name());
         let prepared = self.prepare::<T>();
         let agreed = agree(self.world, prepared.is_ok());
         let mut bench = prepared?;
@@ -240,7 +246,9 @@ impl<'a, C: Caller> Session<'a, C> {
         self.world.barrier()?;
         // As nccl-tests, which go on from 0 to 1.
         for bytes in size::steps(minbytes.max(1), maxbytes, Step::Factor(2)) {
-            bench.warm_up(self.count::<T>(bytes), first, warmup_iters)?;
+            let count = self.count::<T>(bytes);
+            self.occupation = format!("the warm-up of {}", name::<T>(bench.task, count));
+            bench.warm_up(count, first, warmup_iters)?;
         }
         let mut cycle = 0;
         loop {
@@ -262,7 +270,8 @@ impl<'a, C: Caller> Session<'a, C> {
     fn row<T: Number>(&mut self, bench: &mut Bench<'a, T, C>, count: usize) -> Result<(), Error> {
         let collective = self.options.collective;
         let halves = self.options.halves();
-        bench.deadline = self.deadline(bench.task, T::DATATYPE, count * size_of::<T>());
+        self.occupation = name::<T>(bench.task, count);
+        bench.deadline = self.deadline();
         let mut measure = |placement| bench.measure(count, placement);
         let out_of_place =
             halves.out_of_place.then(|| measure(Placement::OutOfPlace)).transpose()?;
@@ -309,11 +318,27 @@ impl<'a, C: Caller> Session<'a, C> {
     }
 
     /// The limit of a row that begins now.
-    fn deadline(&self, task: Task, datatype: DataType, bytes: usize) -> Option<Deadline> {
+    fn deadline(&self) -> Option<Deadline> {
         let limit = self.options.limit()?;
-        let what = describe(task, datatype);
-        let row = format!("{} of {bytes} bytes, {what}", task.collective.program());
-        Some(Deadline { row, begun: Instant::now(), limit })
+        Some(Deadline { row: self.occupation.clone(), begun: Instant::now(), limit })
+    }
+
+    /// The limit of every call is that of `-T`, where it is given: whatever call passed it.
+    fn blame(&self, error: Error) -> Error {
+        match error {
+            Error::Collective(error) => match (error.kind(), self.options.limit()) {
+                (ErrorKind::TimedOut { call, late, .. }, Some(limit)) => Error::TimedOut {
+                    row: self.occupation.clone(),
+                    seconds: limit.as_secs() as u32,
+                    problem: Some(match late {
+                        Some(late) => format!("{call} did not end; {late}"),
+                        None => format!("{call} did not end"),
+                    }),
+                },
+                _ => Error::Collective(error),
+            },
+            error => error,
+        }
     }
 
     /// What the column `count` says at a size; bytes are rounded down as nccl-tests do.
@@ -373,6 +398,12 @@ impl<'a, C: Caller> Session<'a, C> {
             State::Open | State::Closed => Ok(()),
         }
     }
+}
+
+/// `all_reduce_perf of 1024 bytes, float sum`.
+fn name<T: Number>(task: Task, count: usize) -> String {
+    let (program, bytes) = (task.collective.program(), count * size_of::<T>());
+    format!("{program} of {bytes} bytes, {}", describe(task, T::DATATYPE))
 }
 
 /// `float sum`.

@@ -436,6 +436,34 @@ fn a_row_that_takes_too_long_ends_every_rank() {
 }
 
 #[test]
+fn a_call_that_takes_too_long_is_the_limits_fault_wherever_it_is() {
+    fn slow() -> allfold::Error {
+        let late = Some("rank 1 had not arrived".into());
+        ErrorKind::TimedOut { call: "call #3".into(), limit: "9 s".into(), late }.into()
+    }
+    caller!(Stuck: |_world, _task, _buffers, _correct| Err(slow()));
+    for (line, words) in [
+        ("-w 1", "the warm-up of all_reduce_perf of 8 bytes, float sum"),
+        ("-w 0", "all_reduce_perf of 8 bytes, float sum"),
+    ] {
+        for (outcome, _) in ranks(2, &format!("-b 8 -e 8 -n 1 -T 9 {line}"), Stuck) {
+            let error = outcome.unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "{words} took longer than 9 s (-T): call #3 did not end; rank 1 had not arrived"
+                )
+            );
+            assert_eq!(error.exit_code(), 75);
+        }
+    }
+    // Without -T it is the library's limit, and so its error.
+    for (outcome, _) in ranks(2, "-b 8 -e 8 -n 1", Stuck) {
+        assert_eq!(outcome.unwrap_err().to_string(), slow().to_string());
+    }
+}
+
+#[test]
 fn a_bandwidth_below_the_minimum_fails_every_rank() {
     for (outcome, _) in ranks(2, "-b 8 -e 64 -n 2 --min-bandwidth 1e9", Library) {
         let error = outcome.unwrap_err();
