@@ -202,6 +202,17 @@ pub enum Error {
         bytes: u64,
     },
 
+    /// A picture of bus bandwidths that there are not.
+    #[error("{subject}: no bus bandwidth to draw: {why}")]
+    NothingToDraw {
+        /// The option with its file, or the report.
+        subject: String,
+        /// Why there are none.
+        why: &'static str,
+        /// What to do.
+        help: &'static str,
+    },
+
     /// A report that cannot be drawn.
     #[error("{}: {problem}", .path.display())]
     Unreadable {
@@ -289,7 +300,7 @@ impl Error {
                 "look for a slow link with `allfold bench link`; else give a larger -T, fewer -n \
                  or a smaller -e"
             }
-            Self::Link { help, .. } => help,
+            Self::Link { help, .. } | Self::NothingToDraw { help, .. } => help,
             Self::LinkFailed { .. } => {
                 "UDP between the hosts must be open on all ports: the measurement takes a free one"
             }

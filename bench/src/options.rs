@@ -190,6 +190,7 @@ impl Options {
         }
         self.check_values()?;
         self.check_root(ranks)?;
+        self.check_plot(ranks)?;
         let identity = Identity::from_env().ok().flatten();
         // Outside a launcher all ranks will be children of this process.
         let on_this_host = if identity.is_some() { 1 } else { ranks };
@@ -262,6 +263,24 @@ impl Options {
             }
             _ => Ok(()),
         }
+    }
+
+    pub(crate) fn check_plot(&self, ranks: usize) -> Result<(), Error> {
+        let Some(path) = &self.plot else { return Ok(()) };
+        if self.collective.bus_factor(ranks) > 0.0 {
+            return Ok(());
+        }
+        let (why, help) = match self.collective.has_data() {
+            true => (
+                "with one rank no byte crosses a link",
+                "give --ranks 2 or more, or leave --plot out",
+            ),
+            false => (
+                "a barrier moves no data",
+                "leave --plot out, or choose a collective that moves data",
+            ),
+        };
+        Err(Error::NothingToDraw { subject: plot::subject(path), why, help })
     }
 
     /// The part of [`check`](Self::check) that gives the same answer on every rank.

@@ -50,6 +50,10 @@ pub(crate) fn run(options: &PlotOptions, out: &mut dyn Write) -> Result<(), Erro
         let problem = |problem: String| Error::Unreadable { path: path.clone(), problem };
         let text = fs::read_to_string(path).map_err(|error| problem(plain(&error)))?;
         let found = read(&text, &name_of(path)).map_err(problem)?;
+        if !found.iter().any(Series::has_bandwidth) {
+            let subject = path.display().to_string();
+            return Err(Error::NothingToDraw { subject, why: NO_BANDWIDTH, help: OTHER_REPORTS });
+        }
         series.extend(found);
     }
     write(&options.plot, "Bus bandwidth over size", &series)?;
@@ -59,6 +63,11 @@ pub(crate) fn run(options: &PlotOptions, out: &mut dyn Write) -> Result<(), Erro
         State::Failed(error) => Err(Error::Output(error)),
         State::Open | State::Closed => Ok(()),
     }
+}
+
+/// What an error about the picture begins with.
+pub(crate) fn subject(path: &Path) -> String {
+    format!("{OPTION} {}", path.display())
 }
 
 /// Refuses a file that cannot be of the one format there is.
@@ -72,6 +81,12 @@ pub(crate) fn check_name(path: &Path) -> Result<(), Error> {
 /// Whether the picture could be written, without leaving a trace.
 pub(crate) fn check(path: &Path) -> Result<(), Error> {
     destination::check(OPTION, path)
+}
+
+impl Series {
+    fn has_bandwidth(&self) -> bool {
+        self.points.iter().any(|(size, bus_bw)| *size > 0.0 && *bus_bw > 0.0)
+    }
 }
 
 impl Lines {
@@ -99,6 +114,8 @@ impl Lines {
 fn write(path: &Path, title: &str, series: &[Series]) -> Result<(), Error> {
     let problem = |problem: String| Error::Report { option: OPTION, path: path.into(), problem };
     let picture = drawing::draw(title, series).map_err(problem)?;
+    let nothing = || Error::NothingToDraw { subject: subject(path), why: EMPTY, help: LARGER };
+    let picture = picture.ok_or_else(nothing)?;
     fs::write(path, picture).map_err(|error| problem(plain(&error)))
 }
 
@@ -144,6 +161,11 @@ fn name_of(path: &Path) -> String {
 }
 
 const OPTION: &str = "--plot";
+const NO_BANDWIDTH: &str = "all rows are of one rank, of a barrier or of empty calls";
+const OTHER_REPORTS: &str = "give reports of two ranks or more and of a collective that moves data";
+/// What is left where the options passed.
+const EMPTY: &str = "all calls were empty, smaller than one element for each rank";
+const LARGER: &str = "give a larger -e";
 const OUT_OF_PLACE: &str = "out of place";
 const IN_PLACE: &str = "in place";
 

@@ -39,6 +39,7 @@ fn run_on<C: Caller>(
 ) -> Result<(), Error> {
     options.check_values()?;
     options.check_root(world.size())?;
+    options.check_plot(world.size())?;
     let leader = world.rank() == 0;
     let report = match &options.output_file {
         Some(path) if leader => Report::create(path).map(Some),

@@ -77,6 +77,8 @@ fn what_is_refused_says_why_before_any_rank_starts() {
         ("-K 20", "-K 20 leaves none of the 20 iterations"),
         ("-m 5000", "-m 5000: between 1 and 1024 calls"),
         ("--plot out.png", "--plot out.png: the suffix must be svg"),
+        ("--ranks 1 --plot out.svg", "--plot out.svg: no bus bandwidth to draw: with one rank"),
+        ("barrier --plot out.svg", "--plot out.svg: no bus bandwidth to draw: a barrier"),
         ("link --ranks 1", "a link needs two ranks"),
         ("reduce --ranks 2", "--ranks 2: `reduce` measures the kernels"),
         ("plot missing.json --plot out.svg", "missing.json: no such file or directory"),

@@ -135,6 +135,26 @@ fn bad_input_is_found_before_the_start() {
 }
 
 #[test]
+fn a_picture_of_no_bandwidth_is_refused_before_the_start() {
+    let check = |line: &str, ranks| parse(&format!("{line} --plot out.svg")).unwrap().check(ranks);
+    for (line, ranks, why, help) in [
+        ("all_reduce", 1, "with one rank no byte crosses a link", "--ranks 2"),
+        ("alltoall", 1, "with one rank no byte crosses a link", "--ranks 2"),
+        ("barrier", 1, "a barrier moves no data", "leave --plot out"),
+        ("barrier", 2, "a barrier moves no data", "leave --plot out"),
+    ] {
+        let error = check(line, ranks).unwrap_err();
+        let expected = format!("--plot out.svg: no bus bandwidth to draw: {why}");
+        assert_eq!((error.to_string(), error.exit_code()), (expected, 2), "{line}");
+        assert!(error.help().unwrap().contains(help), "{line}: {:?}", error.help());
+    }
+    // nccl-tests count a broadcast's bytes also where they go nowhere.
+    for (line, ranks) in [("all_reduce", 2), ("broadcast", 1)] {
+        assert!(check(line, ranks).is_ok(), "{line}");
+    }
+}
+
+#[test]
 fn the_suffix_is_found_as_nccl_tests_do() {
     for (path, yes) in [
         ("a.json", true),

@@ -63,7 +63,7 @@ fn a_picture_is_well_formed_and_names_every_line() {
             ],
         })
         .collect();
-    let svg = drawing::draw("a title", &series).unwrap();
+    let svg = drawing::draw("a title", &series).unwrap().unwrap();
     let texts = well_formed(&svg);
     assert!(texts.contains(&"a title".to_string()), "{texts:?}");
     for line in 0..10 {
@@ -82,9 +82,13 @@ fn a_picture_is_well_formed_and_names_every_line() {
 }
 
 #[test]
-fn nothing_to_draw_is_an_error() {
+fn nothing_is_drawn_of_no_bandwidth() {
     let series = [Series { label: "one rank".into(), points: vec![(8.0, 0.0)] }];
-    assert!(drawing::draw("a title", &series).unwrap_err().contains("no bus bandwidth"));
+    assert_eq!(drawing::draw("a title", &series), Ok(None));
+    let lines = Lines { title: "a title".into(), series: series.to_vec() };
+    let error = lines.write(Path::new("/no/such/out.svg")).unwrap_err();
+    assert!(matches!(&error, Error::NothingToDraw { .. }), "{error}");
+    assert_eq!(error.help().unwrap(), "give a larger -e");
 }
 
 #[test]
@@ -103,5 +107,15 @@ fn reports_are_compared_in_one_file() {
     let error = run(&options(&folder.join("missing.json")), &mut Vec::new()).unwrap_err();
     assert!(error.to_string().ends_with("missing.json: no such file or directory"), "{error}");
     assert_eq!(error.exit_code(), 2);
+
+    // As of one rank, or of a barrier.
+    let idle = folder.join("idle.json");
+    fs::write(&idle, r#"{"results": [{"size": 8, "out_of_place": {"bus_bw": 0.0}}]}"#).unwrap();
+    fs::remove_file(&plot).unwrap();
+    let both = PlotOptions { reports: vec![report, idle], plot: plot.clone() };
+    let error = run(&both, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("idle.json: no bus bandwidth to draw: all rows"), "{error}");
+    assert_eq!((error.exit_code(), plot.exists()), (2, false));
+    assert!(error.help().unwrap().starts_with("give reports of two ranks or more"));
     fs::remove_dir_all(&folder).unwrap();
 }
