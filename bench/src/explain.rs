@@ -310,6 +310,9 @@ fn busiest(ranks: &[Rank], hosts: &[String]) -> (String, f64, f64) {
 
 /// The first of these that holds.
 fn limit(found: &Explanation, ranks: &[Rank]) -> String {
+    if ranks.len() == 1 {
+        return ALONE.into();
+    }
     let (_, busy, cores) = &found.busiest_host;
     let of_link = found.link_limit.map_or(0.0, |limit| found.bus_bw / limit);
     let encryption = format!("encryption about {:.0} % of it", found.encryption_share * 100.0);
@@ -342,6 +345,9 @@ fn milliseconds(seconds: f64) -> String {
     format!("{:.1} ms", seconds * 1e3)
 }
 
+/// Of a world of one.
+const ALONE: &str = "the call itself: one rank sends nothing and waits for nobody, and copies only out \
+                     of place; --ranks 2 shows more";
 /// Long enough for the congestion window to open.
 const PROBE: Duration = Duration::from_millis(400);
 /// Of which one is likely to be undisturbed.
@@ -412,6 +418,27 @@ mod tests {
         assert!(limited(found(&ranks(0.5, 0.0), 1.9, 1e10)).starts_with("the link"));
         assert!(limited(found(&ranks(0.95, 0.0), 1.0, 1e10)).starts_with("one core of a rank"));
         assert!(limited(found(&ranks(0.5, 0.0), 1.0, 1e10)).starts_with("none of these"));
+    }
+
+    #[test]
+    fn one_rank_hears_nothing_of_links_and_encryption() {
+        let rank = Rank {
+            wall: 1.0,
+            processor: 1.0,
+            bytes_sent: 0.0,
+            share: Share::of(&[0]),
+            late: vec![0.0],
+        };
+        let what = "float sum".into();
+        let subject = Subject { what, bytes: 8, bus_bw: 0.0, observed: Observed::default() };
+        let hosts = ["node-a".to_string()];
+        let found = conclude(&subject, &[rank], &hosts, &[], 0.0, [1e10, 1e10]);
+        let text = text(&found);
+        assert!(found.limited_by.starts_with("the call itself: one rank sends nothing"), "{text}");
+        assert!(text.contains("not measured: one rank has no link"), "{text}");
+        for word in ["QUIC", "UDP", "encryption", "processor  ", "slowest rank"] {
+            assert!(!text.contains(word), "`{word}`:\n{text}");
+        }
     }
 
     #[test]
