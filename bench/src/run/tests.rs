@@ -506,6 +506,54 @@ fn the_report_holds_the_times_of_every_rank() {
     assert_eq!(times["skipped_iterations"], 1);
 }
 
+/// Every key that nccl-tests' tools/analyze_perf_json.py looks up, and the kind of its value.
+#[test]
+fn what_nvidias_script_reads_is_there() {
+    let path = report_path("script");
+    // A call that is started has no out-of-place half.
+    for (calls, halves, missing) in [
+        (1, &["out_of_place_per_iter", "in_place_per_iter"][..], None),
+        (2, &["in_place_per_iter"], Some("out_of_place_per_iter")),
+    ] {
+        let line = format!("-b 8 -e 64 -n 4 -I 1 -m {calls} -J {}", path.display());
+        assert!(ranks(3, &line, Library).iter().all(|(outcome, _)| outcome.is_ok()));
+        let json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        fs::remove_file(&path).unwrap();
+        for pointer in ["/version", "/config/iterations", "/config/aggregated_iterations"] {
+            assert!(json.pointer(pointer).is_some_and(Value::is_u64), "{pointer}: {json:#}");
+        }
+        let devices = json["config"]["devices"].as_array().unwrap();
+        assert_eq!(devices.len(), 3);
+        assert!(devices.iter().all(|device| device["hostname"].is_string()), "{devices:#?}");
+        let results = json["results"].as_array().unwrap();
+        assert_eq!(results.len(), 4);
+        for row in results {
+            assert!(row["size"].is_u64(), "{row:#}");
+            // A key that is there is asked for its members.
+            assert!(missing.is_none_or(|key| row.get(key).is_none()), "{row:#}");
+            for half in halves {
+                let times = &row[half];
+                for key in ["avg_us", "min_us", "max_us", "p99_us", "cv_pct"] {
+                    assert!(times[key].is_f64(), "{half} {key}: {row:#}");
+                }
+                // It divides by it.
+                assert!(times["avg_us"].as_f64().unwrap() > 0.0, "{half}: {row:#}");
+                let list = |value: &Value| -> Option<Vec<f64>> {
+                    value.as_array()?.iter().map(Value::as_f64).collect()
+                };
+                let slowest = list(&times["times_us"]).unwrap();
+                let processes = times["per_process_max_times_us"].as_array().unwrap();
+                let processes: Vec<_> = processes.iter().map(|row| list(row).unwrap()).collect();
+                assert_eq!((processes.len(), slowest.len()), (3, 4), "{half}: {row:#}");
+                for (iteration, time) in slowest.iter().enumerate() {
+                    let most = processes.iter().map(|times| times[iteration]).fold(0.0, f64::max);
+                    assert_eq!(most, *time, "{half}: {row:#}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_largest_row_is_explained() {
     for count in [1, 2, 3] {
@@ -518,5 +566,6 @@ fn the_largest_row_is_explained() {
         assert!(text.contains("#   limited by "), "{text}");
         let has_link = text.contains("% of the link limit") && text.contains(" per GB sent");
         assert_eq!(has_link, count > 1, "{text}");
+        assert_eq!(text.contains("one rank sends nothing"), count == 1, "{text}");
     }
 }
