@@ -31,7 +31,7 @@ use crate::verdict::Fault;
 use crate::world::{Goodbye, World};
 
 pub(crate) use completion::{Completer, Completion, completion};
-use lateness::Lateness;
+use lateness::{Attention, Lateness, Openings};
 
 /// What the caller's thread asks of a lane.
 pub(crate) enum Command {
@@ -145,6 +145,9 @@ struct Driver {
     closing: Cell<bool>,
     /// Segments sent and received.
     moved: Cell<u64>,
+    /// Of the flows from peers.
+    openings: RefCell<Openings>,
+    attention: RefCell<Attention>,
 }
 
 /// The calls of one communicator.
@@ -184,6 +187,8 @@ impl Driver {
             unanswered: Cell::new(0),
             closing: Cell::new(false),
             moved: Cell::new(0),
+            openings: RefCell::default(),
+            attention: RefCell::new(Attention::new(Instant::now())),
         })
     }
 
@@ -315,8 +320,9 @@ impl Driver {
         let memory = CallMemory::new(lent, relay, element_bytes);
         let call = ActiveCall::new(contract, location, hash, members, machine, memory);
         let next_warning = self.world.limits.late_after;
-        let lateness = Lateness::default();
-        Active { call, done, algorithm, lateness, since: Instant::now(), next_warning }
+        let since = Instant::now();
+        let lateness = self.begin_waiting(since);
+        Active { call, done, algorithm, lateness, since, next_warning }
     }
 
     /// Lets go of the user's memory, then wakes the caller.

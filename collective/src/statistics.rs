@@ -46,7 +46,7 @@ pub struct PeerStatistics {
     /// each other at once also by how much this rank ended the call before sooner. A wait of more
     /// than a second is counted while it lasts, a shorter one when the peer comes (so is, however
     /// long, one in an `all_gather_v`). Calls that are under way at the same time count each for
-    /// itself.
+    /// itself. Half a second or more in which this rank was itself stopped counts for nobody.
     ///
     /// In a ring it is known of the left neighbour only, in a tree of the leaves: the lateness of
     /// rank r is found on the ranks that receive from it first.

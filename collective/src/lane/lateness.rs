@@ -4,8 +4,8 @@
 //! time until that message comes is the sender's lateness. It is counted when the message is here;
 //! where that takes long, also before, so that whoever looks meanwhile sees who is late.
 
-use std::rc::Rc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use super::{Active, Driver};
 use crate::contract::Collective;
@@ -15,11 +15,10 @@ use crate::plan::{Plan, Request};
 use crate::wire::Header;
 
 /// Of one call.
-#[derive(Default)]
 pub(super) struct Lateness {
-    /// Flows whose first message has come, of those that wait for nobody.
-    came: Vec<FlowKey>,
-    /// Those that are awaited; None as long as that does not take long.
+    /// Time that this rank had missed when the call's turn came.
+    missed_before: Duration,
+    /// The flows that are awaited; None as long as that does not take long.
     awaited: Option<Vec<Awaited>>,
 }
 
@@ -31,17 +30,38 @@ struct Awaited {
     counted: Duration,
 }
 
+/// The latest call that each flow has opened: often the message is read before the call's turn
+/// comes here, and long before it can be taken.
+#[derive(Default)]
+pub(super) struct Openings(HashMap<Flow, u64>);
+
+/// Whether this rank was there to wait: while it was stopped it cannot have read what had come.
+pub(super) struct Attention {
+    looked: Instant,
+    missed: Duration,
+}
+
 impl Driver {
-    /// A message has come that its sender sent as soon as it had begun its call: if that call is
-    /// under way here, this rank has waited for it.
-    pub(super) fn note_arrival(&self, flow: Flow, key: FlowKey, header: &Header) {
+    /// A call's turn has come.
+    pub(super) fn begin_waiting(&self, now: Instant) -> Lateness {
+        Lateness { missed_before: self.missed(now), awaited: None }
+    }
+
+    /// A message has come that its sender, it says, sent as soon as it had begun its call: if that
+    /// call is under way here, this rank has waited for it.
+    pub(super) fn note_arrival(&self, flow: Flow, key: FlowKey, header: &Header, now: Instant) {
+        // Only a first message can be, and a flow has one in a call.
+        let is_first = header.step == 0 && header.segment == 0;
+        if !is_first || !self.openings.borrow_mut().note(flow, header.sequence) {
+            return;
+        }
+        let missed = self.missed(now);
         let mut all = self.calls.borrow_mut();
         let active = all.get_mut(&flow.group).and_then(|calls| calls.active.as_mut());
         let Some(active) = active.filter(|a| a.call.contract.sequence == header.sequence) else {
             return;
         };
-        let waited = active.since.elapsed();
-        active.lateness.came.push(key);
+        let waited = active.waited(now, missed);
         let mut counted = Duration::ZERO;
         if let Some(awaited) = &mut active.lateness.awaited
             && let Some(place) = awaited.iter().position(|awaited| awaited.flow == key)
@@ -51,11 +71,17 @@ impl Driver {
         self.world.counters.late(flow.peer, waited.saturating_sub(counted));
     }
 
+    /// No more comes on a flow.
+    pub(super) fn forget_flow(&self, flow: Flow) {
+        self.openings.borrow_mut().0.remove(&flow);
+    }
+
     /// Counts the waits of calls that take long.
-    pub(super) fn count_waits(self: &Rc<Self>) {
+    pub(super) fn count_waits(&self, now: Instant) {
+        let missed = self.missed(now);
         for active in self.calls.borrow_mut().values_mut().filter_map(|calls| calls.active.as_mut())
         {
-            let waited = active.since.elapsed();
+            let waited = active.waited(now, missed);
             if waited < LONG {
                 continue;
             }
@@ -67,6 +93,11 @@ impl Driver {
                 awaited.counted = waited;
             }
         }
+    }
+
+    /// Time that this rank has missed.
+    fn missed(&self, now: Instant) -> Duration {
+        self.attention.borrow_mut().look(now)
     }
 
     /// The flows of a call whose first message would be here if their senders had begun it.
@@ -90,14 +121,58 @@ impl Driver {
             let plan = Plan::new(&request, flow.peer, active.algorithm, segment);
             place.is_some_and(|place| plan.opens_unprompted(place as u32, flow.stripe))
         };
+        let openings = self.openings.borrow();
         let sources = active.call.sources().take(MAX_AWAITED);
-        let missing = sources.filter(|flow| !active.lateness.came.contains(flow)).filter(opens);
+        // A flow whose peer has left is forgotten, and expects nothing.
+        let missing = sources.filter(|key| active.call.expects(*key)).filter(opens);
         missing
-            .filter_map(|flow| {
-                let peer = *members.get(flow.peer as usize)?;
-                Some(Awaited { flow, peer, counted: Duration::ZERO })
+            .filter_map(|key| {
+                let peer = *members.get(key.peer as usize)?;
+                let flow = Flow { peer, group: contract.group, stripe: key.stripe };
+                let is_here = openings.has(flow, contract.sequence);
+                (!is_here).then_some(Awaited { flow: key, peer, counted: Duration::ZERO })
             })
             .collect()
+    }
+}
+
+impl Active {
+    /// Since its turn came, less what this rank has missed meanwhile.
+    fn waited(&self, now: Instant, missed: Duration) -> Duration {
+        let missed = missed.saturating_sub(self.lateness.missed_before);
+        now.saturating_duration_since(self.since).saturating_sub(missed)
+    }
+}
+
+impl Openings {
+    /// A flow's first message of a call is here; false if that was known, or a later call's.
+    fn note(&mut self, flow: Flow, sequence: u64) -> bool {
+        let is_new = !self.has(flow, sequence);
+        if is_new {
+            self.0.insert(flow, sequence);
+        }
+        is_new
+    }
+
+    fn has(&self, flow: Flow, sequence: u64) -> bool {
+        self.0.get(&flow).is_some_and(|latest| *latest >= sequence)
+    }
+}
+
+impl Attention {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { looked: now, missed: Duration::ZERO }
+    }
+
+    /// All time missed so far. Whatever looks rarely where no call is under way misses time that
+    /// nobody asks for.
+    fn look(&mut self, now: Instant) -> Duration {
+        let gap = now.saturating_duration_since(self.looked);
+        if gap >= GAP {
+            self.missed += gap;
+        }
+        self.looked = self.looked.max(now);
+        self.missed
     }
 }
 
@@ -105,3 +180,189 @@ impl Driver {
 const LONG: Duration = Duration::from_secs(1);
 /// To find out costs as many steps of a plan each as the communicator has ranks.
 const MAX_AWAITED: usize = 64;
+/// With a call under way the lane looks at least every `LONGEST_LOOK`. Heartbeats go by the same
+/// limit: a rank that was not scheduled for so long blames nobody for it.
+const GAP: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::buffer::{self, Parts};
+    use crate::contract::CallShape;
+    use crate::lane::{Call, completion};
+    use crate::link::{Links, memory};
+    use crate::machine::Machine;
+    use crate::plan::Algorithm;
+    use crate::plan::costs::{Choice, CostTable};
+    use crate::reduce::{ElementType, ReduceOp};
+    use crate::statistics::Counters;
+    use crate::wire::MessageKind;
+    use crate::world::{Limits, Peer, WHOLE_WORLD, World};
+
+    /// Rank 1 of a ring of three, which receives from rank 0, on a clock that the test moves.
+    struct Ring {
+        driver: Rc<Driver>,
+        now: Instant,
+        /// The other ranks' ends, so that they do not hang up.
+        _peers: Vec<memory::MemoryLinks>,
+    }
+
+    impl Ring {
+        /// In a runtime, as activating a call starts tasks; none of them gets its turn.
+        fn with(test: impl FnOnce(&mut Self)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            tokio::task::LocalSet::new().block_on(&runtime, async {
+                let peer = |rank| Peer { rank, host: String::new(), pid: 0 };
+                let choice = Choice { costs: CostTable::default(), forced: Some(Algorithm::Ring) };
+                let limits = Limits { late_after: Duration::MAX, timeout: None };
+                let counters = Arc::new(Counters::new(1, 3, "memory"));
+                let peers = (0..3).map(peer).collect();
+                let world = World::new(1, 0, peers, limits, choice, counters);
+                let mut links = memory::Hub::links(3);
+                let own = Links::Memory(links.remove(1));
+                let driver = Driver::new(Arc::new(world), own);
+                test(&mut Self { driver, now: Instant::now(), _peers: links });
+            });
+        }
+
+        /// This rank's next call.
+        fn call(&mut self) {
+            let shape = CallShape {
+                collective: Collective::AllReduce,
+                splits: false,
+                op: Some(ReduceOp::Sum),
+                element: ElementType::F32,
+                count: 6,
+                counts: None,
+                label: None,
+                location: Location::caller(),
+            };
+            let begun = self.driver.world.begin(WHOLE_WORLD, &shape).unwrap();
+            let (_, lent) = buffer::hold(vec![0.0f32; 6], Parts { input: 0..6, output: 0..6 });
+            self.driver.queue(Call {
+                contract: begun.contract,
+                location: String::new(),
+                hash: begun.hash,
+                members: begun.members,
+                algorithm: begun.plan.algorithm(),
+                machine: Machine::new(begun.plan, 1024),
+                lent,
+                done: completion().0,
+            });
+            self.now = self.now.max(Instant::now());
+        }
+
+        /// A header from rank 0 that claims to wait for nobody.
+        fn header(&self, sequence: u64, segment: u64, step: u32) {
+            let flow = Flow { peer: 0, group: WHOLE_WORLD, stripe: 0 };
+            let header = Header {
+                kind: MessageKind::Segment,
+                is_unprompted: true,
+                contract_bytes: 0,
+                payload_bytes: 8,
+                epoch: 0,
+                sequence,
+                hash: 0,
+                segment,
+                step,
+            };
+            self.driver.note_arrival(flow, FlowKey { peer: 0, stripe: 0 }, &header, self.now);
+        }
+
+        /// As the lane does while it is scheduled.
+        fn pass(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.now += LOOK;
+                self.driver.count_waits(self.now);
+            }
+        }
+
+        /// How late rank 0 has been in all, to within a look.
+        fn late(&self) -> Duration {
+            let peers = self.driver.world.counters.statistics().peers;
+            peers.into_iter().find(|peer| peer.rank == 0).unwrap().late
+        }
+    }
+
+    #[test]
+    fn whoever_came_first_is_not_late_however_long_the_call_takes() {
+        Ring::with(|ring| {
+            ring.header(0, 0, 0);
+            ring.call();
+            ring.pass(5 * LONG);
+            assert_eq!(ring.late(), Duration::ZERO);
+        });
+    }
+
+    #[test]
+    fn whoever_does_not_come_is_late_once() {
+        Ring::with(|ring| {
+            ring.call();
+            ring.pass(5 * LONG);
+            assert!(ring.late() >= 5 * LONG);
+            ring.header(0, 0, 0);
+            let late = ring.late();
+            assert!(late < 6 * LONG, "{late:?}");
+            ring.pass(5 * LONG);
+            assert_eq!(ring.late(), late);
+        });
+    }
+
+    #[test]
+    fn only_the_first_word_of_a_flow_counts() {
+        Ring::with(|ring| {
+            ring.call();
+            ring.pass(LONG / 2);
+            for number in 1..100 {
+                ring.header(0, number, 0);
+                ring.header(0, 0, number as u32);
+            }
+            assert_eq!(ring.late(), Duration::ZERO);
+            ring.header(0, 0, 0);
+            let late = ring.late();
+            assert!(late >= LONG / 2);
+            ring.pass(LONG / 4);
+            for _ in 0..100 {
+                ring.header(0, 0, 0);
+            }
+            assert_eq!(ring.late(), late);
+            assert_eq!(ring.driver.openings.borrow().0.len(), 1);
+        });
+    }
+
+    #[test]
+    fn the_word_of_an_earlier_call_does_not_excuse_a_later_one() {
+        let flow = Flow { peer: 0, group: WHOLE_WORLD, stripe: 0 };
+        let mut openings = Openings::default();
+        assert!(openings.note(flow, 3));
+        assert!(openings.has(flow, 2) && openings.has(flow, 3) && !openings.has(flow, 4));
+        assert!(!openings.note(flow, 3) && !openings.note(flow, 2));
+        assert!(openings.note(flow, 4) && openings.has(flow, 4));
+    }
+
+    #[test]
+    fn a_rank_that_was_stopped_blames_nobody_for_it() {
+        Ring::with(|ring| {
+            ring.call();
+            ring.pass(LOOK);
+            ring.now += 10 * LONG;
+            ring.header(0, 0, 0);
+            assert!(ring.late() < LONG, "{:?}", ring.late());
+        });
+        Ring::with(|ring| {
+            ring.call();
+            ring.pass(2 * LONG);
+            ring.now += 10 * LONG;
+            ring.pass(LOOK);
+            assert!(ring.late() < 4 * LONG, "{:?}", ring.late());
+        });
+    }
+
+    /// As the lane at most, and below what counts as missed.
+    const LOOK: Duration = Duration::from_millis(250);
+}

@@ -33,7 +33,7 @@ impl Driver {
             }
             tokio::time::sleep(pause).await;
             self.look();
-            self.count_waits();
+            self.count_waits(Instant::now());
             self.look_for_deadlock(&mut still);
             if let Some(control) = self.world.control() {
                 control.compare_notes(|| self.world.standings());

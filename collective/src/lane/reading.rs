@@ -1,6 +1,7 @@
 //! Reading tasks: one for each flow from a peer.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::Driver;
 use crate::active::Taken;
@@ -25,7 +26,9 @@ impl Driver {
     /// Reads one flow to its end.
     pub(super) async fn read_flow(self: Rc<Self>, incoming: Incoming) {
         let Incoming { flow, receiver } = incoming;
-        match self.read_messages(flow, receiver).await {
+        let end = self.read_messages(flow, receiver).await;
+        self.forget_flow(flow);
+        match end {
             Ok(()) | Err(Stop::Done) => {}
             Err(Stop::Broken(problem)) => self.flow_broke(flow, problem).await,
             Err(Stop::Protocol(problem)) => {
@@ -64,7 +67,7 @@ impl Driver {
             };
             let key = FlowKey { peer, stripe: flow.stripe };
             if header.is_unprompted {
-                self.note_arrival(flow, key, &header);
+                self.note_arrival(flow, key, &header, Instant::now());
             }
             self.admit(flow, key, &header, contract).await?;
             let mut left = header.payload_bytes as usize;
