@@ -1,9 +1,11 @@
 //! The server of metrics and probes: plain HTTP, on a thread of its own, within narrow limits. It
 //! shares nothing with the ranks' threads but counters.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -14,7 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::address::Address;
 use super::board::{Board, Health};
@@ -47,17 +49,16 @@ pub(super) fn start(listener: TcpListener, board: Arc<Board>) -> Result<()> {
 }
 
 async fn serve(listener: tokio::net::TcpListener, board: Arc<Board>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut conversations = Conversations::default();
     loop {
-        // Whoever comes beyond the limit waits in the system's queue.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let board = board.clone();
-                tokio::spawn(async move {
-                    let _place = place;
-                    let _ = tokio::time::timeout(DEADLINE, converse(stream, board)).await;
+                let has_asked = Arc::new(AtomicBool::new(false));
+                let talk = converse(stream, board.clone(), has_asked.clone());
+                let task = tokio::spawn(async {
+                    let _ = tokio::time::timeout(DEADLINE, talk).await;
                 });
+                conversations.add(Conversation { task: task.abort_handle(), has_asked });
             }
             // Out of descriptors, say: it passes, and must not be waited for in a busy loop.
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
@@ -65,9 +66,36 @@ async fn serve(listener: tokio::net::TcpListener, board: Arc<Board>) {
     }
 }
 
+/// Those under way, the oldest first.
+#[derive(Default)]
+struct Conversations(VecDeque<Conversation>);
+
+struct Conversation {
+    task: AbortHandle,
+    /// Its request's headers are here.
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Conversations {
+    /// Whoever comes is let in: where there are too many, one that has said nothing goes, so that
+    /// connections left open keep no probe waiting.
+    fn add(&mut self, newest: Conversation) {
+        self.0.retain(|conversation| !conversation.task.is_finished());
+        if self.0.len() >= MAX_CONNECTIONS {
+            let is_silent = |conversation: &Conversation| !conversation.has_asked.load(Relaxed);
+            let place = self.0.iter().position(is_silent).unwrap_or(0);
+            if let Some(oldest) = self.0.remove(place) {
+                oldest.task.abort();
+            }
+        }
+        self.0.push_back(newest);
+    }
+}
+
 /// One request and its answer.
-async fn converse(stream: TcpStream, board: Arc<Board>) {
+async fn converse(stream: TcpStream, board: Arc<Board>, has_asked: Arc<AtomicBool>) {
     let service = service_fn(move |request| {
+        has_asked.store(true, Relaxed);
         let response = answer(&request, &board);
         async { Ok::<_, Infallible>(response) }
     });
@@ -128,8 +156,9 @@ fn with_type(status: StatusCode, text: String, kind: &'static str) -> Response<F
     response
 }
 
-/// A Prometheus or two, the probes of Kubernetes and a curious person at once.
-const MAX_CONNECTIONS: usize = 16;
+/// Far more than a Prometheus or two, the probes of Kubernetes and a curious person at once, and
+/// a quarter of the descriptors that a process usually may have.
+const MAX_CONNECTIONS: usize = 256;
 /// Prometheus sends about ten.
 const MAX_HEADERS: usize = 64;
 /// The least that hyper takes; a scrape's headers have some 400 bytes.
@@ -141,3 +170,43 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(1);
 /// than this gives up its place.
 const DEADLINE: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_the_limit_the_oldest_that_has_not_asked_goes() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut conversations = Conversations::default();
+            let mut tasks = Vec::new();
+            let mut come = |has_asked| {
+                let task = tokio::spawn(std::future::pending::<()>());
+                let has_asked = Arc::new(AtomicBool::new(has_asked));
+                conversations.add(Conversation { task: task.abort_handle(), has_asked });
+                tasks.push(task);
+            };
+            // The first two are being answered.
+            (0..MAX_CONNECTIONS).for_each(|number| come(number < 2));
+            // Two too many, though they say nothing either.
+            come(false);
+            come(false);
+            assert_eq!(conversations.0.len(), MAX_CONNECTIONS);
+            for gone in [3, 2] {
+                assert!(tasks.remove(gone).await.unwrap_err().is_cancelled());
+            }
+            assert!(tasks.iter().all(|task| !task.is_finished()));
+            // Whoever has ended makes room.
+            let ended = tasks.remove(0);
+            ended.abort();
+            assert!(ended.await.unwrap_err().is_cancelled());
+            let task = tokio::spawn(std::future::pending::<()>());
+            let has_asked = Arc::default();
+            conversations.add(Conversation { task: task.abort_handle(), has_asked });
+            assert_eq!(conversations.0.len(), MAX_CONNECTIONS);
+            tokio::task::yield_now().await;
+            assert!(tasks.iter().chain([&task]).all(|task| !task.is_finished()));
+        });
+    }
+}
