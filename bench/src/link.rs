@@ -53,7 +53,7 @@ pub(crate) struct LinkOptions {
     #[arg(long, value_name = "NAME,..", default_value = "all", value_delimiter = ',', value_parser = ciphers)]
     cipher: Vec<Ciphers>,
 
-    /// How long each row sends, in seconds
+    /// How long each row sends, in seconds, at least 0.01
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds, allow_negative_numbers = true)]
     duration: Duration,
 
@@ -92,6 +92,12 @@ impl LinkOptions {
             return wrong(
                 format!("--streams {streams}: a link takes 1 to {MOST_STREAMS}"),
                 "leave it out for 1 and 4",
+            );
+        }
+        if self.duration < SHORTEST {
+            return wrong(
+                format!("--duration {}: too short for a rate", self.duration.as_secs_f64()),
+                "give at least 0.01 seconds; leave it out for 0.5",
             );
         }
         if self.round_trips > MOST_ROUND_TRIPS {
@@ -230,7 +236,8 @@ fn row(unit: Unit, link: &Link, figures: &[LinkFigures], processor: f64) -> Stri
         slowest.payload,
         bandwidth_cell(unit.of(slowest.rate() / 1e9)),
         cell(lost as f64 / packets.max(1) as f64 * 100.0, 6).trim(),
-        cell(processor / gigabytes, 7).trim(),
+        // Where nothing but the first read arrived there is no rate either.
+        if gigabytes > 0.0 { cell(processor / gigabytes, 7) } else { "N/A".into() }.trim(),
     );
     let times: Vec<f64> =
         slowest.round_trips.iter().map(|time| time.as_nanos() as f64 / 1e3).collect();
@@ -283,6 +290,8 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 /// The runtime's limits for a measurement.
 const MOST_STREAMS: usize = 256;
 const MOST_ROUND_TRIPS: usize = 10_000;
+/// The windows fill within a few round trips; before that there is no rate to speak of.
+const SHORTEST: Duration = Duration::from_millis(10);
 /// An hour a row is a slip of the finger beyond.
 const LONGEST_SECONDS: f64 = 3_600.0;
 
@@ -323,6 +332,8 @@ mod tests {
             ("--from 1", 2),
             ("--streams 0", 2),
             ("--round-trips 10001", 2),
+            ("--duration 0.000001", 2),
+            ("--duration 0.009", 2),
         ] {
             let error = parse(line).unwrap().check(ranks).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -237,11 +237,7 @@ async fn receive(
     for stream in streams {
         stream.await.map_err(|error| error.to_string())??;
     }
-    let Count { bytes, first, last } = count.get();
-    let elapsed = match (first, last) {
-        (Some(first), Some(last)) => last - first,
-        _ => Duration::ZERO,
-    };
+    let Count { bytes, elapsed, .. } = count.get();
     write_word(&mut sender, bytes).await?;
     write_word(&mut sender, elapsed.as_nanos() as u64).await?;
     let _ = timeout(CLOSE_LIMIT, read_word(&mut receiver)).await;
@@ -249,12 +245,26 @@ async fn receive(
     Ok(())
 }
 
-/// What has arrived on all streams.
+/// What has arrived on all streams after the first read, which only starts the clock: when its
+/// bytes were sent is not known here.
 #[derive(Clone, Copy, Default)]
 struct Count {
     bytes: u64,
+    /// From the first read to the last.
+    elapsed: Duration,
     first: Option<Instant>,
-    last: Option<Instant>,
+}
+
+impl Count {
+    fn note(&mut self, bytes: u64, now: Instant) {
+        match self.first {
+            Some(first) => {
+                self.bytes += bytes;
+                self.elapsed = now - first;
+            }
+            None => self.first = Some(now),
+        }
+    }
 }
 
 async fn drain(mut stream: RecvStream, count: Rc<Cell<Count>>) -> Result<(), String> {
@@ -262,11 +272,9 @@ async fn drain(mut stream: RecvStream, count: Rc<Cell<Count>>) -> Result<(), Str
     while let Some(pieces_read) =
         stream.read_chunks(&mut pieces).await.map_err(|error| error.to_string())?
     {
-        let now = Instant::now();
         let mut all = count.get();
-        all.bytes += pieces[..pieces_read].iter().map(|piece| piece.len() as u64).sum::<u64>();
-        all.first.get_or_insert(now);
-        all.last = Some(now);
+        let bytes = pieces[..pieces_read].iter().map(|piece| piece.len() as u64).sum();
+        all.note(bytes, Instant::now());
         count.set(all);
     }
     Ok(())
@@ -305,3 +313,18 @@ const DIAL_LIMIT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// For a last word that nothing depends on.
 const CLOSE_LIMIT: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_read_starts_the_clock_and_is_not_counted() {
+        let (mut count, start) = (Count::default(), Instant::now());
+        for (milliseconds, bytes, counted) in [(0, 65_536, 0), (1, 100, 100), (3, 200, 300)] {
+            let passed = Duration::from_millis(milliseconds);
+            count.note(bytes, start + passed);
+            assert_eq!((count.bytes, count.elapsed), (counted, passed));
+        }
+    }
+}
