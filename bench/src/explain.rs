@@ -346,8 +346,8 @@ fn milliseconds(seconds: f64) -> String {
 }
 
 /// Of a world of one.
-const ALONE: &str = "the call itself: one rank sends nothing and waits for nobody, and copies only out \
-                     of place; --ranks 2 shows more";
+const ALONE: &str = "the call itself: one rank sends nothing and waits for nobody, and copies only \
+                     out of place; --ranks 2 shows more";
 /// Long enough for the congestion window to open.
 const PROBE: Duration = Duration::from_millis(400);
 /// Of which one is likely to be undisturbed.

@@ -7,8 +7,8 @@
 //! checks its data; `call.rs` makes the calls; `layout.rs` says what must stand where, and
 //! `pattern.rs` makes inputs whose exact result is known for each type of `element.rs`; `table.rs`
 //! and `report.rs` write what was found, for people and for programs, `plot.rs` draws it, and
-//! `explain.rs` says where the time went. `link.rs` and `kernels.rs` measure what lies under a
-//! collective, through `allfold::probe`.
+//! `explain.rs` says where the time went, on the cores of `cores.rs`. `link.rs` and `kernels.rs`
+//! measure what lies under a collective, through `allfold::probe`.
 
 mod call;
 mod choices;
