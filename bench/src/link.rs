@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use allfold::probe::{Cipher, Link, LinkFigures, Route};
-use allfold::{Communicator, Peer};
+use allfold::{Communicator, ErrorKind, Peer};
 use clap::Args;
 
 use crate::choices::{Average, Unit};
@@ -151,7 +151,7 @@ pub(crate) fn run(
     let mut rows = 0;
     for link in options.rows() {
         let before = processor_time();
-        let figures = link.measure(world, options.route())?;
+        let figures = link.measure(world, options.route()).map_err(refused)?;
         let own = (processor_time() - before).as_secs_f64();
         // Of both ends, or of all.
         let processor = world::average(world, own, Average::Mean)? * world.size() as f64;
@@ -172,6 +172,17 @@ pub(crate) fn run(
     match console.into_state() {
         State::Failed(error) => Err(Error::Output(error)),
         State::Open | State::Closed => Ok(()),
+    }
+}
+
+/// What `check` cannot know: the world's settings.
+fn refused(error: allfold::Error) -> Error {
+    match error.kind() {
+        ErrorKind::Argument { problem } => Error::Link {
+            problem: problem.clone(),
+            help: "give a shorter --duration, or a longer ALLFOLD_TIMEOUT",
+        },
+        _ => error.into(),
     }
 }
 
@@ -298,6 +309,7 @@ const LONGEST_SECONDS: f64 = 3_600.0;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use allfold::InMemory;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -340,6 +352,20 @@ mod tests {
             assert!(error.help().is_some(), "{line}");
         }
         assert!(parse("--ring").unwrap().check(2).is_ok());
+    }
+
+    #[test]
+    fn a_duration_that_the_timeout_cuts_short_is_refused() {
+        let options = parse("--duration 3").unwrap();
+        let world = InMemory::new(2).unwrap().timeout(Duration::from_secs(3)).start().unwrap();
+        for rank in &world {
+            let error = run(&options, rank, &mut Vec::new()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.help().unwrap().contains("ALLFOLD_TIMEOUT"));
+        }
+        std::thread::scope(|scope| {
+            world.into_iter().for_each(|rank| drop(scope.spawn(move || rank.close())));
+        });
     }
 
     #[test]

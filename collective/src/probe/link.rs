@@ -6,13 +6,14 @@
 
 mod ends;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Cipher;
 use super::wire::{CARD_BYTES, Card, TEXT_BYTES, text_from_bytes, text_to_bytes};
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, Kind};
 use crate::error::{ErrorKind, Result};
 use crate::link::quic::tuning::MAX_UDP_PAYLOAD;
+use crate::report;
 use crate::trust::secret::Secret;
 use ends::{End, Outcome};
 
@@ -26,7 +27,7 @@ pub struct Link {
     pub payload: Option<u16>,
     /// Streams side by side, at least 1.
     pub streams: usize,
-    /// How long is sent.
+    /// How long is sent, less than ALLFOLD_TIMEOUT.
     pub duration: Duration,
     /// Messages of 8 bytes there and back, one after the other, before that.
     pub round_trips: usize,
@@ -103,6 +104,7 @@ impl Link {
     /// [`Communicator::all_gather`].
     pub fn measure(&self, world: &Communicator, route: Route) -> Result<Vec<LinkFigures>> {
         self.check(world.size(), route)?;
+        self.check_timeout(world)?;
         let (rank, size) = (world.rank(), world.size());
         let mut secret = [0; 64];
         if rank == 0 {
@@ -118,7 +120,10 @@ impl Link {
         let from = route.sender(rank, size);
         let outcome = match end {
             Ok(end) if to.is_some() || from.is_some() => end.run(*self, &cards, to, from),
-            Ok(_) => Ok(Outcome::default()),
+            Ok(_) => {
+                idle(world, self.duration);
+                Ok(Outcome::default())
+            }
             Err(error) => Err(error.to_string()),
         };
         share(world, route, &outcome, self.round_trips)
@@ -149,6 +154,25 @@ impl Link {
     }
 }
 
+impl Link {
+    /// The ranks that neither send nor receive may wait in a call as long as the others take.
+    fn check_timeout(&self, world: &Communicator) -> Result<()> {
+        let Kind::Joined(engine) = &world.kind else { return Ok(()) };
+        match engine.world().limits.timeout {
+            Some(timeout) if self.duration >= timeout => {
+                let (duration, timeout) =
+                    (report::duration(self.duration), report::duration(timeout));
+                let problem = format!(
+                    "a link cannot be measured for {duration} where ALLFOLD_TIMEOUT ends calls \
+                     after {timeout}"
+                );
+                Err(ErrorKind::Argument { problem }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Route {
     fn receiver(self, rank: usize, size: usize) -> Option<usize> {
         match self {
@@ -161,6 +185,19 @@ impl Route {
         match self {
             Self::Pair { from, to } => (rank == to).then_some(from),
             Self::Ring => Some((rank + size - 1) % size),
+        }
+    }
+}
+
+/// Waits while others send, outside of any call: a rank that has nothing to do yet is not one that
+/// waits in vain. Ends with the world.
+fn idle(world: &Communicator, duration: Duration) {
+    let Kind::Joined(engine) = &world.kind else { return };
+    let begun = Instant::now();
+    while engine.world().error().is_none() {
+        match duration.checked_sub(begun.elapsed()) {
+            Some(left) if !left.is_zero() => std::thread::sleep(left.min(LOOK)),
+            _ => return,
         }
     }
 }
@@ -218,6 +255,8 @@ fn share(
     Ok(all.chunks_exact(own.len()).enumerate().filter_map(figures).collect())
 }
 
+/// An error reaches a rank that idles so late at most.
+const LOOK: Duration = Duration::from_millis(100);
 /// Of an outcome: bytes, nanoseconds, payload, packets, lost.
 const FIGURES: usize = 5;
 /// QUIC's least: RFC 9000, 14.
@@ -230,6 +269,7 @@ const MAX_ROUND_TRIPS: usize = 10_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::in_memory::InMemory;
 
     fn measure(size: usize, link: Link, route: Route) -> Vec<Result<Vec<LinkFigures>>> {
         let worlds = Communicator::in_memory(size).unwrap();
@@ -299,5 +339,41 @@ mod tests {
                 assert!(matches!(error.kind(), ErrorKind::Argument { .. }), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn as_long_as_the_timeout_is_refused_on_every_rank() {
+        let timeout = Duration::from_secs(3);
+        let worlds = InMemory::new(3).unwrap().timeout(timeout).start().unwrap();
+        for world in &worlds {
+            let link = Link { duration: timeout, ..Link::default() };
+            let error = link.measure(world, Route::Pair { from: 0, to: 1 }).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Argument { .. }), "{error}");
+            assert!(error.to_string().contains("for 3 s where ALLFOLD_TIMEOUT"), "{error}");
+            assert!(Link::default().check_timeout(world).is_ok());
+        }
+        std::thread::scope(|scope| {
+            worlds.into_iter().for_each(|world| drop(scope.spawn(move || world.close())));
+        });
+    }
+
+    #[test]
+    fn a_rank_idles_as_long_as_the_others_send_but_not_in_a_world_that_is_over() {
+        let worlds = Communicator::in_memory(2).unwrap();
+        let (duration, begun) = (LOOK + LOOK / 2, Instant::now());
+        idle(&worlds[0], duration);
+        assert!(begun.elapsed() >= duration);
+        let [idler, other] = <[Communicator; 2]>::try_from(worlds).ok().unwrap();
+        std::thread::scope(|scope| {
+            // A year, were it not for the other's end.
+            let idling = scope.spawn(|| idle(&idler, Duration::from_secs(365 * 86_400)));
+            let fails = scope.spawn(move || {
+                let _other = other;
+                panic!("the program has a fault");
+            });
+            assert!(fails.join().is_err());
+            idling.join().unwrap();
+        });
+        assert!(idler.close().is_err());
     }
 }
