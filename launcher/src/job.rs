@@ -101,7 +101,7 @@ impl Job {
             if limit == 0 {
                 return Err(error);
             }
-            match Restart::of(&outcome) {
+            match Restart::of(self.kind, &outcome) {
                 Restart::Unwanted => return Err(error),
                 Restart::Useless(why) => return Err(error.with(&format!("; not restarted: {why}"))),
                 Restart::MayHelp if restart == limit => {

@@ -94,12 +94,16 @@ pub(crate) enum Restart {
 }
 
 impl Restart {
-    pub(crate) fn of(outcome: &Outcome) -> Self {
+    pub(crate) fn of(kind: Kind, outcome: &Outcome) -> Self {
         if outcome.is_stopped || outcome.unprinted.is_some() {
             return Self::Unwanted;
         }
         match at_fault(&outcome.endings).map(|ending| ending.how) {
             None => Self::Unwanted,
+            // A program of the user's may mean anything by it.
+            Some(How::Exit(exit_code::CHECK_FAILED)) if kind == Kind::Copies => Self::Useless(
+                "exit code 1 means that the training is done, or that its loss was not finite",
+            ),
             Some(How::Exit(exit_code::USAGE)) => Self::Useless("exit code 2 is bad usage or input"),
             Some(How::Exit(exit_code::DISAGREE)) => {
                 Self::Useless("exit code 3 means that the ranks' programs disagree")
@@ -261,7 +265,8 @@ mod tests {
 
     #[test]
     fn only_what_may_go_better_is_started_anew() {
-        let of = |endings| Restart::of(&Outcome { endings, ..Outcome::default() });
+        let of_kind = |kind, endings| Restart::of(kind, &Outcome { endings, ..Outcome::default() });
+        let of = |endings| of_kind(Kind::Program, endings);
         assert_eq!(of(vec![ended(0, How::Exit(0))]), Restart::Unwanted);
         for how in [How::Signal(9), How::Signal(15), How::Exit(1), How::Exit(75), How::Exit(101)] {
             assert_eq!(of(vec![ended(1, how)]), Restart::MayHelp, "{how:?}");
@@ -270,9 +275,15 @@ mod tests {
             let endings = vec![ended(0, How::Exit(75)), ended(1, How::Exit(code))];
             assert!(matches!(of(endings), Restart::Useless(_)), "{code}");
         }
+        // A training says by 1 that it is done, or would end so again.
+        let endings = vec![ended(1, How::Exit(0)), ended(0, How::Exit(1))];
+        assert!(matches!(of_kind(Kind::Copies, endings), Restart::Useless(_)));
+        for how in [How::Signal(9), How::Exit(75), How::Exit(101)] {
+            assert_eq!(of_kind(Kind::Copies, vec![ended(1, how)]), Restart::MayHelp, "{how:?}");
+        }
         let endings = vec![ended(1, How::Signal(9))];
         let stopped = Outcome { endings, is_stopped: true, ..Outcome::default() };
-        assert_eq!(Restart::of(&stopped), Restart::Unwanted);
+        assert_eq!(Restart::of(Kind::Program, &stopped), Restart::Unwanted);
     }
 
     #[test]

@@ -67,6 +67,19 @@ fn what_would_fail_again_is_not_started_again() {
 }
 
 #[test]
+fn a_training_that_is_done_is_not_started_again() {
+    let scratch = Scratch::new();
+    // No directory can be made there.
+    let words = "train -n 2 --max-restarts 2 --model mlp --steps 3 --tensorboard /proc/events";
+    let words: Vec<&str> = words.split(' ').collect();
+    let ended = finish(scratch.allfold(&words));
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.error().contains("; not restarted: exit code 1 "), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("restart 1"), "{}", ended.stderr);
+    scratch.expect_nothing_left();
+}
+
+#[test]
 fn a_job_that_was_stopped_stays_so() {
     let scratch = Scratch::new();
     // Before any failure, and after one.
