@@ -1,8 +1,9 @@
 //! MNIST as comma-separated values: a sample a line, the label first, then the pixels row by row.
 
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use ::csv::{ByteRecord, ErrorKind, ReaderBuilder};
+use ::csv::{ByteRecord, ErrorKind, Position, ReaderBuilder};
 
 use super::file::{GET_AGAIN, Source, bad, bad_line};
 use super::idx::SIDE_LIMIT;
@@ -27,23 +28,24 @@ pub(super) fn read(path: &Path) -> Result<Images> {
             Ok(false) => break,
             Err(error) => return Err(failed(reader.get_ref(), error)),
         }
-        let line = record.position().map_or(0, |place| place.line());
+        let start = record.position().map_or(0, Position::byte);
         let is_heading = std::mem::take(&mut at_start) && is_heading(&record);
         if is_heading {
             continue;
         }
-        let (columns, first_line) = *first.get_or_insert((record.len(), line));
+        let (columns, first_start) = *first.get_or_insert((record.len(), start));
         if record.len() != columns {
+            let first_line = line_of(path, first_start);
             let problem =
                 format!("{} columns, expected {columns} as in line {first_line}", record.len());
-            return Err(bad_line(path, line, problem, GET_AGAIN));
+            return Err(bad_line(path, line_of(path, start), problem, GET_AGAIN));
         }
         if labels.is_empty() && side(columns).is_none() {
             let problem = format!(
                 "{columns} columns, expected a label and the pixels of a square image, such as \
                  785 = 1 + 28x28"
             );
-            return Err(bad_line(path, line, problem, FORMAT));
+            return Err(bad_line(path, line_of(path, start), problem, FORMAT));
         }
         let wrong = |column: usize, expected: String| {
             let found = String::from_utf8_lossy(record.get(column).unwrap_or_default());
@@ -51,7 +53,7 @@ pub(super) fn read(path: &Path) -> Result<Images> {
             let found: String = found.chars().take(SHOWN).collect();
             let problem =
                 format!("column {}: {}, expected {expected}", column + 1, found.escape_debug());
-            bad_line(path, line, problem, FORMAT)
+            bad_line(path, line_of(path, start), problem, FORMAT)
         };
         match record.get(0).and_then(number) {
             Some(label) if usize::from(label) < CLASSES => labels.push(label),
@@ -68,6 +70,36 @@ pub(super) fn read(path: &Path) -> Result<Images> {
         Some(side) => Ok(Images::new(pixels, labels, (side, side), u8::MAX)),
         None => Err(bad(path, "no line holds a sample", FORMAT)),
     }
+}
+
+/// The line, from 1, of the record that the reader has found at this byte: before it skipped what
+/// was left of an end of line, and empty lines.
+fn line_of(path: &Path, byte: u64) -> u64 {
+    let count = || -> io::Result<u64> {
+        let source = Source::open(path).map_err(io::Error::other)?;
+        let mut reader = BufReader::with_capacity(BUFFER, source);
+        let mut line = 1;
+        let (mut left, mut chunk) = (byte, Vec::with_capacity(BUFFER));
+        while left > 0 {
+            chunk.clear();
+            let read = reader.by_ref().take(left.min(BUFFER as u64)).read_to_end(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            line += chunk.iter().filter(|&&byte| byte == b'\n').count() as u64;
+            left -= read as u64;
+        }
+        for byte in reader.bytes() {
+            match byte? {
+                b'\n' => line += 1,
+                b'\r' => {}
+                _ => break,
+            }
+        }
+        Ok(line)
+    };
+    // It has just been read to there, unless it changes meanwhile.
+    count().unwrap_or(0)
 }
 
 /// Whether the first line names its columns: its first field is no number.

@@ -76,6 +76,28 @@ fn what_is_wrong_is_said_with_its_line() {
     );
 }
 
+#[test]
+fn lines_are_counted_as_an_editor_does() {
+    let problem = "column 3: 256, expected a pixel from 0 to 255";
+    for (text, line) in [
+        ("7,0,1,2,3\r\n1,0,256,2,3\r\n", 2),
+        ("label,a,b,c,d\r\n7,0,1,2,3\r\n1,0,256,2,3", 3),
+        ("7,0,1,2,3\n\n\n1,0,256,2,3\n", 4),
+        ("\n\r\n7,0,1,2,3\r\n\r\n1,0,256,2,3\r\n", 5),
+        ("\n7,0,256,2,3\n", 2),
+    ] {
+        let expected = format!("a_train.csv:{line}: {problem}");
+        assert_eq!(told(text), expected, "{text:?}");
+        let folder = Scratch::new("csv");
+        let error = read(&folder.write("a_train.csv", &gzip(text.as_bytes()))).unwrap_err();
+        assert!(error.to_string().ends_with(&expected), "{text:?}: {error}");
+    }
+    assert_eq!(
+        told("\r\n7,0,1,2,3\r\n\r\n1,0,1,2\r\n"),
+        "a_train.csv:4: 4 columns, expected 5 as in line 2"
+    );
+}
+
 proptest! {
     /// Damage of any kind is an error or other samples, never a panic.
     #[test]
