@@ -62,10 +62,11 @@ struct Stop {
 }
 
 impl Stop {
-    /// Whether another SIGTERM now is no second one: `timeout` and systemd signal a process and
-    /// its whole group.
-    fn is_same_wish(&self) -> bool {
-        self.signal == SIGTERM && self.since.elapsed() < SAME_WISH
+    /// Whether this signal is no second one: `timeout` and systemd signal a process and its whole
+    /// group.
+    fn is_same_wish(&self, signal: i32, now: Instant) -> bool {
+        let within = if signal == SIGTERM { SAME_WISH } else { SAME_KEY };
+        self.signal == signal && now.saturating_duration_since(self.since) < within
     }
 }
 
@@ -148,8 +149,12 @@ impl<'a> Supervisor<'a> {
     fn obey(&mut self, signal: i32) {
         match signal {
             SIGCHLD => self.reap_adopted(),
-            SIGTERM if self.stop.as_ref().is_some_and(Stop::is_same_wish) => {}
-            SIGHUP | SIGINT | SIGQUIT | SIGTERM if self.stop.is_some() => self.kill(),
+            SIGHUP | SIGINT | SIGQUIT | SIGTERM if self.stop.is_some() => {
+                let now = Instant::now();
+                if !self.stop.as_ref().is_some_and(|stop| stop.is_same_wish(signal, now)) {
+                    self.kill();
+                }
+            }
             SIGHUP | SIGINT | SIGQUIT | SIGTERM => {
                 let since = Instant::now();
                 self.stop = Some(Stop { signal, since });
@@ -362,5 +367,28 @@ const STUCK: Duration = Duration::from_secs(5);
 /// A wish that several programs pass on arrives within milliseconds; a person who asks twice has
 /// seen that nothing happened yet. As the trainer counts them.
 const SAME_WISH: Duration = Duration::from_secs(1);
+/// The same for the others, which a person may ask for twice within a second by pressing Ctrl-C
+/// again, and `timeout -s INT` within microseconds.
+const SAME_KEY: Duration = Duration::from_millis(100);
 /// Nothing tells when a process group is empty.
 const TICK: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_told_twice_is_one() {
+        let since = Instant::now();
+        let (soon, later) = (since + Duration::from_millis(20), since + SAME_WISH);
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            let stop = Stop { signal, since };
+            assert!(stop.is_same_wish(signal, soon), "{signal}");
+            assert!(!stop.is_same_wish(signal, later), "{signal}");
+            // Only a Ctrl-C can be meant twice so soon.
+            assert_eq!(stop.is_same_wish(signal, since + SAME_KEY), signal == SIGTERM, "{signal}");
+            let other = if signal == SIGTERM { SIGINT } else { SIGTERM };
+            assert!(!stop.is_same_wish(other, soon), "{signal} and {other}");
+        }
+    }
+}

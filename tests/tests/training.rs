@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use allfold_tests::{CAP, Ended, Job, Process, clean_command, machine_lock};
 use rustix::process::{Pid, Signal, kill_process};
@@ -76,7 +76,7 @@ fn the_classic_run_and_its_second_half() {
 #[test]
 fn sigterm_to_any_process_stops_all_and_resume_goes_on() {
     let _one_at_a_time = machine_lock();
-    for (ranks, target) in [(1, 0), (3, 1), (3, LAUNCHER)] {
+    for (ranks, target) in [(1, 0), (3, 1), (3, LAUNCHER), (4, TWICE)] {
         let folder = Scratch::new();
         let checkpoints = folder.path("checkpoints");
         let line = |steps: usize| {
@@ -92,6 +92,11 @@ fn sigterm_to_any_process_stops_all_and_resume_goes_on() {
         match pids.get(target) {
             Some(&pid) => kill_process(pid, Signal::TERM).unwrap(),
             None => job.signal(Signal::TERM),
+        }
+        if target == TWICE {
+            // As `timeout` and systemd do: the process, and then its group.
+            std::thread::sleep(Duration::from_millis(20));
+            job.signal(Signal::TERM);
         }
         let ended = job.wait();
         assert_eq!(ended.code(), 143, "{ended:#?}");
@@ -573,3 +578,5 @@ impl Drop for Scratch {
 
 /// No rank's number.
 const LAUNCHER: usize = usize::MAX;
+/// The launcher, by two signals.
+const TWICE: usize = LAUNCHER - 1;
