@@ -4,6 +4,7 @@ mod csv;
 mod digits;
 mod file;
 mod folder;
+mod gzip;
 mod idx;
 mod images;
 mod subset;
@@ -140,6 +141,13 @@ impl Data {
         held_out: usize,
         seed: u64,
     ) -> Result<Self> {
+        if source == Some("") {
+            return Err(Error::Input {
+                place: "--data".into(),
+                problem: "empty".into(),
+                help: "give a folder or a file, or leave it out to take the embedded data".into(),
+            });
+        }
         let mut data = match (model, source) {
             (ModelKind::Lm, None) => {
                 Self::of_text(Text::embedded()?, "persuasion (embedded)".into())
@@ -261,6 +269,8 @@ mod tests {
         let folder = Scratch::new("data");
         let text = folder.write("a.txt", &[b'a'; 1000]);
         for (model, source, expected) in [
+            (ModelKind::Lm, Some(""), "--data: empty"),
+            (ModelKind::Cnn, Some(""), "--data: empty"),
             (ModelKind::Lm, Some("digits"), "it takes a text file, not images"),
             (ModelKind::Lm, folder.path().to_str(), "it takes a text file, not images"),
             (ModelKind::Cnn, text.to_str(), "is a file, and images come from a folder"),

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
-
+use super::gzip::{BytesBehind, MAGIC, Unpacked};
 use crate::error::{Error, Result};
 
 /// A file to read from, whether it is packed by gzip or not.
@@ -21,22 +20,23 @@ impl Source {
     /// name.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let failed = |error: io::Error| bad(path, unreadable(&error), LOOK_AT_PATH);
-        let mut file = File::open(path).map_err(failed)?;
-        let about = file.metadata().map_err(failed)?;
+        // Before it is opened: to open a pipe waits for somebody who writes.
+        let about = path.metadata().map_err(failed)?;
         if !about.is_file() {
             let what = if about.is_dir() { "is a directory" } else { "is no regular file" };
             return Err(bad(path, what, LOOK_AT_PATH));
         }
-        let mut start = [0; GZIP.len()];
+        let mut file = File::open(path).map_err(failed)?;
+        let mut start = [0; MAGIC.len()];
         let read = read_up_to(&mut file, &mut start).map_err(failed)?;
         if read == 0 {
             return Err(bad(path, "the file is empty", GET_AGAIN));
         }
         file.rewind().map_err(failed)?;
-        let packed = start == GZIP;
+        let packed = start == MAGIC;
         let (most, reader): (u64, Box<dyn Read>) = if packed {
-            let unpacked = MultiGzDecoder::new(BufReader::with_capacity(BUFFER, file));
-            (about.len().saturating_mul(MOST_PACKED), Box::new(unpacked))
+            let file = BufReader::with_capacity(BUFFER, file);
+            (about.len().saturating_mul(MOST_PACKED), Box::new(Unpacked::new(file)))
         } else {
             (about.len(), Box::new(file))
         };
@@ -71,6 +71,7 @@ impl Source {
     /// An error of the reader in words.
     pub(super) fn failed(&self, error: &io::Error) -> Error {
         let problem = match (self.packed, error.kind()) {
+            _ if BytesBehind::is_in(error) => "has bytes behind the end of its gzip data".into(),
             (true, io::ErrorKind::UnexpectedEof) => "truncated: its gzip data ends early".into(),
             (true, io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
                 format!("its gzip data is damaged ({error})")
@@ -126,8 +127,6 @@ pub(super) const GET_AGAIN: &str = "copy or download the file again";
 /// What to do about a path that leads nowhere.
 pub(super) const LOOK_AT_PATH: &str = "check the path given by --data, on this host";
 
-/// How gzip data starts.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Deflate unpacks a byte to 1032 at most (a match of 258 bytes in two bits).
 const MOST_PACKED: u64 = 1032;
 /// Read at once from disk: unpacking asks for little pieces.

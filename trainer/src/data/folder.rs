@@ -1,5 +1,6 @@
 //! Finds the files of the MNIST family in a folder.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::digits::Split;
@@ -75,10 +76,17 @@ fn find(files: &[String], (part, kind): (&str, &str)) -> Option<String> {
 
 /// The names of training and test file.
 fn csv_names(folder: &Path, files: &[String]) -> Result<(String, String)> {
-    let stem =
-        |name: &str| CSV.iter().find_map(|suffix| Some(name.strip_suffix(suffix)?.to_string()));
-    let mut stems: Vec<String> = files.iter().filter_map(|name| stem(name)).collect();
-    stems.dedup();
+    let stems = |part: &str| {
+        let end = format!("_{part}.csv");
+        let stem = |name: &String| {
+            let name = name.strip_suffix(".gz").unwrap_or(name);
+            name.strip_suffix(&end).map(str::to_string)
+        };
+        files.iter().filter_map(stem).collect::<BTreeSet<String>>()
+    };
+    // Where only test data is there, what it lacks is said below.
+    let part = if stems("train").is_empty() { "test" } else { "train" };
+    let mut stems: Vec<String> = stems(part).into_iter().collect();
     if stems.iter().any(|stem| stem == "mnist") {
         stems = vec!["mnist".into()];
     }
@@ -88,7 +96,7 @@ fn csv_names(folder: &Path, files: &[String]) -> Result<(String, String)> {
             return Err(bad(folder, "holds no data that is known", LOOKED_FOR));
         }
         [one, other, ..] => {
-            let problem = format!("holds both {one}_train.csv and {other}_train.csv");
+            let problem = format!("holds both {one}_{part}.csv and {other}_{part}.csv");
             return Err(bad(folder, problem, "put each data set into a folder of its own"));
         }
     };
@@ -115,8 +123,6 @@ const IDX: [(&str, &str); 4] = [
     ("t10k", "images-idx3"),
     ("t10k", "labels-idx1"),
 ];
-/// How the names of training data as comma-separated values end.
-const CSV: [&str; 2] = ["_train.csv", "_train.csv.gz"];
 const LOOKED_FOR: &str = "looked for train-images-idx3-ubyte, train-labels-idx1-ubyte, \
      t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, with or without .gz, and for \
      mnist_train.csv and mnist_test.csv";

@@ -1,5 +1,6 @@
 use super::*;
 use crate::data::file::{Scratch, gzip};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 fn idx(sizes: &[u32], fill: u8) -> Vec<u8> {
     let mut file = vec![0, 0, 8, sizes.len() as u8];
@@ -46,6 +47,10 @@ fn what_is_missing_is_named() {
     let help = open(folder.path()).unwrap_err().help().unwrap();
     assert!(help.contains("train-images-idx3-ubyte") && help.contains("mnist_train.csv"), "{help}");
 
+    folder.write("mnist_test.csv", b"1,2\n");
+    assert_eq!(told(&folder), "DIR: mnist_train.csv is missing");
+    std::fs::remove_file(folder.path().join("mnist_test.csv")).unwrap();
+
     folder.write("kmnist_train.csv", b"1,2\n");
     assert_eq!(told(&folder), "DIR: kmnist_test.csv is missing");
     folder.write("fashion_train.csv", b"1,2\n");
@@ -60,6 +65,25 @@ fn what_is_missing_is_named() {
         told(&folder),
         "DIR/t10k-images-idx3-ubyte: images of 5x5, but 4x4 in DIR/train-images-idx3-ubyte"
     );
+}
+
+#[test]
+fn a_pipe_is_not_waited_for() {
+    let folder = Scratch::new("folder");
+    for (part, kind) in IDX {
+        let path = folder.path().join(format!("{part}-{kind}-ubyte"));
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+    assert_eq!(told(&folder), "DIR/train-images-idx3-ubyte: is no regular file");
+}
+
+#[test]
+fn bytes_behind_the_packed_data() {
+    let folder = Scratch::new("folder");
+    folder.write("mnist_train.csv.gz", &[&gzip(b"1,2\n3,4\n")[..], b"x"].concat());
+    folder.write("mnist_test.csv", b"1,2\n");
+    let words = "DIR/mnist_train.csv.gz: has bytes behind the end of its gzip data";
+    assert_eq!(told(&folder), words);
 }
 
 #[test]
