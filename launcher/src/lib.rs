@@ -114,9 +114,13 @@ fn print_script(script: &Script<'_>) -> Result<(), Error> {
     io::stdout().write_all(&text).map_err(Error::system("cannot print the script"))?;
     match &script.left_out()[..] {
         [] => {}
-        // A closed stderr is no error.
-        options => {
-            let options = options.join(" and ");
+        [others @ .., last] => {
+            let others = match others {
+                [] => String::new(),
+                others => others.join(", ") + " and ",
+            };
+            let options = others + last;
+            // A closed stderr is no error.
             let _ = writeln!(io::stderr(), "allfold: the script does without {options}");
         }
     }

@@ -147,12 +147,20 @@ fn output_goes_where_the_options_say() {
 #[test]
 fn what_a_shell_cannot_do_is_said() {
     let scratch = Scratch::new();
-    let options = ["run", "-n", "2", "--dry-run", "--max-restarts", "2", "--timestamp"];
-    // The program need not be here.
-    let ended = finish(scratch.allfold(&[&options[..], &["no-such-program"]].concat()));
-    assert_eq!(ended.code(), Some(0));
-    let note = "allfold: the script does without --max-restarts and --timestamp\n";
-    assert_eq!(ended.stderr, note);
+    for (options, listed) in [
+        (&["--timestamp"][..], "--timestamp"),
+        (&["--timestamp", "--max-restarts", "2"], "--max-restarts and --timestamp"),
+        (
+            &["--max-restarts", "2", "--timestamp", "--prefix", "always"],
+            "--max-restarts, --prefix and --timestamp",
+        ),
+    ] {
+        // The program need not be here.
+        let words = [&["run", "-n", "2", "--dry-run"], options, &["no-such-program"]].concat();
+        let ended = finish(scratch.allfold(&words));
+        assert_eq!(ended.code(), Some(0));
+        assert_eq!(ended.stderr, format!("allfold: the script does without {listed}\n"));
+    }
     let words = ["run", "-n", "2", "--dry-run", "--env", "A.B=1", "true"];
     let ended = finish(scratch.allfold(&words));
     assert_eq!(ended.code(), Some(2));
