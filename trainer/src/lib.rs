@@ -26,6 +26,7 @@ mod gauges;
 mod initial;
 mod interval;
 mod loss;
+mod memory;
 mod model;
 mod norm;
 mod optimizer;

@@ -213,7 +213,7 @@ impl OptimizerKind {
     }
 
     /// What is remembered of each element.
-    fn states(self) -> &'static [&'static str] {
+    pub(crate) fn states(self) -> &'static [&'static str] {
         match self {
             Self::Sgd => &["momentum"],
             Self::Adagrad => &["accumulator"],

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use crate::checkpoint::Every;
 use crate::data::Data;
 use crate::error::Result;
+use crate::memory;
 use crate::settings::Settings;
 
 /// The options of `allfold train`.
@@ -228,11 +229,12 @@ impl Options {
     ///
     /// # Errors
     /// [`UnknownModel`](crate::Error::UnknownModel); [`Option`](crate::Error::Option) for a number
-    /// out of range; as [`Data::open`].
+    /// out of range and for a model that this host has not the memory for; as [`Data::open`].
     pub fn check(&self, ranks: usize) -> Result<()> {
         // First without the data: large ones take seconds.
         self.check_numbers(ranks)?;
-        Settings::new(self, ranks, &self.open()?).map(drop)
+        let data = self.open()?;
+        memory::check(&Settings::new(self, ranks, &data)?, &data.shape)
     }
 
     /// The data asked for.
