@@ -7,6 +7,7 @@ use crate::job::{Job, Kind, check_ranks};
 use crate::options::{JobOptions, OutputOptions};
 use crate::program::Program;
 use crate::report;
+use crate::signals;
 
 /// What `train` and `bench` have in common.
 pub(crate) trait Collective {
@@ -45,8 +46,15 @@ pub(crate) fn join_or_start<C: Collective>(
         Role::Starter => {
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
             check_ranks(ranks, C::RANKS_OPTION)?;
+            let is_alone = ranks == 1 && options.first_given().is_none();
+            // Reading the data can take minutes, too.
+            if is_alone {
+                allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
+            } else {
+                signals::end_at_once().map_err(Error::system("cannot handle signals"))?;
+            }
             collective.check(ranks)?;
-            if ranks == 1 && options.first_given().is_none() {
+            if is_alone {
                 return collective.run(Communicator::from_env_or_single()?);
             }
             let (program, kind) = (Program::own_copy(), Kind::Copies);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -10,7 +11,27 @@ use signal_hook::consts::{
 };
 use signal_hook::iterator::Signals;
 
+use crate::exit_code;
 use crate::supervisor::Event;
+
+/// Until [`subscribe`] SIGTERM ends this process at once; also as PID 1, which has no default
+/// action.
+pub(crate) fn end_at_once() -> io::Result<()> {
+    if is_in(ignored(), SIGTERM) {
+        return Ok(());
+    }
+    let mut signals = Signals::new([SIGTERM])?;
+    thread::Builder::new().name("early signals".into()).spawn(move || {
+        for signal in &mut signals {
+            // A launcher that has ranks must not leave them.
+            if ARE_EVENTS.load(Ordering::SeqCst) {
+                return;
+            }
+            signal_hook::low_level::exit(exit_code::of_signal(signal).into());
+        }
+    })?;
+    Ok(())
+}
 
 /// From now on signals are events.
 pub(crate) fn subscribe(events: mpsc::Sender<Event>) -> io::Result<()> {
@@ -28,6 +49,7 @@ pub(crate) fn subscribe(events: mpsc::Sender<Event>) -> io::Result<()> {
             }
         }
     })?;
+    ARE_EVENTS.store(true, Ordering::SeqCst);
     Ok(())
 }
 
@@ -48,6 +70,9 @@ fn ignored_in(status: &str) -> u64 {
 fn is_in(set: u64, signal: i32) -> bool {
     set & (1 << (signal - 1)) != 0
 }
+
+/// Whether somebody else decides what a signal means.
+static ARE_EVENTS: AtomicBool = AtomicBool::new(false);
 
 #[cfg(test)]
 mod tests {

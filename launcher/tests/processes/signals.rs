@@ -1,9 +1,10 @@
 //! Ctrl-C and SIGTERM.
 
+use std::fs;
 use std::io::Write;
 use std::process::Command;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 // A shell may miss that a trap is due when it is about to wait for a child: so the children of
 // those that trap are short.
@@ -86,11 +87,7 @@ fn who_does_not_end_after_the_grace_is_killed() {
 #[test]
 fn signals_pass_through_the_first_process_of_a_container() {
     let scratch = Scratch::new();
-    let may = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
-    if !may.is_ok_and(|output| output.status.success()) {
-        let name = "signals_pass_through_the_first_process_of_a_container";
-        let mut stderr = std::io::stderr();
-        writeln!(stderr, "skipped: {name}: unshare --pid is missing or refused").unwrap();
+    if !has_containers("signals_pass_through_the_first_process_of_a_container") {
         return;
     }
     let mut command = Command::new("unshare");
@@ -108,6 +105,42 @@ fn signals_pass_through_the_first_process_of_a_container() {
     assert_eq!(ended.code(), Some(143), "{}", ended.stderr);
     assert_eq!(ended.lines, ["[0] bye", "[0] ready", "[1] bye", "[1] ready"]);
     assert_eq!(ended.error(), "stopped by SIGTERM");
+}
+
+#[test]
+fn the_first_process_of_a_container_can_be_stopped_while_it_reads_its_data() {
+    if !has_containers("the_first_process_of_a_container_can_be_stopped_while_it_reads_its_data") {
+        return;
+    }
+    let scratch = Scratch::new();
+    // 8 GB of empty lines: it ends well before their end, or with another code.
+    let script = "head -c 40000000 /dev/zero | tr '\\0' '\\n' | gzip > piece && \
+                  for _ in $(seq 200); do cat piece; done > mnist_train.csv.gz && \
+                  echo 1,2 > mnist_test.csv";
+    let made = Command::new("sh").args(["-ec", script]).current_dir(scratch.path()).status();
+    assert!(made.unwrap().success());
+    for ranks in ["1", "2"] {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--pid", "--fork", "--mount-proc", env!("CARGO_BIN_EXE_allfold")])
+            .args(["train", "--model", "mlp", "-n", ranks, "--data"])
+            .arg(scratch.path());
+        scratch.prepare(&mut command);
+        let launched = Launched::start(command);
+        let unshare = launched.pid();
+        wait_until("it reads", || {
+            let first = children(unshare, env!("CARGO_BIN_EXE_allfold"));
+            let pid = *first.first().ok_or("it is not there")?;
+            if !has_open(pid, "mnist_train.csv.gz") {
+                return Err("it does not read");
+            }
+            kill_process(pid, Signal::TERM).map_err(|_| "it has ended")
+        });
+        let ended = launched.finish();
+        assert_eq!(ended.code(), Some(143), "{}", ended.stderr);
+        assert!(ended.lines.is_empty() && ended.stderr.is_empty(), "{}", ended.stderr);
+        scratch.expect_nothing_left();
+    }
 }
 
 #[test]
@@ -158,4 +191,21 @@ fn ctrl_z_stops_the_ranks_as_well() {
     launched.signal(Signal::CONT);
     scratch.release(0, "on");
     assert_eq!(launched.finish().code(), Some(0));
+}
+
+/// Whether this host lets a test make a container; says so where it does not.
+fn has_containers(test: &str) -> bool {
+    let may = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
+    let has = may.is_ok_and(|output| output.status.success());
+    if !has {
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "skipped: {test}: unshare --pid is missing or refused").unwrap();
+    }
+    has
+}
+
+/// Whether the process has a file of that name open.
+fn has_open(pid: Pid, name: &str) -> bool {
+    let files = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_pid())).into_iter().flatten();
+    files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|path| path.ends_with(name)))
 }
