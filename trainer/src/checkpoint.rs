@@ -14,7 +14,6 @@ mod schedule;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
@@ -70,9 +69,10 @@ impl Checkpoint {
             problem,
             help: help.into(),
         };
-        let bytes = fs::read(path).map_err(|error| {
-            refuse(error.to_string(), "give a file such as DIR/step-00000300.safetensors")
-        })?;
+        let give = "give a file such as DIR/step-00000300.safetensors";
+        let bytes = folder::read_regular(path)
+            .map_err(|error| refuse(error.to_string(), give))?
+            .ok_or_else(|| refuse("is no regular file".into(), give))?;
         let model = file::open(&bytes).map_err(|problem| refuse(problem, TRY_ANOTHER))?;
         Self::of_model(path, &model).map_err(|problem| refuse(problem, TRY_ANOTHER))
     }

@@ -61,17 +61,20 @@ fn find(options: &Options, described: &[(String, String)]) -> Result<Choice> {
         return Ok(None);
     };
     let found = folder.latest()?;
-    if resume == Resume::Must && found.newest.is_none() {
-        let problem = match found.skipped.len() {
-            0 => "there is no checkpoint to go on from".to_string(),
-            1 => "the only checkpoint cannot be used".to_string(),
-            many => format!("none of {many} checkpoints can be used"),
+    if found.newest.is_none() && (resume == Resume::Must || !found.skipped.is_empty()) {
+        let (problem, help) = match found.skipped.len() {
+            0 => (
+                "there is no checkpoint to go on from".to_string(),
+                "--resume without `=must` starts fresh where there is none",
+            ),
+            1 => ("the only checkpoint cannot be used".to_string(), NONE_USABLE),
+            many => (format!("none of {many} checkpoints can be used"), NONE_USABLE),
         };
         let skipped: String = found.skipped.iter().map(|it| format!("; {it}")).collect();
         return Err(Error::Checkpoint {
             file: path.display().to_string(),
             problem: problem + &skipped,
-            help: "--resume without `=must` starts fresh where there is none".into(),
+            help: help.into(),
         });
     }
     if let Some(stored) = &found.newest {
@@ -146,6 +149,8 @@ fn nothing_stored() -> Stored {
     Stored { path: PathBuf::new(), model: Vec::new(), optimizer: Vec::new() }
 }
 
+/// A fresh start would mix its checkpoints with those that are there.
+const NONE_USABLE: &str = "to start fresh, delete them or give another folder";
 /// Nobody asked rank 0 to resume.
 const NOT_ASKED: u64 = 0;
 /// There is no checkpoint.

@@ -14,6 +14,7 @@ use allfold_trainer::checkpoint::{Checkpoint, Folder, News, State, Writer};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Module, VarBuilder, VarMap};
 use python::python_has;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use skipped::skip;
 
 /// What a training has at a step, in `elements` numbers that tell the step.
@@ -334,6 +335,16 @@ fn damaged_ones_are_skipped_and_said() {
         assert_eq!(newest(&folder), Some(200));
         whole.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
         assert_eq!(newest(&folder), Some(300));
+    }
+    // A pipe that nobody writes to.
+    for path in [model, optimizer] {
+        fs::remove_file(path).unwrap();
+        mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).unwrap();
+        let [reason] = &skipped_reasons(&folder)[..] else { panic!() };
+        assert!(reason.ends_with("is no regular file"), "{reason}");
+        assert_eq!(newest(&folder), Some(200));
+        fs::remove_file(path).unwrap();
+        whole.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     }
     // A pair under another name: the step is what it holds, not what it is called.
     fs::copy(model, model_file(&folder, 900)).unwrap();

@@ -5,6 +5,7 @@
 mod on_ranks;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use allfold_trainer::checkpoint::{Every, Folder};
@@ -241,11 +242,39 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
     for step in Folder::new(&path).steps().unwrap() {
         damage(&model_file(&path, step as usize));
     }
-    let must = Options { resume: Some(Resume::Must), ..saving.clone() };
-    let error = error_of_all(&must, 3);
-    assert!(error.contains("checkpoints can be used; checkpoint "), "{error}");
-    let fresh = train(&saving, 2);
-    assert_eq!((fresh.first_step(), fresh.digest()), (Some(1), whole.digest()));
+    let bytes = || fs::read(model_file(&path, 20)).unwrap();
+    let before = bytes();
+    for resume in [Resume::Must, Resume::Auto] {
+        let again = Options { resume: Some(resume), ..saving.clone() };
+        let error = error_of_all(&again, 3);
+        assert!(error.contains("checkpoints can be used; checkpoint "), "{error}");
+        assert!(error.ends_with("\nto start fresh, delete them or give another folder"), "{error}");
+    }
+    assert_eq!(bytes(), before, "left as it was");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_read_is_not_a_damaged_one() {
+    let options = Options { checkpoint_every: Every::Steps(3), ..options(OptimizerKind::Sgd) };
+    let (path, saving) = saving("unreadable", &options);
+    train(&until(6, &saving), 2);
+    let optimizer_file = |step| path.join(format!("step-{step:08}.optimizer.safetensors"));
+    // A link to itself cannot be read by root either.
+    let unreadable = |file: &Path| {
+        let aside = path.join("aside");
+        fs::rename(file, &aside).unwrap();
+        symlink(file, file).unwrap();
+        let error = error_of_all(&saving, 3);
+        let start = format!("checkpoint {}: cannot be read: ", file.display());
+        assert!(error.starts_with(&start), "{error}");
+        fs::remove_file(file).unwrap();
+        fs::rename(aside, file).unwrap();
+    };
+    unreadable(&model_file(&path, 6));
+    unreadable(&optimizer_file(6));
+    damage(&model_file(&path, 6));
+    unreadable(&model_file(&path, 3));
+    assert_eq!(train(&saving, 2).first_step(), Some(4));
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The folder of a run's checkpoints: files appear whole or not at all.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::file::Sealed;
 use super::pair::{Snapshot, Stored};
@@ -116,11 +117,12 @@ impl Folder {
     /// The newest checkpoint that is whole and undamaged.
     ///
     /// # Errors
-    /// As [`Self::steps`].
+    /// As [`Self::steps`]; [`Error::Checkpoint`] where a file cannot be read, which does not say
+    /// that it is damaged.
     pub fn latest(&self) -> Result<Found> {
         let mut found = Found::default();
         for step in self.steps()?.into_iter().rev() {
-            match self.load(step) {
+            match self.load(step)? {
                 Ok(stored) => {
                     found.newest = Some(stored);
                     break;
@@ -133,16 +135,19 @@ impl Folder {
         Ok(found)
     }
 
-    fn load(&self, step: u64) -> Result<Stored, String> {
-        let path = self.file(step, MODEL);
-        let model = fs::read(&path).map_err(|error| error.to_string())?;
-        let optimizer =
-            fs::read(self.file(step, OPTIMIZER)).map_err(|error| match error.kind() {
-                ErrorKind::NotFound => "its optimiser's file is missing".to_string(),
-                _ => format!("its optimiser's file: {error}"),
-            })?;
+    /// A checkpoint, or why it is none.
+    fn load(&self, step: u64) -> Result<Result<Stored, String>> {
+        let (path, second) = (self.file(step, MODEL), self.file(step, OPTIMIZER));
+        let model = match read(&path)? {
+            Ok(bytes) => bytes,
+            Err(reason) => return Ok(Err(reason.into())),
+        };
+        let optimizer = match read(&second)? {
+            Ok(bytes) => bytes,
+            Err(reason) => return Ok(Err(format!("its optimiser's file {reason}"))),
+        };
         let stored = Stored { path, model, optimizer };
-        stored.check(step).map(|()| stored)
+        Ok(stored.check(step).map(|()| stored))
     }
 
     /// Writes both files; what a failed write leaves is removed.
@@ -309,6 +314,36 @@ impl Drop for Temporary {
         // Gone after a rename; what else may fail here, the next run tries again.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// A file's bytes, or why it has none.
+///
+/// # Errors
+/// [`Error::Checkpoint`] where it may be whole, but not for this process at this time.
+fn read(path: &Path) -> Result<Result<Vec<u8>, &'static str>> {
+    let bytes = read_regular(path);
+    match bytes {
+        Ok(bytes) => Ok(bytes.ok_or("is no regular file")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Err("is missing")),
+        Err(error) => Err(Error::Checkpoint {
+            file: path.display().to_string(),
+            problem: format!("cannot be read: {error}"),
+            help: "see that it can be read and try again; to go without it, move it away".into(),
+        }),
+    }
+}
+
+/// The bytes of a regular file; none where it is something else, which may have no end.
+pub(super) fn read_regular(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    // To open a pipe waits for its other end.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
