@@ -33,7 +33,7 @@ pub struct State<'a> {
     pub step: u64,
     /// What makes a model this one and no other, as name and value, such as `hidden` and `100`.
     pub model: &'a [(String, String)],
-    /// How it is trained, as name and value; kept for the reader, never compared.
+    /// How it is trained, as name and value.
     pub settings: &'a [(String, String)],
     /// The parameters with their names.
     pub parameters: &'a [(String, Var)],
@@ -102,12 +102,19 @@ impl Checkpoint {
     pub fn fits(&self, expected: &[(String, String)]) -> Result<()> {
         let here: BTreeMap<&str, &str> = borrowed(expected);
         let there: BTreeMap<&str, &str> = borrowed(&self.model);
-        let names = here.keys().chain(there.keys());
-        let Some(name) = names.into_iter().find(|name| here.get(*name) != there.get(*name)) else {
+        // In the order given: what another model is comes before how it differs.
+        let names = expected.iter().map(|(name, _)| name.as_str()).chain(there.keys().copied());
+        let Some(name) = names.into_iter().find(|name| here.get(name) != there.get(name)) else {
             return Ok(());
         };
         let value = |of: &BTreeMap<&str, &str>| of.get(name).map_or("not set".into(), in_quotes);
         Err(self.another_model(format!("{name} is {} there, {} here", value(&there), value(&here))))
+    }
+
+    /// What is said of how it was trained, by name.
+    pub(crate) fn setting(&self, name: &str) -> Option<&str> {
+        let found = self.settings.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
     }
 
     /// Gives the parameters the values of this checkpoint: all of them, or none.
@@ -203,6 +210,7 @@ mod tests {
         for (here, expected) in [
             (pairs(&[("kind", "mlp"), ("hidden", "64")]), "hidden is 100 there, 64 here"),
             (pairs(&[("kind", "mlp")]), "hidden is 100 there, not set here"),
+            (pairs(&[("kind", "lm"), ("hidden", "64")]), "kind is mlp there, lm here"),
             (
                 pairs(&[("kind", "mlp"), ("hidden", "100"), ("shape", "28x28 px")]),
                 "shape is not set there, `28x28 px` here",

@@ -56,6 +56,8 @@ pub enum Error {
     LossNotFinite {
         /// The step, from 1.
         step: u64,
+        /// The step of the checkpoint whose parameters give this loss, where they were read.
+        resumed: Option<u64>,
     },
 
     /// A rank has not what rank 0 has; every rank gets the same error.
@@ -221,7 +223,13 @@ impl Error {
             Self::NoSamples { .. } => {
                 Some("end the epoch on every rank when the data is used up".into())
             }
-            Self::LossNotFinite { .. } => Some("lower --lr, the learning rate".into()),
+            Self::LossNotFinite { resumed: None, .. } => {
+                Some("lower --lr, the learning rate".into())
+            }
+            Self::LossNotFinite { resumed: Some(step), .. } => Some(format!(
+                "the checkpoint holds it already: delete step-{step:08}.* and resume with a lower \
+                 --lr"
+            )),
             Self::Disagree { .. } => {
                 Some("start every rank with the same program and the same options".into())
             }

@@ -33,7 +33,7 @@ pub struct EvalOptions {
 ///
 /// # Errors
 /// [`Error::Checkpoint`] for a file that is none, is damaged, or is of a model that does not fit
-/// the data; as [`Data::open`].
+/// the data; [`Error::LossNotFinite`]; as [`Data::open`].
 pub fn eval(options: &EvalOptions) -> Result<()> {
     let checkpoint = Checkpoint::read(&options.checkpoint)?;
     let kind: ModelKind = entry(&checkpoint, "model")?.parse()?;
@@ -90,7 +90,13 @@ pub fn eval(options: &EvalOptions) -> Result<()> {
         percent(test.accuracy()),
         grouped(test.correct),
         grouped(test.samples)
-    ))
+    ))?;
+    match test.loss.is_finite() {
+        true => Ok(()),
+        false => {
+            Err(Error::LossNotFinite { step: checkpoint.step, resumed: Some(checkpoint.step) })
+        }
+    }
 }
 
 /// What the checkpoint says of its model.

@@ -11,16 +11,22 @@ pub struct Problem {
     what: String,
     path: PathBuf,
     reason: String,
+    help: &'static str,
 }
 
 impl Problem {
     pub(crate) fn new(what: impl Into<String>, path: &Path, reason: &impl fmt::Display) -> Self {
-        Self { what: what.into(), path: path.into(), reason: reason.to_string() }
+        Self { what: what.into(), path: path.into(), reason: reason.to_string(), help: MAKE_ROOM }
+    }
+
+    /// The same, where it is not the disk's fault.
+    pub(crate) fn with_help(self, help: &'static str) -> Self {
+        Self { help, ..self }
     }
 
     /// What to do about it.
     pub fn help(&self) -> &'static str {
-        "training goes on; make room, or see that the folder can be written to"
+        self.help
     }
 }
 
@@ -31,3 +37,6 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+/// What mostly helps.
+const MAKE_ROOM: &str = "training goes on; make room, or see that the folder can be written to";

@@ -439,7 +439,13 @@ mod tests {
 
     #[test]
     fn the_header_says_where_it_resumes() {
-        let found = Resumed { path: Some("a/b".into()), step: 1200, skipped: Vec::new() };
+        let found = Resumed {
+            path: Some("a/b".into()),
+            step: 1200,
+            skipped: Vec::new(),
+            changes: Vec::new(),
+            counts_epochs: true,
+        };
         assert_eq!(resumed(&found), "  resume step 1,200 of a/b");
         let nothing = Resumed { path: None, ..found };
         assert_eq!(resumed(&nothing), "  resume no checkpoint yet: starts fresh");

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use allfold::Communicator;
 
 use crate::agreement::broadcast_text;
-use crate::checkpoint::{Folder, Skipped, Stored};
+use crate::checkpoint::{Checkpoint, Folder, Skipped, Stored};
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
 use crate::optimizer::Optimiser;
 use crate::options::{Options, Resume};
+use crate::settings::{ACCUMULATE, BATCH_SIZE, DATA, OPTIMIZER, SEED, STEPS, VALIDATION, short};
 
 /// Where a training starts that was asked to resume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,22 +21,34 @@ pub(crate) struct Resumed {
     pub(crate) step: u64,
     /// Newer ones that cannot be used; known to rank 0.
     pub(crate) skipped: Vec<Skipped>,
+    /// Settings that have changed since, such as `seed was 1, is 2`; known to rank 0.
+    pub(crate) changes: Vec<String>,
+    /// Whether every step of it was of as many samples as those to come.
+    pub(crate) counts_epochs: bool,
+}
+
+impl Resumed {
+    fn nowhere() -> Self {
+        Self { path: None, step: 0, skipped: Vec::new(), changes: Vec::new(), counts_epochs: true }
+    }
 }
 
 /// Gives all ranks the parameters and the optimiser's state of the newest checkpoint, where that
 /// was asked for and there is one. None where it was not asked for.
+/// `described` is the model, `settings` how it is trained.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] on every rank, with what rank 0 found wrong; [`Error::OptimizerState`].
 pub(crate) fn resume(
     options: &Options,
     described: &[(String, String)],
+    settings: &[(String, String)],
     world: &Communicator,
     optimizer: &mut Distributed<'_, Optimiser>,
 ) -> Result<Option<Resumed>> {
     // Whether rank 0 was asked is rank 0's word, so that all make the same calls.
     let own = match world.rank() {
-        0 => find(options, described),
+        0 => find(options, described, settings),
         _ => Ok(None),
     };
     let Some((mut resumed, stored)) = tell_all(world, own)? else { return Ok(None) };
@@ -45,6 +58,7 @@ pub(crate) fn resume(
         checkpoint.restore(optimizer.parameters())?;
         optimizer.inner_mut().restore(&checkpoint.optimizer)?;
         optimizer.set_steps(checkpoint.step);
+        resumed.counts_epochs = counts_epochs(&checkpoint, settings);
         (resumed.path, resumed.step) = (Some(stored.path), checkpoint.step);
     }
     Ok(Some(resumed))
@@ -53,7 +67,11 @@ pub(crate) fn resume(
 type Choice = Option<(Resumed, Option<Stored>)>;
 
 /// On rank 0: what there is to go on from.
-fn find(options: &Options, described: &[(String, String)]) -> Result<Choice> {
+fn find(
+    options: &Options,
+    described: &[(String, String)],
+    settings: &[(String, String)],
+) -> Result<Choice> {
     let Some(path) = &options.checkpoint else { return Ok(None) };
     let folder = Folder::new(path);
     let Some(resume) = options.resume else {
@@ -77,12 +95,66 @@ fn find(options: &Options, described: &[(String, String)]) -> Result<Choice> {
             help: help.into(),
         });
     }
+    let mut resumed = Resumed { skipped: found.skipped, ..Resumed::nowhere() };
     if let Some(stored) = &found.newest {
         // Here, so that an error names one rank's file and reaches all.
-        stored.decode()?.fits(described)?;
+        let checkpoint = stored.decode()?;
+        checkpoint.fits(described)?;
+        resumed.changes = changes(&checkpoint, settings)?;
     }
-    let resumed = Resumed { path: None, step: 0, skipped: found.skipped };
     Ok(Some((resumed, found.newest)))
+}
+
+/// The settings that are not those of the checkpoint, where it can be gone on from all the same.
+///
+/// # Errors
+/// [`Error::Checkpoint`] where its optimiser or its samples are others.
+fn changes(checkpoint: &Checkpoint, settings: &[(String, String)]) -> Result<Vec<String>> {
+    let refuse = |problem: String, help: &str| Error::Checkpoint {
+        file: checkpoint.path.display().to_string(),
+        problem,
+        help: help.into(),
+    };
+    let is_on = |value: &str| value != "0";
+    let validates = settings.iter().any(|(name, value)| name == VALIDATION && is_on(value))
+        || checkpoint.setting(VALIDATION).is_some_and(is_on);
+    let mut changes = Vec::new();
+    for (name, here) in settings {
+        let there = match checkpoint.setting(name) {
+            Some(there) if there != here && name != STEPS => there,
+            _ => continue,
+        };
+        match &**name {
+            OPTIMIZER => {
+                let problem = format!("of another optimizer: {there} there, {here} here");
+                return Err(refuse(problem, "give its --optimizer, or another folder"));
+            }
+            DATA => {
+                let [there, here] = [short(there), short(here)];
+                let problem = format!("of other data: sha-256 {there} there, {here} here");
+                return Err(refuse(problem, "give the --data that it was trained on"));
+            }
+            // Samples that it was trained on would be held out as never seen.
+            SEED | VALIDATION if validates => {
+                let problem = format!(
+                    "other samples were held out: {name} was {there}, is {here} with --validation"
+                );
+                return Err(refuse(problem, "give the --seed and --validation that it had"));
+            }
+            _ => changes.push(format!("{name} was {there}, is {here}")),
+        }
+    }
+    Ok(changes)
+}
+
+/// Whether steps were, and are, equally many samples: then they count epochs.
+fn counts_epochs(checkpoint: &Checkpoint, settings: &[(String, String)]) -> bool {
+    let is_same = |(name, here): &(String, String)| {
+        checkpoint.setting(name).is_none_or(|there| there == here)
+    };
+    let mut of_batches =
+        settings.iter().filter(|(name, _)| [BATCH_SIZE, ACCUMULATE].contains(&&**name));
+    checkpoint.setting(MIXED).is_none() && of_batches.all(is_same)
 }
 
 /// What rank 0 has found, on every rank.
@@ -104,7 +176,7 @@ fn tell_all(world: &Communicator, own: Result<Choice>) -> Result<Choice> {
         [FOUND, model, optimizer] => {
             let (resumed, stored) = match own {
                 Ok(Some((resumed, Some(stored)))) => (resumed, stored),
-                _ => (Resumed { path: None, step: 0, skipped: Vec::new() }, nothing_stored()),
+                _ => (Resumed::nowhere(), nothing_stored()),
             };
             let path = broadcast_text(world, &stored.path.to_string_lossy(), 0)?;
             let model = broadcast_bytes(world, stored.model, model)?;
@@ -114,7 +186,7 @@ fn tell_all(world: &Communicator, own: Result<Choice>) -> Result<Choice> {
         }
         _ => Ok(Some(match own {
             Ok(Some(own)) => own,
-            _ => (Resumed { path: None, step: 0, skipped: Vec::new() }, None),
+            _ => (Resumed::nowhere(), None),
         })),
     }
 }
@@ -149,6 +221,8 @@ fn nothing_stored() -> Stored {
     Stored { path: PathBuf::new(), model: Vec::new(), optimizer: Vec::new() }
 }
 
+/// A setting that is saved where an earlier resume has changed the size of a step.
+pub(crate) const MIXED: &str = "mixed batches";
 /// A fresh start would mix its checkpoints with those that are there.
 const NONE_USABLE: &str = "to start fresh, delete them or give another folder";
 /// Nobody asked rank 0 to resume.

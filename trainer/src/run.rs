@@ -71,6 +71,9 @@ fn train(
     for skipped in training.resumed.iter().flat_map(|resumed| &resumed.skipped) {
         tracing::warn!("{skipped}");
     }
+    for change in training.resumed.iter().flat_map(|resumed| &resumed.changes) {
+        tracing::warn!("resume: {change}");
+    }
     let outcome = training.run(|event| {
         let mut events = vec![event];
         if let Some(scalars) = &mut scalars {

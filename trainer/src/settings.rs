@@ -173,19 +173,28 @@ impl Settings {
     /// How it is trained.
     pub(crate) fn training_lines(&self) -> Vec<(String, String)> {
         [
-            ("optimizer", name(&self.optimizer)),
+            (OPTIMIZER, name(&self.optimizer)),
             ("lr", self.lr.to_string()),
             ("momentum", self.momentum.to_string()),
-            ("batch size", self.batch_size.to_string()),
-            ("accumulate", self.accumulate.to_string()),
+            (BATCH_SIZE, self.batch_size.to_string()),
+            (ACCUMULATE, self.accumulate.to_string()),
             ("clip-norm", self.clip_norm.map_or("off".into(), |norm| norm.to_string())),
-            ("steps", self.steps.to_string()),
-            ("seed", self.seed.to_string()),
+            (STEPS, self.steps.to_string()),
+            (SEED, self.seed.to_string()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_string(), value))
         .collect()
     }
+}
+
+/// What a checkpoint says of how it was trained: [`Settings::training_lines`] and of what.
+pub(crate) fn saved_lines(settings: &Settings, data: &Data) -> Vec<(String, String)> {
+    let validation = data.validation.as_ref().map_or(0, |samples| samples.len());
+    let mut lines = settings.training_lines();
+    lines.push((DATA.into(), data.fingerprint.clone()));
+    lines.push((VALIDATION.into(), validation.to_string()));
+    lines
 }
 
 /// What makes a model this one and no other, as name and value.
@@ -218,7 +227,7 @@ pub(crate) fn name(value: &impl ValueEnum) -> String {
 }
 
 /// Enough of a digest to tell two apart.
-fn short(digest: &str) -> &str {
+pub(crate) fn short(digest: &str) -> &str {
     digest.get(..8).unwrap_or(digest)
 }
 
@@ -249,6 +258,14 @@ fn in_range(option: &'static str, value: usize, limit: usize) -> Result<usize> {
 
 /// The name of the characters of a text among the lines that describe a model.
 pub(crate) const VOCABULARY: &str = "vocabulary";
+/// The names of settings that a resume looks at.
+pub(crate) const OPTIMIZER: &str = "optimizer";
+pub(crate) const BATCH_SIZE: &str = "batch size";
+pub(crate) const ACCUMULATE: &str = "accumulate";
+pub(crate) const STEPS: &str = "steps";
+pub(crate) const SEED: &str = "seed";
+pub(crate) const DATA: &str = "data";
+pub(crate) const VALIDATION: &str = "validation";
 /// A wider layer takes more memory than a mistyped number should.
 const HIDDEN_LIMIT: usize = 1 << 16;
 /// Leaves a step's number room beside the bucket in a label, which is step times a million.

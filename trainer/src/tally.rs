@@ -62,7 +62,7 @@ impl Riders {
             return Err(Error::NoSamples { step: steps });
         }
         if !self.tally.loss.is_finite() {
-            return Err(Error::LossNotFinite { step: steps + 1 });
+            return Err(Error::LossNotFinite { step: steps + 1, resumed: None });
         }
         Ok(())
     }

@@ -22,10 +22,10 @@ use crate::optimizer::Optimiser;
 use crate::options::Options;
 use crate::parameters::by_name;
 use crate::problem::Problem;
-use crate::resume::{Resumed, resume};
+use crate::resume::{MIXED, Resumed, resume};
 use crate::sampler::{Batch, Sampler};
 use crate::saving::Saving;
-use crate::settings::Settings;
+use crate::settings::{Settings, saved_lines};
 use crate::stop::Stop;
 use crate::tally::Tally;
 
@@ -141,10 +141,14 @@ impl<'a> Training<'a> {
             Distributed::new(optimizer, &vars, world)?.with_bucket_limit(settings.bucket_bytes)?;
         optimizer.set_clip_norm(settings.clip_norm);
         let described = settings.model_lines(&data.shape);
-        let resumed = resume(options, &described, world, &mut optimizer)?;
+        let mut lines = saved_lines(&settings, &data);
+        let resumed = resume(options, &described, &lines, world, &mut optimizer)?;
+        if resumed.as_ref().is_some_and(|resumed| !resumed.counts_epochs) {
+            lines.push((MIXED.into(), "yes".into()));
+        }
         let saving = match &options.checkpoint {
             Some(folder) if world.rank() == 0 => {
-                Some(Saving::start(folder, options, described, settings.training_lines())?)
+                Some(Saving::start(folder, options, described, lines)?)
             }
             _ => None,
         };
@@ -191,7 +195,12 @@ impl<'a> Training<'a> {
             let mut batches = self.sampler.epoch(epoch).skip(done_of_it);
             for _ in step % self.settings.steps_per_epoch..self.settings.steps_per_epoch {
                 let of_step: Vec<Batch> = batches.by_ref().take(self.settings.accumulate).collect();
-                let train = self.step(&of_step)?;
+                let train = self.step(&of_step).map_err(|error| match error {
+                    Error::LossNotFinite { step: at, .. } if step == first => {
+                        Error::LossNotFinite { step: at, resumed: self.resumed_from() }
+                    }
+                    other => other,
+                })?;
                 step += 1;
                 interval.add(train);
                 gauges.step(step as u64, train.mean_loss(), train.samples as u64);
@@ -202,6 +211,10 @@ impl<'a> Training<'a> {
                     let done = self.test(epoch, step, &interval)?;
                     tested = Some(done);
                     watch(Event::Test(done))?;
+                    // Before it is saved.
+                    if !done.test.loss.is_finite() {
+                        return Err(Error::LossNotFinite { step: step as u64, resumed: None });
+                    }
                     interval = Interval::begin(&self.optimizer);
                 }
                 self.save(step, is_last, &gauges, &mut watch)?;
@@ -217,7 +230,8 @@ impl<'a> Training<'a> {
         };
         // After the last step no other would notice.
         if test.is_some_and(|test| !test.loss.is_finite()) {
-            return Err(Error::LossNotFinite { step: step as u64 });
+            let resumed = self.resumed_from().filter(|_| step == first);
+            return Err(Error::LossNotFinite { step: step as u64, resumed });
         }
         let mut waits: Vec<f64> =
             late(self.world).iter().zip(&late_before).map(|(now, before)| now - before).collect();
@@ -231,9 +245,9 @@ impl<'a> Training<'a> {
         Ok(Outcome {
             test,
             steps: step,
-            epochs: step
-                .is_multiple_of(self.settings.steps_per_epoch)
-                .then_some(step / self.settings.steps_per_epoch),
+            epochs: (step.is_multiple_of(self.settings.steps_per_epoch)
+                && self.resumed.as_ref().is_none_or(|resumed| resumed.counts_epochs))
+            .then_some(step / self.settings.steps_per_epoch),
             time: start.elapsed(),
             digest,
             ranks: self.world.size(),
@@ -245,6 +259,11 @@ impl<'a> Training<'a> {
                 .map(|wait| Duration::from_secs_f64(wait.max(0.0) / (step - first).max(1) as f64))
                 .collect(),
         })
+    }
+
+    /// The step of the checkpoint that this training began with.
+    fn resumed_from(&self) -> Option<u64> {
+        self.resumed.as_ref().filter(|it| it.path.is_some()).map(|it| it.step)
     }
 
     /// One step of all ranks; `batches` hold this rank's samples.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use allfold_trainer::checkpoint::{Every, Folder};
 use allfold_trainer::{
-    Digest, Event, OptimizerKind, Options, Outcome, Precision, Result, Resume, Stop, Training,
+    Data, Digest, Event, OptimizerKind, Options, Outcome, Precision, Result, Resume, Stop, Training,
 };
 use on_ranks::on_ranks;
 
@@ -325,7 +325,9 @@ fn what_does_not_fit_is_one_error_of_all_ranks() {
 
     let adagrad = Options { optimizer: OptimizerKind::Adagrad, ..saving.clone() };
     let error = error_of_all(&adagrad, 3);
-    assert!(error.starts_with("optimizer state `"), "{error}");
+    let file = file.display();
+    let problem = "of another optimizer: adamw there, adagrad here\n";
+    assert!(error.starts_with(&format!("checkpoint {file}: {problem}")), "{error}");
 
     let fresh = Options { resume: None, ..saving.clone() };
     let error = error_of_all(&fresh, 3);
@@ -333,6 +335,63 @@ fn what_does_not_fit_is_one_error_of_all_ranks() {
     assert!(error.starts_with(&format!("checkpoint {}: {problem}", path.display())), "{error}");
     // None of them has touched it.
     assert_eq!(train(&saving, 2).first_step(), Some(8));
+}
+
+#[test]
+fn what_has_changed_is_said_and_other_samples_are_refused() {
+    let (path, saving) = saving("changed", &options(OptimizerKind::Sgd));
+    train(&until(5, &saving), 1);
+    let mut data = Data::open(None, "mlp".parse().unwrap(), 0, 1).unwrap();
+    data.fingerprint = "other".into();
+    let error = on_ranks(2, |world| {
+        let error = Training::with_data(&saving, data.clone(), &world).err().unwrap().to_string();
+        world.close().unwrap();
+        error
+    });
+    let start = format!("checkpoint {}: of other data: sha-256 ", model_file(&path, 5).display());
+    assert!(error.iter().all(|error| error.starts_with(&start)), "{error:?}");
+    let held_out = Options { validation: 50, ..saving.clone() };
+    let error = error_of_all(&held_out, 2);
+    assert!(error.contains("held out: validation was 0, is 50 with --validation\n"), "{error}");
+
+    // Three epochs of 15 steps would be 30, but its first 5 steps were of other batches.
+    let smaller = Options { batch_size: 50, seed: 2, steps: Some(29), ..saving.clone() };
+    let other = train(&smaller, 2);
+    assert_eq!((other.first_step(), other.outcome.epochs), (Some(6), None));
+    let again = train(&until(58, &smaller), 2);
+    assert_eq!((again.first_step(), again.outcome.epochs), (Some(30), None));
+
+    let (_, saving) =
+        self::saving("held-out", &Options { validation: 50, ..options(OptimizerKind::Sgd) });
+    train(&until(5, &saving), 1);
+    for other in
+        [Options { seed: 2, ..saving.clone() }, Options { validation: 0, ..saving.clone() }]
+    {
+        let error = error_of_all(&other, 2);
+        assert!(error.contains(": other samples were held out: "), "{error}");
+    }
+    assert_eq!(train(&saving, 2).first_step(), Some(6));
+}
+
+#[test]
+fn parameters_that_are_not_finite_are_not_saved() {
+    let options = Options { checkpoint_every: Every::Steps(1), ..options(OptimizerKind::Sgd) };
+    let (path, saving) = saving("not-finite", &Options { keep: 1, ..options });
+    train(&until(3, &saving), 2);
+    let wild = Options { lr: Some(1e38), ..saving.clone() };
+    for run in train_until(&wild, 2, None) {
+        let error = run.unwrap_err();
+        assert!(error.to_string().starts_with("the loss is not finite at step "), "{error}");
+        assert_eq!((error.exit_code(), error.help().unwrap()), (1, LOWER.into()));
+    }
+    // What is left can be gone on from.
+    let left = Folder::new(&path).latest().unwrap();
+    assert!(left.skipped.is_empty());
+    let parameters = left.newest.unwrap().decode().unwrap().parameters;
+    for tensor in parameters.values() {
+        let sum = tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(sum.is_finite());
+    }
 }
 
 #[test]
@@ -422,3 +481,4 @@ fn without_a_folder_to_write_training_goes_on() {
 
 const OPTIMIZERS: [OptimizerKind; 3] =
     [OptimizerKind::Adamw, OptimizerKind::Sgd, OptimizerKind::Adagrad];
+const LOWER: &str = "lower --lr, the learning rate";

@@ -17,6 +17,8 @@ use crate::parameters::with_elements;
 pub(super) struct Contents {
     tensors: Vec<(String, TensorInfo)>,
     elements: Vec<u8>,
+    /// The first tensor that holds an infinity or no number.
+    not_finite: Option<String>,
 }
 
 impl Contents {
@@ -26,7 +28,8 @@ impl Contents {
         let width = |tensor: &Tensor| tensor.dtype().size_in_bytes();
         tensors.sort_by(|(a, one), (b, two)| width(two).cmp(&width(one)).then(a.cmp(b)));
         let bytes = tensors.iter().map(|(_, tensor)| tensor.elem_count() * width(tensor)).sum();
-        let mut copy = Self { tensors: Vec::new(), elements: Vec::with_capacity(bytes) };
+        let mut copy =
+            Self { tensors: Vec::new(), elements: Vec::with_capacity(bytes), not_finite: None };
         for (name, tensor) in tensors {
             let start = copy.elements.len();
             copy.append(name, tensor)?;
@@ -40,11 +43,23 @@ impl Contents {
         Ok(copy)
     }
 
+    /// The first tensor that holds an infinity or no number, where one does.
+    pub(super) fn not_finite(&self) -> Option<&str> {
+        self.not_finite.as_deref()
+    }
+
     fn append(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         let bytes = &mut self.elements;
+        let mut is_finite = true;
         match tensor.dtype() {
-            DType::F32 => append(bytes, tensor, f32::to_le_bytes),
-            DType::F64 => append(bytes, tensor, f64::to_le_bytes),
+            DType::F32 => append(bytes, tensor, |element: f32| {
+                is_finite &= element.is_finite();
+                element.to_le_bytes()
+            }),
+            DType::F64 => append(bytes, tensor, |element: f64| {
+                is_finite &= element.is_finite();
+                element.to_le_bytes()
+            }),
             DType::I64 => append(bytes, tensor, i64::to_le_bytes),
             DType::U32 => append(bytes, tensor, u32::to_le_bytes),
             DType::U8 => append(bytes, tensor, u8::to_le_bytes),
@@ -52,14 +67,18 @@ impl Contents {
                 name: name.into(),
                 problem: format!("a checkpoint holds no {}", other.as_str()),
             }),
+        }?;
+        if !is_finite {
+            self.not_finite.get_or_insert_with(|| name.into());
         }
+        Ok(())
     }
 }
 
 fn append<T: WithDType, const N: usize>(
     bytes: &mut Vec<u8>,
     tensor: &Tensor,
-    to_bytes: impl Fn(T) -> [u8; N],
+    mut to_bytes: impl FnMut(T) -> [u8; N],
 ) -> Result<()> {
     with_elements(tensor, |elements: &[T]| {
         let start = bytes.len();
@@ -82,7 +101,7 @@ pub(super) fn seal(
     contents: Contents,
     mut metadata: BTreeMap<String, String>,
 ) -> serde_json::Result<Sealed> {
-    let Contents { tensors, elements } = contents;
+    let Contents { tensors, elements, .. } = contents;
     metadata.insert(DIGEST.into(), NO_DIGEST.into());
     let mut header =
         BTreeMap::from([("__metadata__".to_string(), serde_json::to_value(metadata)?)]);

@@ -39,6 +39,11 @@ impl Snapshot {
         })
     }
 
+    /// The first parameter that holds an infinity or no number, where one does.
+    pub(super) fn not_finite(&self) -> Option<&str> {
+        self.model.not_finite()
+    }
+
     /// The model's file and the optimiser's.
     pub(super) fn seal(self) -> serde_json::Result<[Sealed; 2]> {
         let mut of_optimizer = self.shared.clone();

@@ -69,7 +69,8 @@ impl Writer {
     }
 
     /// Waits until the checkpoint before is written, copies the state, and returns while it is
-    /// being written.
+    /// being written. Parameters that are not finite are not written, and push out no older ones:
+    /// nothing could go on from them.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a tensor of a type that checkpoints do not hold. A write that
@@ -77,6 +78,13 @@ impl Writer {
     pub fn save(&mut self, state: &State<'_>) -> Result<()> {
         self.wait();
         let snapshot = Snapshot::copy(state)?;
+        if let Some(name) = snapshot.not_finite() {
+            let what = format!("no checkpoint of step {}", state.step);
+            let reason = format!("parameter `{name}` is not finite");
+            let problem = Problem::new(what, self.folder.path(), &reason);
+            self.news.push(News::Failed(problem.with_help(NOT_FINITE)));
+            return Ok(());
+        }
         let sender = self.snapshots.as_ref();
         self.is_writing = sender.is_some_and(|sender| sender.send(snapshot).is_ok());
         if !self.is_writing {
@@ -138,3 +146,6 @@ fn write(folder: &Folder, keep: usize, snapshot: Snapshot) -> Report {
         Err(problem) => vec![News::Failed(problem)],
     }
 }
+
+/// What to do where there is nothing worth saving.
+const NOT_FINITE: &str = "go on from the one before it, with a lower --lr";
