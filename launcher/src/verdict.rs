@@ -32,7 +32,7 @@ pub(crate) fn verdict(
     reports: &[Option<Report>],
 ) -> Result<(), Error> {
     if let Some(signal) = outcome.stopped_by
-        && !(kind == Kind::Copies && has_heeded(outcome, reports))
+        && !(kind == Kind::Copies && signal == SIGTERM && has_heeded(outcome, reports))
     {
         return Err(stopped(signal, outcome));
     }
@@ -251,6 +251,8 @@ mod tests {
         assert_eq!(judge(&saved, &[story(), story()]), (words.into(), 143));
         let done = ended_by([How::Exit(0), How::Exit(0)]);
         assert!(verdict(Kind::Copies, &done, &[None, None]).is_ok());
+        let interrupted = Outcome { stopped_by: Some(2), ..ended_by([How::Exit(0); 2]) };
+        assert_eq!(judge(&interrupted, &[None, None]), ("stopped by SIGINT".into(), 130));
         // A program of the user's says nothing of why it ends.
         assert!(verdict(Kind::Program, &done, &[None, None]).is_err());
         for other in [How::Signal(15), How::Exit(exit_code::TRY_AGAIN)] {
