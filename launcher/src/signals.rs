@@ -22,11 +22,11 @@ pub(crate) fn end_at_once() -> io::Result<()> {
     }
     let mut signals = Signals::new([SIGTERM])?;
     thread::Builder::new().name("early signals".into()).spawn(move || {
-        for signal in &mut signals {
-            // A launcher that has ranks must not leave them.
-            if ARE_EVENTS.load(Ordering::SeqCst) {
-                return;
-            }
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        // A launcher that has ranks must not leave them.
+        if !ARE_EVENTS.load(Ordering::SeqCst) {
             signal_hook::low_level::exit(exit_code::of_signal(signal).into());
         }
     })?;
