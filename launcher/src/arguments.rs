@@ -197,7 +197,10 @@ mod tests {
             ),
             ("allfold run -n 2 --frob prog", "unexpected argument '--frob' found"),
             ("allfold frob", "unrecognized subcommand 'frob'"),
-            ("allfold train -n -3", "invalid value '-3' for '--ranks <N>': must not be negative"),
+            (
+                "allfold train -n -3",
+                "invalid value '-3' for '--ranks <N|auto>': must not be negative",
+            ),
             ("allfold bench -b -1", "invalid value '-1' for '--minbytes <SIZE>': must be positive"),
         ] {
             let error = parse(line).unwrap_err();
