@@ -8,7 +8,7 @@
 //! of all ranks: `reduction.rs` says when which bucket is sent, `bucket.rs` what is in it,
 //! `tracked.rs` how backward reports a gradient; `sampler.rs` says who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
-//! `loss.rs`, `optimizer.rs`, `initial.rs`, `random.rs`: what is trained and how; [`checkpoint`],
+//! `loss.rs`, `optimizer.rs`, `memory.rs`, `initial.rs`, `random.rs`: what is trained and how; [`checkpoint`],
 //! `saving.rs`, `resume.rs`, [`Stop`]: how it ends early and goes on; `evaluation.rs`, `eval.rs`:
 //! how well it works; `options.rs`, `settings.rs`, `report.rs`, `interval.rs`, `watching.rs`,
 //! `gauges.rs`, `error.rs`, `problem.rs`: what the user gives and sees.
