@@ -16,9 +16,10 @@ use crate::watching::Scalars;
 /// [`Error::Stopped`] after a SIGTERM to any rank, [`Error::Unwritten`] where files could not be
 /// written, allfold's own errors: one line each, with [`Error::help`] and [`Error::exit_code`].
 pub fn run(options: &Options, world: Communicator) -> Result<()> {
-    let stop = Stop::install()?;
+    // Until there is something to save.
+    Stop::end_at_once()?;
     let mut report = (world.rank() == 0).then(|| Report::new(options.progress));
-    let trained = train(options, &world, &stop, &mut report)?;
+    let trained = train(options, &world, &mut report)?;
     world.close()?;
     if trained.outcome.test.is_none() {
         let Outcome { steps: step, is_saved, .. } = trained.outcome;
@@ -33,7 +34,7 @@ pub fn run(options: &Options, world: Communicator) -> Result<()> {
         if let Some(report) = &mut report {
             report.waiting()?;
         }
-        stop.wait();
+        trained.stop.wait();
     }
     match trained.problems {
         0 => Ok(()),
@@ -43,17 +44,14 @@ pub fn run(options: &Options, world: Communicator) -> Result<()> {
 
 struct Trained {
     outcome: Outcome,
+    stop: Stop,
     /// What could not be written.
     problems: usize,
 }
 
-fn train(
-    options: &Options,
-    world: &Communicator,
-    stop: &Stop,
-    report: &mut Option<Report>,
-) -> Result<Trained> {
+fn train(options: &Options, world: &Communicator, report: &mut Option<Report>) -> Result<Trained> {
     let mut training = Training::new(options, world)?;
+    let stop = Stop::install()?;
     training.stop_on(stop.clone());
     let mut scalars = match &options.tensorboard {
         Some(folder) if world.rank() == 0 => {
@@ -93,5 +91,5 @@ fn train(
         report.end(&outcome)?;
     }
     let problems = outcome.problems + unwritten;
-    Ok(Trained { outcome, problems })
+    Ok(Trained { outcome, stop, problems })
 }
