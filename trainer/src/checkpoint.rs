@@ -21,6 +21,7 @@ use candle_core::{Tensor, Var};
 use crate::error::{Error, Result};
 
 pub use crate::problem::Problem;
+pub(crate) use folder::Lock;
 pub use folder::{Folder, Found, Skipped, Written};
 pub use pair::Stored;
 pub use schedule::{Every, Schedule};

@@ -49,6 +49,12 @@ impl Report {
             self.output.line(&line)?;
         }
         let settings = &training.settings;
+        let done = training.optimizer.steps();
+        if done >= settings.steps as u64 {
+            let asked = &settings.asked;
+            let line = format!("nothing left to train: the checkpoint is at step {done}, {asked}");
+            self.output.line(&line)?;
+        }
         self.steps = settings.steps;
         self.epochs = settings.steps.div_ceil(settings.steps_per_epoch);
         self.samples = match training.data.shape {
@@ -79,6 +85,9 @@ impl Report {
             }
             Event::Test(done) => {
                 let line = match self.progress {
+                    Progress::Lines | Progress::Auto | Progress::Bar if done.train.samples == 0 => {
+                        of_no_steps(done)
+                    }
                     Progress::Bar => for_people(done, self.epochs, self.samples),
                     Progress::None => return Ok(()),
                     Progress::Lines | Progress::Auto => for_programs(done, self.samples),
@@ -258,6 +267,13 @@ fn for_programs(done: &TestDone, samples: &str) -> String {
         done.samples_per_second,
         done.all_reduce_share,
     )
+}
+
+/// Where nothing was left to train.
+fn of_no_steps(done: &TestDone) -> String {
+    let (tested, step) = (tested(done), done.step);
+    let (loss, accuracy) = (done.test.mean_loss(), done.test.accuracy());
+    format!("step={step} {tested}_loss={loss:.4} {tested}_accuracy={accuracy:.4}")
 }
 
 /// Which samples a test was of.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use allfold::Communicator;
 
 use crate::agreement::broadcast_text;
-use crate::checkpoint::{Checkpoint, Folder, Skipped, Stored};
+use crate::checkpoint::{Checkpoint, Folder, Lock, Skipped, Stored};
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
 use crate::optimizer::Optimiser;
@@ -34,7 +34,8 @@ impl Resumed {
 }
 
 /// Gives all ranks the parameters and the optimiser's state of the newest checkpoint, where that
-/// was asked for and there is one. None where it was not asked for.
+/// was asked for and there is one. None where it was not asked for. And rank 0's lock on the
+/// folder, for as long as it writes there.
 /// `described` is the model, `settings` how it is trained.
 ///
 /// # Errors
@@ -45,13 +46,14 @@ pub(crate) fn resume(
     settings: &[(String, String)],
     world: &Communicator,
     optimizer: &mut Distributed<'_, Optimiser>,
-) -> Result<Option<Resumed>> {
+) -> Result<(Option<Resumed>, Option<Lock>)> {
     // Whether rank 0 was asked is rank 0's word, so that all make the same calls.
+    let mut lock = None;
     let own = match world.rank() {
-        0 => find(options, described, settings),
+        0 => find(options, described, settings, &mut lock),
         _ => Ok(None),
     };
-    let Some((mut resumed, stored)) = tell_all(world, own)? else { return Ok(None) };
+    let Some((mut resumed, stored)) = tell_all(world, own)? else { return Ok((None, lock)) };
     if let Some(stored) = stored {
         let checkpoint = stored.decode()?;
         checkpoint.fits(described)?;
@@ -61,7 +63,7 @@ pub(crate) fn resume(
         resumed.counts_epochs = counts_epochs(&checkpoint, settings);
         (resumed.path, resumed.step) = (Some(stored.path), checkpoint.step);
     }
-    Ok(Some(resumed))
+    Ok((Some(resumed), lock))
 }
 
 type Choice = Option<(Resumed, Option<Stored>)>;
@@ -71,9 +73,15 @@ fn find(
     options: &Options,
     described: &[(String, String)],
     settings: &[(String, String)],
+    lock: &mut Option<Lock>,
 ) -> Result<Choice> {
     let Some(path) = &options.checkpoint else { return Ok(None) };
     let folder = Folder::new(path);
+    if options.resume != Some(Resume::Must) {
+        // Where it cannot be made, it is told when it is prepared.
+        let _ = std::fs::create_dir_all(path);
+    }
+    *lock = folder.lock()?;
     let Some(resume) = options.resume else {
         folder.must_be_unused()?;
         return Ok(None);

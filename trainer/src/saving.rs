@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Instant, UNIX_EPOCH};
 
-use crate::checkpoint::{Folder, News, Schedule, State, Writer, Written};
+use crate::checkpoint::{Folder, Lock, News, Schedule, State, Writer, Written};
 use crate::distributed::Distributed;
 use crate::error::Result;
 use crate::gauges::Gauges;
@@ -19,7 +19,11 @@ pub(crate) struct Saving {
     settings: Vec<(String, String)>,
     /// The step of the last checkpoint that was begun.
     last: Option<u64>,
+    /// Whether the try at the start failed.
+    is_unwritable: bool,
     saved: Saved,
+    /// Until the writer has ended.
+    _lock: Option<Lock>,
 }
 
 /// What became of the checkpoints so far.
@@ -34,7 +38,8 @@ pub(crate) struct Saved {
 }
 
 impl Saving {
-    /// Tries whether the folder can be written to, and starts the thread that writes.
+    /// Deletes what is too old beside the checkpoint of step `resumed`, tries whether the folder
+    /// can be written to, and starts the thread that writes.
     ///
     /// # Errors
     /// Where the system starts no thread.
@@ -43,16 +48,28 @@ impl Saving {
         options: &Options,
         model: Vec<(String, String)>,
         settings: Vec<(String, String)>,
+        lock: Option<Lock>,
+        resumed: Option<u64>,
     ) -> Result<Self> {
         let folder = Folder::new(folder);
-        let untold: Vec<Problem> = folder.prepare().err().into_iter().collect();
+        // Before a disk that is full of them is tried.
+        let pruned = resumed.and_then(|step| folder.prune(step, options.keep).err());
+        let tried = folder.prepare().err();
+        let is_unwritable = tried.is_some();
+        let untold: Vec<Problem> = pruned.into_iter().chain(tried).collect();
         Ok(Self {
             schedule: Schedule::new(options.checkpoint_every, Instant::now()),
             writer: Writer::start(folder, options.keep)?,
             model,
             settings,
             last: None,
-            saved: Saved { newest: None, problems: untold.len(), untold },
+            is_unwritable,
+            _lock: lock,
+            saved: Saved {
+                newest: None,
+                problems: untold.len() - usize::from(is_unwritable),
+                untold,
+            },
         })
     }
 
@@ -86,8 +103,10 @@ impl Saving {
 
     /// Waits for the last one.
     pub(crate) fn finish(self, gauges: &Gauges) -> Saved {
-        let Self { writer, mut saved, .. } = self;
+        let Self { writer, is_unwritable, mut saved, .. } = self;
         saved.hear(writer.finish(), gauges);
+        // The try was no file of the user's: it counts where no other failure does.
+        saved.problems = saved.problems.max(usize::from(is_unwritable));
         saved
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) accumulate: usize,
     pub(crate) clip_norm: Option<f64>,
     pub(crate) steps: usize,
+    /// The option that says so, for people: `--steps is 300`.
+    pub(crate) asked: String,
     pub(crate) steps_per_epoch: usize,
     pub(crate) eval_every: Option<usize>,
     pub(crate) seed: u64,
@@ -128,6 +130,10 @@ impl Settings {
             accumulate: options.accumulate,
             clip_norm: options.clip_norm,
             steps: options.steps.unwrap_or(steps_per_epoch.saturating_mul(options.epochs)),
+            asked: match options.steps {
+                Some(steps) => format!("--steps is {steps}"),
+                None => format!("--epochs is {}", options.epochs),
+            },
             steps_per_epoch,
             eval_every: options.eval_every,
             seed: options.seed,

@@ -72,7 +72,7 @@ pub struct TestDone {
     pub epoch: usize,
     /// The last step, from 1, counted over all epochs.
     pub step: usize,
-    /// The sum over the steps since the last test.
+    /// The sum over the steps since the last test; of no samples where a resume left none to take.
     pub train: Tally,
     /// The samples held out, where there are any, else the test set.
     pub test: Tally,
@@ -142,13 +142,14 @@ impl<'a> Training<'a> {
         optimizer.set_clip_norm(settings.clip_norm);
         let described = settings.model_lines(&data.shape);
         let mut lines = saved_lines(&settings, &data);
-        let resumed = resume(options, &described, &lines, world, &mut optimizer)?;
+        let (resumed, lock) = resume(options, &described, &lines, world, &mut optimizer)?;
         if resumed.as_ref().is_some_and(|resumed| !resumed.counts_epochs) {
             lines.push((MIXED.into(), "yes".into()));
         }
+        let from = resumed.as_ref().filter(|it| it.path.is_some()).map(|it| it.step);
         let saving = match &options.checkpoint {
             Some(folder) if world.rank() == 0 => {
-                Some(Saving::start(folder, options, described, lines)?)
+                Some(Saving::start(folder, options, described, lines, lock, from)?)
             }
             _ => None,
         };
@@ -189,6 +190,13 @@ impl<'a> Training<'a> {
         let mut step = first;
         let mut tested = None;
         let mut interval = Interval::begin(&self.optimizer);
+        if step >= self.settings.steps {
+            // Nothing left to train; what it has come to is told all the same.
+            let epoch = step.saturating_sub(1) / self.settings.steps_per_epoch;
+            let done = self.test(epoch, step, &interval)?;
+            tested = Some(done);
+            watch(Event::Test(done))?;
+        }
         while step < self.settings.steps && !self.optimizer.is_stopping() {
             let epoch = step / self.settings.steps_per_epoch;
             let done_of_it = step % self.settings.steps_per_epoch * self.settings.accumulate;

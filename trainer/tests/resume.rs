@@ -395,6 +395,52 @@ fn parameters_that_are_not_finite_are_not_saved() {
 }
 
 #[test]
+fn fewer_are_kept_from_the_start_on() {
+    let options = Options { checkpoint_every: Every::Steps(2), ..options(OptimizerKind::Sgd) };
+    let (path, saving) = saving("fewer", &Options { keep: 10, ..options });
+    train(&until(6, &saving), 2);
+    assert_eq!(Folder::new(&path).steps().unwrap(), [2, 4, 6]);
+    let one = on_ranks(2, |world| {
+        let begun = Training::new(&Options { keep: 1, ..saving.clone() }, &world).map(drop);
+        world.close().unwrap();
+        begun
+    });
+    assert!(one.iter().all(Result::is_ok));
+    assert_eq!(Folder::new(&path).steps().unwrap(), [6]);
+    // Nothing left to train, and one test of it.
+    let tests = on_ranks(2, |world| {
+        let mut tests = Vec::new();
+        let mut training = Training::new(&until(5, &saving), &world).unwrap();
+        let watch = |event| {
+            tests.push(event);
+            Ok(())
+        };
+        let outcome = training.run(watch).unwrap();
+        world.close().unwrap();
+        let [Event::Test(done)] = &tests[..] else { panic!("{tests:?}") };
+        assert_eq!((done.step, done.train.samples, Some(done.test)), (6, 0, outcome.test));
+    });
+    assert_eq!(tests.len(), 2);
+}
+
+#[test]
+fn a_folder_has_one_writer() {
+    let (path, saving) = saving("two", &options(OptimizerKind::Sgd));
+    let [other] = &on_ranks(1, |world| {
+        let first = Training::new(&saving, &world).unwrap();
+        let error = error_of_all(&saving, 2);
+        drop(first);
+        world.close().unwrap();
+        error
+    })[..] else {
+        panic!()
+    };
+    let problem = "another process writes checkpoints here";
+    assert!(other.starts_with(&format!("checkpoint {}: {problem}\n", path.display())), "{other}");
+    assert_eq!(train(&saving, 2).first_step(), Some(1));
+}
+
+#[test]
 fn so_many_are_kept_of_those_that_were_due() {
     let mut options = options(OptimizerKind::Sgd);
     for (every, keep, expected) in [
@@ -408,8 +454,8 @@ fn so_many_are_kept_of_those_that_were_due() {
         let run = train(&saving, 2);
         assert_eq!(run.outcome.problems, 0);
         assert_eq!(Folder::new(&path).steps().unwrap(), expected, "{every}, {keep} kept");
-        // Two files each, and nothing half written.
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 2 * expected.len());
+        // Two files each, nothing half written, and the lock.
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2 * expected.len() + 1);
     }
 }
 
@@ -470,8 +516,8 @@ fn without_a_folder_to_write_training_goes_on() {
     let runs = train_until(&saving, 2, None);
     let problems: Vec<usize> =
         runs.iter().map(|run| run.as_ref().unwrap().outcome.problems).collect();
-    // At the start, and steps 5, 10, 15 and 20; on the rank that writes.
-    assert_eq!(problems, [5, 0]);
+    // Steps 5, 10, 15 and 20; on the rank that writes.
+    assert_eq!(problems, [4, 0]);
     let run = all_alike(runs);
     assert!(!run.outcome.is_saved);
     assert_eq!((run.digest(), run.outcome.saved), (whole.digest(), None));

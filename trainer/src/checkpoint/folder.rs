@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
 use super::file::Sealed;
 use super::pair::{Snapshot, Stored};
@@ -83,6 +84,28 @@ impl Folder {
         let probe = Temporary::create(&self.path, "probe");
         let probe = probe.map_err(|error| problem(&self.path, error))?;
         probe.fill(&[&[0; PROBE_BYTES]]).map_err(|error| problem(&probe.path, error))
+    }
+
+    /// Keeps other processes from writing checkpoints here while the answer lives. None where the
+    /// folder cannot be written, and on a file system without locks.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where another process has it.
+    pub(crate) fn lock(&self) -> Result<Option<Lock>> {
+        // A file that is open for writing: network file systems lock nothing else.
+        let path = self.path.join(LOCK);
+        let Ok(file) = OpenOptions::new().create(true).append(true).open(path) else {
+            return Ok(None);
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { _file: file })),
+            Err(Errno::WOULDBLOCK) => Err(Error::Checkpoint {
+                file: self.path.display().to_string(),
+                problem: "another process writes checkpoints here".into(),
+                help: "wait until it has ended, or give another folder".into(),
+            }),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The steps of which there are checkpoints, whole or not, in ascending order; none where
@@ -199,7 +222,7 @@ impl Folder {
 
     /// Deletes what is older than the newest `keep` checkpoints up to that of step `newest`.
     /// Later ones are left alone: they are of another run, or damaged, and were said to be.
-    pub(super) fn prune(&self, newest: u64, keep: usize) -> Result<(), Problem> {
+    pub(crate) fn prune(&self, newest: u64, keep: usize) -> Result<(), Problem> {
         let problem =
             |path: &Path, error| Problem::new("old checkpoints cannot be deleted", path, &error);
         let list = |kind| self.list(kind).map_err(|error| problem(&self.path, error));
@@ -272,6 +295,12 @@ impl Folder {
     fn file(&self, step: u64, kind: &str) -> PathBuf {
         self.path.join(format!("{START}{step:08}{kind}"))
     }
+}
+
+/// Held by who writes a folder; gone with its process, however that ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
 }
 
 impl fmt::Display for Skipped {
@@ -360,6 +389,8 @@ const START: &str = "step-";
 const MODEL: &str = ".safetensors";
 /// What the name of the optimiser's file ends with.
 const OPTIMIZER: &str = ".optimizer.safetensors";
+/// The file that who writes has locked: empty, and left where it is.
+const LOCK: &str = ".allfold-lock";
 /// What the names of temporary files begin with: the point keeps them from `*`.
 const TEMPORARY_START: &str = ".allfold-";
 /// What the names of temporary files end with.
