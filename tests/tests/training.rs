@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use allfold_tests::{CAP, Ended, Job, Process, clean_command, machine_lock};
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -148,8 +149,8 @@ fn a_training_that_was_killed_goes_on_from_its_last_checkpoint() {
     let file = folder.path(&format!("checkpoints/step-{newest:08}.safetensors"));
     assert!(resumed.contains(&format!(" of {file}\n")), "{resumed}");
     assert_eq!(digest(&resumed), digest(&ends_well(&line(newest + 7, "others"))));
-    // What was half written is gone: two checkpoints of two files.
-    assert_eq!(fs::read_dir(folder.path("checkpoints")).unwrap().count(), 4);
+    // What was half written is gone: two checkpoints of two files, and the lock.
+    assert_eq!(fs::read_dir(folder.path("checkpoints")).unwrap().count(), 5);
 }
 
 #[test]
@@ -198,6 +199,70 @@ fn the_first_process_of_a_container_stops_too() {
     terminate(&waiting);
     let ended = waiting.wait();
     assert_eq!(ended.code(), 143, "{ended:#?}");
+}
+
+#[test]
+fn a_stop_is_heard_while_data_is_read() {
+    let test = "a_stop_is_heard_while_data_is_read";
+    let folder = Scratch::new();
+    let pipe = folder.path("text.txt");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+    let job = start(&format!("train --model lm --data {pipe}"));
+    // Where the kernel says what it waits for: nobody writes to the pipe.
+    let wait = || fs::read_to_string(format!("/proc/{}/wchan", job.id())).unwrap_or_default();
+    let begun = Instant::now();
+    while !wait().contains("wait_for_partner") {
+        if begun.elapsed() > CAP / 4 {
+            return skipped(test, "/proc does not say what a process waits for");
+        }
+        std::thread::yield_now();
+    }
+    job.signal(Signal::TERM);
+    assert_eq!(job.wait().code(), 143);
+}
+
+#[test]
+fn a_resume_says_what_has_changed_and_that_nothing_is_left() {
+    let _one_at_a_time = machine_lock();
+    let folder = Scratch::new();
+    let line = format!("train -n 2 --model mlp --checkpoint {} --resume", folder.path("ck"));
+    ends_well(&format!("{line} --steps 15"));
+    let ended = run(&format!("{line} --steps 10 --seed 2"));
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let output = ended.output().join("\n");
+    for words in [
+        "\nnothing left to train: the checkpoint is at step 15, --steps is 10\n",
+        "\nstep=15 test_loss=",
+        "\ntest accuracy ",
+    ] {
+        assert_eq!(output.matches(words).count(), 1, "`{words}`: {output}");
+    }
+    let warnings = ended.errors();
+    assert!(warnings.len() == 1, "{ended:#?}");
+    assert!(warnings[0].contains("resume: seed was 1, is 2"), "{ended:#?}");
+    refused(
+        &format!("{line} --optimizer sgd --lr 0.1"),
+        &["of another optimizer: adamw there, sgd"],
+    );
+}
+
+#[test]
+fn a_checkpoint_from_which_nothing_can_go_on_is_said_to_be_one() {
+    let _one_at_a_time = machine_lock();
+    let folder = Scratch::new();
+    let line = format!(
+        "train -n 2 --model mlp --optimizer sgd --lr 1e38 --steps 40 --eval-every 40 --resume \
+         --checkpoint {} --checkpoint-every 1steps",
+        folder.path("ck")
+    );
+    run(&line).assert_error(1, &["the loss is not finite at step 2"]);
+    let ended = run(&line);
+    ended.assert_error(1, &["the loss is not finite at step 2"]);
+    let help = "help: the checkpoint holds it already: delete step-00000001.* and resume with a \
+                lower --lr";
+    assert_eq!(ended.errors().last(), Some(&help), "{ended:#?}");
+    let ended = run(&format!("eval --checkpoint {}", folder.path("ck/step-00000001.safetensors")));
+    ended.assert_error(1, &["the loss is not finite at step 1"]);
 }
 
 #[test]
@@ -255,8 +320,8 @@ fn what_cannot_be_written_ends_no_training() {
     let options = format!("--checkpoint {below} --checkpoint-every 5steps --tensorboard {below}");
     for ranks in [1, 2] {
         let ended = run(&format!("train -n {ranks} --model mlp --steps 10 {options}"));
-        // The folder at the start, steps 5 and 10; and the values.
-        ended.assert_error(1, &["training is done, but 4 files could not be written"]);
+        // Steps 5 and 10, not the try at the start; and the values.
+        ended.assert_error(1, &["training is done, but 3 files could not be written"]);
         let output = ended.output().join("\n");
         if ranks == 2 {
             assert_eq!(digest(&output), digest(&plain));
@@ -281,7 +346,7 @@ fn what_cannot_be_written_ends_no_training() {
     let mut job = start(&line);
     job.wait_for_line("done; waiting for SIGTERM");
     job.signal(Signal::TERM);
-    job.wait().assert_error(1, &["training is done, but 4 files could not be written"]);
+    job.wait().assert_error(1, &["training is done, but 3 files could not be written"]);
 }
 
 #[test]
