@@ -156,7 +156,8 @@ impl Settings {
     pub(crate) fn lines(&self, data: &Data) -> Vec<String> {
         let mut lines = vec![
             format!("version {}", env!("CARGO_PKG_VERSION")),
-            format!("data {} (sha-256 {})", data.name, short(&data.fingerprint)),
+            // Not its place, which may be another one on each host.
+            format!("data of sha-256 {}", short(&data.fingerprint)),
             format!("{} training samples", data.train.len()),
         ];
         lines.extend(self.model_lines(&data.shape).iter().map(|(name, value)| match &**name {
