@@ -15,17 +15,19 @@ pub(crate) trait Collective {
     const DEFAULT_RANKS: usize;
     /// The option that sets them.
     const RANKS_OPTION: &'static str;
+    /// What a rank reads before it connects.
+    type Input;
 
     /// What the user says.
     fn ranks(&self) -> Option<usize>;
-    /// Finds bad input before any rank starts.
-    fn check(&self, ranks: usize) -> Result<(), Error>;
+    /// Finds bad input before any rank starts; gives what was read for it.
+    fn check(&self, ranks: usize) -> Result<Self::Input, Error>;
     /// How a rank connects, where the command line says something about it.
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Ok(config)
     }
     /// Does this rank's part, and closes the world.
-    fn run(&self, world: Communicator) -> Result<(), Error>;
+    fn run(&self, input: Self::Input, world: Communicator) -> Result<(), Error>;
 }
 
 /// Joins the job this process is part of, or starts one with these options.
@@ -39,9 +41,9 @@ pub(crate) fn join_or_start<C: Collective>(
         Role::Member(identity) => {
             // Waiting for the other ranks can take minutes, and PID 1 has no default action.
             allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
-            collective.check(identity.size)?;
+            let input = collective.check(identity.size)?;
             let config = collective.configure(Config::from_env(identity)?)?;
-            collective.run(Communicator::connect(config)?)
+            collective.run(input, Communicator::connect(config)?)
         }
         Role::Starter => {
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
@@ -53,10 +55,12 @@ pub(crate) fn join_or_start<C: Collective>(
             } else {
                 signals::end_at_once().map_err(Error::system("cannot handle signals"))?;
             }
-            collective.check(ranks)?;
+            let input = collective.check(ranks)?;
             if is_alone {
-                return collective.run(Communicator::from_env_or_single()?);
+                return collective.run(input, Communicator::from_env_or_single()?);
             }
+            // Each rank reads its own.
+            drop(input);
             let (program, kind) = (Program::own_copy(), Kind::Copies);
             let (options, output) = (options.clone(), OutputOptions::default());
             Job { ranks, program, kind, options, output, variables: Vec::new() }.run()
@@ -97,18 +101,19 @@ fn role(
 impl Collective for allfold_trainer::Options {
     const DEFAULT_RANKS: usize = 1;
     const RANKS_OPTION: &'static str = "-n";
+    type Input = allfold_trainer::Data;
 
     fn ranks(&self) -> Option<usize> {
         self.ranks
     }
-    fn check(&self, ranks: usize) -> Result<(), Error> {
+    fn check(&self, ranks: usize) -> Result<Self::Input, Error> {
         Ok(Self::check(self, ranks)?)
     }
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)
     }
-    fn run(&self, world: Communicator) -> Result<(), Error> {
-        Ok(allfold_trainer::run(self, world)?)
+    fn run(&self, data: Self::Input, world: Communicator) -> Result<(), Error> {
+        Ok(allfold_trainer::run(self, data, world)?)
     }
 }
 
@@ -117,6 +122,7 @@ impl Collective for allfold_bench::Command {
     const DEFAULT_RANKS: usize = 2;
     /// -n is nccl-tests' number of iterations.
     const RANKS_OPTION: &'static str = "--ranks";
+    type Input = ();
 
     fn ranks(&self) -> Option<usize> {
         Self::ranks(self)
@@ -127,7 +133,7 @@ impl Collective for allfold_bench::Command {
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)
     }
-    fn run(&self, world: Communicator) -> Result<(), Error> {
+    fn run(&self, (): (), world: Communicator) -> Result<(), Error> {
         Self::run(self, &world)?;
         Ok(world.close()?)
     }

@@ -4,11 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
-use allfold_tests::{Ended, Process, clean_command, machine_lock};
+use allfold_tests::{Ended, Process, clean_command, machine_lock, skipped};
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
 
@@ -141,13 +140,8 @@ fn reports_are_drawn_into_one_picture() {
 #[test]
 fn nvidias_script_reads_the_report() {
     let Some(script) = std::env::var_os("NCCL_TESTS_ANALYZE") else {
-        // Through the handle, so that it is seen in a run that passes.
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: nvidias_script_reads_the_report: NCCL_TESTS_ANALYZE does not name \
-             nccl-tests' tools/analyze_perf_json.py"
-        );
-        return;
+        let reason = "NCCL_TESTS_ANALYZE does not name nccl-tests' tools/analyze_perf_json.py";
+        return skipped("nvidias_script_reads_the_report", reason);
     };
     let _one_at_a_time = machine_lock();
     let folder = Folder::new("script");

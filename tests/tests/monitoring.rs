@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use allfold_tests::{CAP, Process, clean_command, free_address, machine_lock};
+use allfold_tests::{CAP, Process, clean_command, free_address, machine_lock, skipped};
 use serde_json::Value;
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -22,7 +22,7 @@ fn the_alert_rules_fire_when_they_should() {
         let mut promtool = Command::new("promtool");
         match promtool.args(arguments).current_dir(pages()).output() {
             Ok(checked) => assert!(checked.status.success(), "{checked:#?}"),
-            Err(error) => return skipped(test, "promtool", &error),
+            Err(error) => return skipped(test, &format!("promtool: {error}")),
         }
     }
 }
@@ -47,7 +47,7 @@ fn every_query_of_the_dashboard_and_the_alerts_is_answered() {
     std::fs::write(folder.join("prometheus.yml"), config).unwrap();
     if let Err(error) = Command::new("prometheus").arg("--version").output() {
         let test = "every_query_of_the_dashboard_and_the_alerts_is_answered";
-        return skipped(test, "prometheus", &error);
+        return skipped(test, &format!("prometheus: {error}"));
     }
     let _training = Process::start(
         clean_command(ALLFOLD)
@@ -175,10 +175,4 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-/// Past the runner, which would keep it to itself where a test passes.
-fn skipped(test: &str, program: &str, reason: &dyn std::fmt::Display) {
-    let line = format!("skipped: {test}: {program}: {reason}\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }

@@ -5,14 +5,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use allfold_tests::{CAP, Ended, Job, Process, clean_command, machine_lock};
+use allfold_tests::{CAP, Ended, Job, Process, clean_command, machine_lock, skipped};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -564,12 +563,6 @@ fn is_refusal(ended: &Ended, words: &[&str]) {
     let errors = ended.errors();
     assert!(errors.len() == 2 && errors[1].starts_with("help: "), "{ended:#?}");
     assert!(ended.output().is_empty(), "{ended:#?}");
-}
-
-/// Past the runner, which would keep it to itself where a test passes.
-fn skipped(test: &str, reason: &str) {
-    let line = format!("skipped: {test}: {reason}\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// The line of the parameters' digest.

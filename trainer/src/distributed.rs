@@ -135,8 +135,9 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         }
         self.limits = Limits::new(bytes);
         if let Some(shared) = &self.shared {
-            let order: Vec<usize> = (0..self.parameters.len()).rev().collect();
-            shared.reduction().deal(&self.parameters, &order, self.limits)?;
+            let mut reduction = shared.reduction();
+            let order = reduction.order();
+            reduction.deal(&self.parameters, &order, self.limits)?;
         }
         Ok(self)
     }
@@ -412,11 +413,7 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
             self.settle_order(shared)?;
             self.is_settled = true;
         }
-        let riders = match is_last {
-            true => self.riders,
-            false => Riders { tally: own, ..self.riders },
-        };
-        let pass = Pass { step: self.steps, scale, riders, own, is_last };
+        let pass = Pass { step: self.steps, scale, riders: self.riders, own, is_last };
         let result = self.reduce(shared, source, pass);
         if result.is_err() {
             shared.reduction().abandon();
@@ -514,11 +511,11 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     /// become complete one after the other.
     fn settle_order(&self, shared: &Shared) -> Result<()> {
         let count = self.parameters.len();
-        let mut order: Vec<u64> =
-            shared.settle_order(count).into_iter().map(|parameter| parameter as u64).collect();
         if !self.overlaps() {
             return Ok(());
         }
+        let mut order: Vec<u64> =
+            shared.settle_order(count).into_iter().map(|parameter| parameter as u64).collect();
         self.world.broadcast(&mut order, 0)?;
         let order: Vec<usize> = order.into_iter().map(|parameter| parameter as usize).collect();
         let mut sorted = order.clone();

@@ -225,16 +225,18 @@ impl Options {
         }
     }
 
-    /// Finds what cannot work with `ranks` ranks, before any of them is started; reads the data.
+    /// Finds what cannot work with `ranks` ranks, before any of them is started; gives the data
+    /// that it has read for it.
     ///
     /// # Errors
     /// [`UnknownModel`](crate::Error::UnknownModel); [`Option`](crate::Error::Option) for a number
     /// out of range and for a model that this host has not the memory for; as [`Data::open`].
-    pub fn check(&self, ranks: usize) -> Result<()> {
+    pub fn check(&self, ranks: usize) -> Result<Data> {
         // First without the data: large ones take seconds.
         self.check_numbers(ranks)?;
         let data = self.open()?;
-        memory::check(&Settings::new(self, ranks, &data)?, &data.shape)
+        memory::check(&Settings::new(self, ranks, &data)?, &data.shape)?;
+        Ok(data)
     }
 
     /// The data asked for.

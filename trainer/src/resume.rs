@@ -28,6 +28,11 @@ pub(crate) struct Resumed {
 }
 
 impl Resumed {
+    /// The step of the checkpoint, where there is one.
+    pub(crate) fn from(&self) -> Option<u64> {
+        self.path.is_some().then_some(self.step)
+    }
+
     fn nowhere() -> Self {
         Self { path: None, step: 0, skipped: Vec::new(), changes: Vec::new(), counts_epochs: true }
     }

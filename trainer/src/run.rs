@@ -2,6 +2,7 @@
 
 use allfold::Communicator;
 
+use crate::data::Data;
 use crate::error::{Error, LastStep, Result};
 use crate::options::{Options, WhenDone};
 use crate::report::Report;
@@ -9,17 +10,18 @@ use crate::stop::Stop;
 use crate::training::{Event, Outcome, Training};
 use crate::watching::Scalars;
 
-/// `allfold train`: trains on all ranks of `world`, and closes it; rank 0 prints.
+/// `allfold train`: trains on all ranks of `world`, and closes it; rank 0 prints. `data` is what
+/// [`Options::check`] gave.
 ///
 /// # Errors
 /// Options that cannot be used or differ between ranks, parameters that differ at the end,
 /// [`Error::Stopped`] after a SIGTERM to any rank, [`Error::Unwritten`] where files could not be
 /// written, allfold's own errors: one line each, with [`Error::help`] and [`Error::exit_code`].
-pub fn run(options: &Options, world: Communicator) -> Result<()> {
+pub fn run(options: &Options, data: Data, world: Communicator) -> Result<()> {
     // Until there is something to save.
     Stop::end_at_once()?;
     let mut report = (world.rank() == 0).then(|| Report::new(options.progress));
-    let trained = train(options, &world, &mut report)?;
+    let trained = train(options, data, &world, &mut report)?;
     world.close()?;
     if trained.outcome.test.is_none() {
         let Outcome { steps: step, is_saved, .. } = trained.outcome;
@@ -49,15 +51,17 @@ struct Trained {
     problems: usize,
 }
 
-fn train(options: &Options, world: &Communicator, report: &mut Option<Report>) -> Result<Trained> {
-    let mut training = Training::new(options, world)?;
+fn train(
+    options: &Options,
+    data: Data,
+    world: &Communicator,
+    report: &mut Option<Report>,
+) -> Result<Trained> {
+    let mut training = Training::with_data(options, data, world)?;
     let stop = Stop::install()?;
     training.stop_on(stop.clone());
     let mut scalars = match &options.tensorboard {
-        Some(folder) if world.rank() == 0 => {
-            let resumed_at = training.resumed.as_ref().map(|resumed| resumed.step);
-            Some(Scalars::start(folder, resumed_at.filter(|&step| step > 0)))
-        }
+        Some(folder) if world.rank() == 0 => Some(Scalars::start(folder, training.resumed_from())),
         _ => None,
     };
     if scalars.is_some() {

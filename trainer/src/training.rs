@@ -146,7 +146,7 @@ impl<'a> Training<'a> {
         if resumed.as_ref().is_some_and(|resumed| !resumed.counts_epochs) {
             lines.push((MIXED.into(), "yes".into()));
         }
-        let from = resumed.as_ref().filter(|it| it.path.is_some()).map(|it| it.step);
+        let from = resumed.as_ref().and_then(Resumed::from);
         let saving = match &options.checkpoint {
             Some(folder) if world.rank() == 0 => {
                 Some(Saving::start(folder, options, described, lines, lock, from)?)
@@ -270,8 +270,8 @@ impl<'a> Training<'a> {
     }
 
     /// The step of the checkpoint that this training began with.
-    fn resumed_from(&self) -> Option<u64> {
-        self.resumed.as_ref().filter(|it| it.path.is_some()).map(|it| it.step)
+    pub(crate) fn resumed_from(&self) -> Option<u64> {
+        self.resumed.as_ref().and_then(Resumed::from)
     }
 
     /// One step of all ranks; `batches` hold this rank's samples.

@@ -120,7 +120,8 @@ fn child_that_trains() {
     let options = Program::parse_from(words).options;
     // The test runner's own line has no end yet.
     println!();
-    allfold_trainer::run(&options, Communicator::single()).unwrap();
+    let data = options.check(1).unwrap();
+    allfold_trainer::run(&options, data, Communicator::single()).unwrap();
 }
 
 /// A file with the Experiment of the page.
