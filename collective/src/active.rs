@@ -71,6 +71,11 @@ impl ActiveCall {
         self.machine.sources()
     }
 
+    /// All flows of the call.
+    pub(crate) fn flows(&self) -> impl Iterator<Item = FlowKey> {
+        self.machine.sources().chain(self.machine.destinations())
+    }
+
     /// Whether anything is still to come on a flow.
     pub(crate) fn expects(&self, flow: FlowKey) -> bool {
         self.machine.expects(flow)

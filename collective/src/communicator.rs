@@ -200,8 +200,7 @@ impl Communicator {
     pub fn peers(&self) -> Vec<Peer> {
         match &self.kind {
             Kind::Single => {
-                let host = host_name();
-                vec![Peer { rank: 0, host, pid: std::process::id() }]
+                vec![Peer::new(0, &host_name(), std::process::id())]
             }
             Kind::Joined(engine) => {
                 let peer = |(rank, member): (usize, &u32)| {

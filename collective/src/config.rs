@@ -260,7 +260,7 @@ impl Limits {
             Some(_) => Some(duration(environment, "ALLFOLD_TIMEOUT", Duration::ZERO)?),
         };
         let late_after = duration(environment, "ALLFOLD_LATE_AFTER", LATE_AFTER)?;
-        Ok(Self { late_after, timeout })
+        Ok(Self { late_after, timeout, dead_after: None })
     }
 }
 

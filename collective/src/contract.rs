@@ -204,30 +204,47 @@ impl Collective {
 
 impl fmt::Display for Contract {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.splits {
-            return f.write_str("split");
+        f.write_str(&self.describe(None))
+    }
+}
+
+impl Contract {
+    /// `all_reduce #418 (sum of f32 x 1048576, src/train.rs:88)`: the call with its number, and
+    /// where in the program it was made.
+    pub(crate) fn describe(&self, location: Option<&str>) -> String {
+        let name = if self.splits { "split" } else { self.collective.name() };
+        let details = if self.splits { String::new() } else { self.details() };
+        let within = [details.as_str(), location.unwrap_or_default()];
+        let within: Vec<&str> = within.into_iter().filter(|part| !part.is_empty()).collect();
+        match within.is_empty() {
+            true => format!("{name} #{}", self.sequence),
+            false => format!("{name} #{} ({})", self.sequence, within.join(", ")),
         }
-        f.write_str(self.collective.name())?;
-        match self.collective {
+    }
+
+    /// `sum of f32 x 10`.
+    fn details(&self) -> String {
+        let root = match self.collective {
             Collective::Broadcast { root } | Collective::Scatter { root } => {
-                write!(f, " from rank {root}")?;
+                Some(format!("from rank {root}"))
             }
             Collective::Reduce { root } | Collective::Gather { root } => {
-                write!(f, " to rank {root}")?;
+                Some(format!("to rank {root}"))
             }
-            _ => {}
-        }
-        if let Some(op) = self.op {
-            write!(f, " {op}")?;
-        }
-        if self.collective != Collective::Barrier {
-            write!(f, " of {} x {}", self.element, self.count)?;
-        }
-        if self.spread != 0 {
-            // Two calls of one total must read differently.
-            write!(f, " in parts {:08x}", self.spread >> 32)?;
-        }
-        self.label.map_or(Ok(()), |label| write!(f, " label {label}"))
+            _ => None,
+        };
+        let op = self.op.map(|op| op.to_string());
+        let data = (self.collective != Collective::Barrier)
+            .then(|| format!("{} x {}", self.element, self.count));
+        let data = match (op, data) {
+            (Some(op), Some(data)) => Some(format!("{op} of {data}")),
+            (op, data) => op.or(data),
+        };
+        // Two calls of one total must read differently.
+        let parts = (self.spread != 0).then(|| format!("in parts {:08x}", self.spread >> 32));
+        let label = self.label.map(|label| format!("label {label}"));
+        let words = [root, data, parts, label];
+        words.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 }
 

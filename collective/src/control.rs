@@ -3,7 +3,9 @@
 
 pub(crate) mod endpoint;
 pub(crate) mod launched;
+pub(crate) mod processes;
 pub(crate) mod running;
+pub(crate) mod witnesses;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::{self, Held, Lent, Loan, Parts};
 use crate::contract::{self, CallShape, Collective};
+use crate::departure;
 use crate::error::{ErrorKind, Result};
 use crate::group::Group;
 use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
 use crate::pending::Pending;
 use crate::reduce::{Element, ElementType};
-use crate::verdict::Fault;
+use crate::verdict::Loss;
 use crate::world::{WHOLE_WORLD, World};
 
 /// One communicator of a world with several ranks.
@@ -213,7 +214,7 @@ impl Engine {
     pub(crate) fn close_in_panic(&self) {
         let world = self.world();
         if std::process::id() == self.runtime.process {
-            world.raise(world.rank, Fault::Lost { how: "panicked".into() });
+            world.lose(world.rank, Loss::Panicked);
         }
         let _ = self.close();
     }
@@ -231,7 +232,7 @@ impl Engine {
                 None => return,
             }
             let last = world.calls(group).map_or(0, |(calls, _)| calls.saturating_sub(1));
-            let _waiting = world.waiting(group, last);
+            let _waiting = world.note_waiting(group, last);
             let _ = completion.wait();
         }
     }
@@ -274,6 +275,7 @@ impl Engine {
 
     /// Agrees on the next call of a communicator and hands it to the lane.
     fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
+        departure::watch_this_thread();
         let world = self.world();
         let begun = world.begin(group, shape).inspect_err(|error| {
             if !error.is_communicator_usable() {
@@ -301,7 +303,7 @@ impl Engine {
     }
 
     fn wait(&self, issued: &Issued) -> Result<()> {
-        let _waiting = self.world().waiting(issued.group, issued.sequence);
+        let _waiting = self.world().note_waiting(issued.group, issued.sequence);
         self.world().conclude(issued.completion.wait())
     }
 
@@ -332,6 +334,7 @@ impl Runtime {
         if let Some(control) = self.world.control()
             && self.world.error().is_none()
         {
+            self.world.note_left(self.world.rank);
             control.leave();
         }
         let lane = self.lane().take();

@@ -48,7 +48,16 @@ impl Error {
                  passes between the hosts; ALLFOLD_CONNECT_TIMEOUT sets the wait"
                     .into(),
             ),
-            Refused { help, .. } => help.clone(),
+            Refused { help, .. } | RankLost { help, .. } => help.clone(),
+            LinkDown { .. } => Some(
+                "check the network between the two hosts: UDP must pass both ways on the ports of \
+                 both ranks (ALLFOLD_PORT fixes them)"
+                    .into(),
+            ),
+            CutOff { rank, .. } => Some(format!(
+                "check the network of rank {rank}'s host; if it was only busy, ALLFOLD_DEAD_AFTER, \
+                 on all ranks, sets for how long silence is borne"
+            )),
             Mismatch { .. } => Some(
                 "every rank must make the same calls in the same order; see the two source lines"
                     .into(),
@@ -70,12 +79,7 @@ impl Error {
                     .into(),
             ),
             Forked { .. } => Some("connect in the process that makes the calls".into()),
-            RankLost { .. }
-            | TimedOut { .. }
-            | Argument { .. }
-            | Closed
-            | Protocol { .. }
-            | System { .. } => None,
+            TimedOut { .. } | Argument { .. } | Closed | Protocol { .. } | System { .. } => None,
         }
     }
 
@@ -109,9 +113,12 @@ impl Error {
             }
             ConcurrentCalls { .. } | Forked { .. } | Argument { .. } | Closed => EXIT_USAGE,
             Mismatch { .. } | CallCount { .. } | Deadlock { .. } => EXIT_DISAGREE,
-            ConnectTimeout { .. } | RankLost { .. } | TimedOut { .. } | System { .. } => {
-                EXIT_TRY_AGAIN
-            }
+            ConnectTimeout { .. }
+            | RankLost { .. }
+            | LinkDown { .. }
+            | CutOff { .. }
+            | TimedOut { .. }
+            | System { .. } => EXIT_TRY_AGAIN,
             Protocol { .. } => EXIT_BUG,
         }
     }
@@ -206,15 +213,47 @@ pub enum ErrorKind {
     },
 
     /// A rank is gone: it died, went silent, or left in the middle.
-    #[error("rank {rank} ({at}) {how}{}", .call.as_ref().map(|c| format!("; {c}")).unwrap_or_default())]
+    #[error("rank {rank} ({at}) {how}{}", also(.call))]
     RankLost {
         /// The rank at fault, as numbered in the whole world.
         rank: usize,
-        /// Where it ran: host and process.
+        /// Where it ran: host, address, process.
         at: String,
-        /// What happened to it, and when.
+        /// What happened to it, when, and what it did last.
         how: String,
-        /// What this rank was doing.
+        /// Which ranks were waiting in which call.
+        call: Option<String>,
+        /// What to do.
+        help: Option<String>,
+    },
+
+    /// Two ranks are alive, and nothing comes from one to the other.
+    #[error("the link between rank {rank} ({at}) and rank {peer} ({peer_at}) is down: {how}{}", also(.call))]
+    LinkDown {
+        /// The rank that waits, as numbered in the whole world.
+        rank: usize,
+        /// Where it runs.
+        at: String,
+        /// The rank from which nothing comes.
+        peer: usize,
+        /// Where that one runs.
+        peer_at: String,
+        /// How it shows.
+        how: String,
+        /// Which ranks were waiting in which call.
+        call: Option<String>,
+    },
+
+    /// A rank, alive itself, hears no other: its host has lost the network.
+    #[error("rank {rank} ({at}) is cut off: {how}{}", also(.call))]
+    CutOff {
+        /// That rank, as numbered in the whole world.
+        rank: usize,
+        /// Where it runs.
+        at: String,
+        /// Since when.
+        how: String,
+        /// Which ranks were waiting in which call.
         call: Option<String>,
     },
 
@@ -307,6 +346,11 @@ pub enum ErrorKind {
         /// The system's word.
         problem: String,
     },
+}
+
+/// What the ranks were waiting in, behind what happened.
+fn also(call: &Option<String>) -> String {
+    call.as_ref().map_or_else(String::new, |call| format!("; {call}"))
 }
 
 impl From<ErrorKind> for Error {

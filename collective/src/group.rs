@@ -280,8 +280,8 @@ impl Group {
         self.progress.get(place as usize)
     }
 
-    /// `all_reduce sum of f32 x 10 (src/train.rs:88)`: this rank's call `sequence`, as far back as
-    /// it is kept.
+    /// `all_reduce #418 (sum of f32 x 10, src/train.rs:88)`: this rank's call `sequence`, as far
+    /// back as it is kept.
     pub(crate) fn describe_call(&self, sequence: u64) -> Option<String> {
         self.past(sequence).map(|past| self.describe(past))
     }
@@ -301,9 +301,7 @@ impl Group {
         let this_rank = *self.members.get(self.place as usize)?;
         if calls < self.begun {
             let call = match self.past(calls) {
-                Some(past) => {
-                    format!("rank {this_rank} made call #{calls}, {}", self.describe(past))
-                }
+                Some(past) => format!("rank {this_rank} made {}", self.describe(past)),
                 None => "more were made here".into(),
             };
             return Some(Accusation { culprit: rank, fault: Fault::CallCount { calls, call } });
@@ -346,12 +344,12 @@ impl Group {
         // Errors number ranks as in the whole world.
         let root = |place: u32| self.members.get(place as usize).copied().unwrap_or(place);
         let collective = contract.collective.with_root(root);
-        let mut call = Contract { collective, ..*contract }.to_string();
+        let mut call = Contract { collective, ..*contract }.describe(Some(location));
         // Both ends of a message have one contract, but the program says it differently.
         if contract.collective == Collective::Send && place == 1 {
             call = call.replacen("send", "recv", 1);
         }
-        format!("{call}{} ({location})", self.suffix)
+        format!("{call}{}", self.suffix)
     }
 
     fn past(&self, sequence: u64) -> Option<&Past> {

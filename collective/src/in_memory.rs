@@ -64,7 +64,7 @@ impl InMemory {
         if self.size == 1 {
             return Ok(vec![Communicator::single()]);
         }
-        let peer = |rank| Peer { rank, host: "this process".into(), pid: std::process::id() };
+        let peer = |rank| Peer::new(rank, "this process", std::process::id());
         let peers: Vec<Peer> = (0..self.size as usize).map(peer).collect();
         let world = |rank| {
             let counters = Arc::new(Counters::new(rank, peers.len(), "memory"));

@@ -8,6 +8,7 @@ mod completion;
 mod lateness;
 mod patience;
 mod reading;
+mod silence;
 mod writing;
 
 use std::cell::{Cell, RefCell};
@@ -27,7 +28,7 @@ use crate::link::{Flow, Links};
 use crate::machine::{FlowKey, Machine};
 use crate::plan::Algorithm;
 use crate::statistics::CallKey;
-use crate::verdict::Fault;
+use crate::verdict::{Fault, Loss};
 use crate::world::{Goodbye, World};
 
 pub(crate) use completion::{Completer, Completion, completion};
@@ -383,8 +384,7 @@ impl Driver {
             }
         };
         if tokio::time::timeout(LINK_GRACE, waiting).await.is_err() && !fine() {
-            let how = format!("has a broken data link to rank {}: {problem}", self.world.rank);
-            self.world.raise(peer, Fault::Lost { how });
+            self.world.raise(peer, Fault::LinkDown { problem });
         }
     }
 
@@ -398,11 +398,7 @@ impl Driver {
                 return;
             }
             if self.is_awaited(flow) {
-                let how = format!(
-                    "closed its communicator, and what rank {} had not read by then is lost",
-                    self.world.rank
-                );
-                return self.world.raise(flow.peer, Fault::Lost { how });
+                return self.world.lose(flow.peer, Loss::Unread { by: self.world.rank });
             }
             changed.await;
         }
@@ -456,7 +452,7 @@ struct Alarm(Arc<World>);
 impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.raise(self.0.rank, Fault::Lost { how: "panicked in a lane".into() });
+            self.0.lose(self.0.rank, Loss::LanePanicked);
         }
     }
 }

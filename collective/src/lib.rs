@@ -64,6 +64,7 @@ pub mod config;
 mod contract;
 mod control;
 mod deadlock;
+mod departure;
 mod engine;
 pub mod error;
 mod group;

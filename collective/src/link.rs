@@ -7,6 +7,7 @@ pub(crate) mod memory;
 pub(crate) mod quic;
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 
@@ -60,11 +61,36 @@ impl Links {
         }
     }
 
+    /// Tells how every link is.
+    pub(crate) fn each_state(&self, each: &mut dyn FnMut(LinkState<'_>)) {
+        match self {
+            Links::Quic(links) => links.each_state(each),
+            // They cannot break.
+            Links::Memory(_) => {}
+        }
+    }
+
     /// Closes all links, telling the peers that nothing more comes.
     pub(crate) async fn close(&self) {
         match self {
             Links::Quic(links) => links.close().await,
             Links::Memory(_) => {}
+        }
+    }
+}
+
+/// How the link to one peer is.
+pub(crate) enum LinkState<'a> {
+    /// So many packets have come over it.
+    Open { peer: u32, received: u64 },
+    /// This rank has tried to dial the peer since then.
+    Dialling { peer: u32, since: Instant, problem: &'a str },
+}
+
+impl LinkState<'_> {
+    pub(crate) fn peer(&self) -> u32 {
+        match self {
+            LinkState::Open { peer, .. } | LinkState::Dialling { peer, .. } => *peer,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Judges silence: pure, with the clock passed in.
 
+pub(crate) mod inquiry;
 #[cfg(test)]
 mod simulated;
 

@@ -69,7 +69,7 @@ impl<T> Pending<T> {
                 }
                 let result = {
                     let (group, sequence) = started.number;
-                    let _waiting = started.world.waiting(group, sequence);
+                    let _waiting = started.world.note_waiting(group, sequence);
                     started.completion.wait()
                 };
                 started.conclude(result)

@@ -26,10 +26,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::control::endpoint::{Control, Event};
 use crate::control::launched::{Ending, Launched, Obituary};
+use crate::control::processes;
 use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
+use crate::departure;
 use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 use crate::identity::host_name;
 use crate::lane::Lane;
@@ -41,6 +43,7 @@ use crate::statistics::Counters;
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{Again, Greeted, Hello, Purpose};
 use crate::trust::secret::fill_random;
+use crate::verdict::Loss;
 use crate::world::{Peer, World};
 
 pub(crate) use attend::Dialled;
@@ -64,6 +67,7 @@ pub(crate) struct Entry {
     pub(crate) rank: u32,
     pub(crate) host: String,
     pub(crate) pid: u32,
+    pub(crate) habitat: u64,
     pub(crate) incarnation: u128,
     /// As rank 0 sees it; None for rank 0 itself, which everybody has already found.
     pub(crate) address: Option<IpAddr>,
@@ -114,7 +118,8 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
         config.job,
         config.rendezvous,
     ));
-    let (limits, forced) = (config.limits, config.algorithm);
+    let limits = Limits { dead_after: config.dead_after, ..config.limits };
+    let forced = config.algorithm;
     let mut launched = connect_launcher(&config);
     let address = resolve_patiently(&config)?;
     let listen = listen_address(address);
@@ -131,6 +136,7 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
         incarnation: incarnation()?,
         host: host_name(),
         pid: std::process::id(),
+        habitat: processes::habitat(),
         purpose: Purpose::Join {
             settings: config.job_wide(),
             control_port: local_port(&socket)?,
@@ -143,7 +149,11 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
     let peers: Vec<Peer> = meeting
         .table
         .iter()
-        .map(|e| Peer { rank: e.rank as usize, host: e.host.clone(), pid: e.pid })
+        .map(|entry| {
+            let known = Peer::new(entry.rank as usize, &entry.host, entry.pid);
+            let address = Some(entry.address.unwrap_or(meeting.rank_0));
+            Peer { address, habitat: entry.habitat, ..known }
+        })
         .collect();
     let lanes: Vec<LaneAddress> = meeting
         .table
@@ -167,6 +177,7 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
         QuicLinks::new(lane_socket, membership, hello, epoch, lanes, counters).map(Links::Quic)
     })?;
     world.attach(lane.commands(), ControlHandle::Network(control));
+    departure::announce(&world);
     // Only now, so that the first verdict already finds lane and control.
     if let Some(control) = world.control() {
         control.serve(world.clone());
@@ -333,7 +344,8 @@ pub(crate) fn ended_early(obituary: &Obituary) -> Option<Error> {
         ending => format!("{} before the ranks had met", ending.describe()),
     };
     let at = format!("this host, pid {}", obituary.pid);
-    Some(ErrorKind::RankLost { rank: obituary.rank as usize, at, how, call: None }.into())
+    let help = Loss::Ended(obituary.ending).help(obituary.rank, "this host");
+    Some(ErrorKind::RankLost { rank: obituary.rank as usize, at, how, call: None, help }.into())
 }
 
 pub(crate) fn refused(reason: String, again: Again) -> Error {

@@ -1,8 +1,12 @@
 //! Why a world ended: what the first rank to know tells all others.
 
+mod loss;
+
 use serde::{Deserialize, Serialize};
 
 use crate::report;
+
+pub(crate) use loss::{Habits, Loss};
 
 /// Why a world ended, as it goes from rank to rank.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,12 +16,22 @@ pub(crate) struct Verdict {
     /// The rank at fault.
     pub(crate) culprit: u32,
     pub(crate) fault: Fault,
+    /// Which ranks waited in which calls, as `seen_by` knew it.
+    pub(crate) waiting: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fault {
-    /// It died or went silent; `how` says what happened and when.
-    Lost { how: String },
+    /// It died or went silent.
+    Lost {
+        loss: Loss,
+        /// What it did when it was heard last.
+        last: Option<String>,
+    },
+    /// It is alive, but nothing comes from it to the rank that says so.
+    LinkDown { problem: String },
+    /// It hears nobody.
+    CutOff { silent_ms: u64 },
     /// Two ranks made different calls.
     Mismatch { sequence: u64, first: String, second: String },
     /// It closed after `calls` calls, and `call` still needed it.
@@ -33,26 +47,27 @@ pub(crate) enum Fault {
 impl Verdict {
     /// The same, of words that a person can be shown: it came from a peer.
     pub(crate) fn printable(self) -> Self {
+        let clean = |words: &str| report::printable(words);
         let fault = match self.fault {
-            Fault::Lost { how } => Fault::Lost { how: report::printable(&how) },
-            Fault::Mismatch { sequence, first, second } => Fault::Mismatch {
-                sequence,
-                first: report::printable(&first),
-                second: report::printable(&second),
-            },
-            Fault::CallCount { calls, call } => {
-                Fault::CallCount { calls, call: report::printable(&call) }
+            Fault::Lost { loss, last } => {
+                Fault::Lost { loss: loss.printable(), last: last.as_deref().map(clean) }
             }
-            Fault::Deadlock { calls } => Fault::Deadlock {
-                calls: calls.iter().map(|call| report::printable(call)).collect(),
-            },
+            Fault::LinkDown { problem } => Fault::LinkDown { problem: clean(&problem) },
+            Fault::CutOff { silent_ms } => Fault::CutOff { silent_ms },
+            Fault::Mismatch { sequence, first, second } => {
+                Fault::Mismatch { sequence, first: clean(&first), second: clean(&second) }
+            }
+            Fault::CallCount { calls, call } => Fault::CallCount { calls, call: clean(&call) },
+            Fault::Deadlock { calls } => {
+                Fault::Deadlock { calls: calls.iter().map(|call| clean(call)).collect() }
+            }
             Fault::TimedOut { call, limit, late } => Fault::TimedOut {
-                call: report::printable(&call),
-                limit: report::printable(&limit),
-                late: late.map(|late| report::printable(&late)),
+                call: clean(&call),
+                limit: clean(&limit),
+                late: late.as_deref().map(clean),
             },
-            Fault::Protocol { problem } => Fault::Protocol { problem: report::printable(&problem) },
+            Fault::Protocol { problem } => Fault::Protocol { problem: clean(&problem) },
         };
-        Self { fault, ..self }
+        Self { fault, waiting: self.waiting.as_deref().map(clean), ..self }
     }
 }

@@ -5,6 +5,7 @@ mod communicators;
 mod words;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::group::{Accusation, Group};
 use crate::lane;
 use crate::plan::costs::Choice;
 use crate::statistics::Counters;
-use crate::verdict::{Fault, Verdict};
+use crate::verdict::{Fault, Loss, Verdict};
 
 use communicators::EarlyGoodbye;
 pub(crate) use communicators::Goodbye;
@@ -32,6 +33,17 @@ pub struct Peer {
     pub host: String,
     /// Its process id on that host.
     pub pid: u32,
+    /// Where rank 0 saw it; None within a process.
+    pub address: Option<IpAddr>,
+    /// Where its process id is known (see `control/processes.rs`).
+    pub(crate) habitat: u64,
+}
+
+impl Peer {
+    /// A rank of which no more is known.
+    pub fn new(rank: usize, host: &str, pid: u32) -> Self {
+        Self { rank, host: host.into(), pid, address: None, habitat: 0 }
+    }
 }
 
 /// One rank's view of the world.
@@ -59,6 +71,8 @@ pub(crate) struct Limits {
     pub(crate) late_after: Duration,
     /// A call that waits longer is an error.
     pub(crate) timeout: Option<Duration>,
+    /// How long silence is borne; None: for ever, or there is no network.
+    pub(crate) dead_after: Option<Duration>,
 }
 
 struct State {
@@ -115,6 +129,14 @@ impl World {
         }
     }
 
+    /// The process of another rank, if it is one of this host whose number means the same here.
+    pub(crate) fn process_here(&self, rank: u32) -> Option<u32> {
+        let own = self.peers.get(self.rank as usize)?;
+        let peer = self.peers.get(rank as usize)?;
+        let is_here = own.habitat != 0 && own.habitat == peer.habitat && own.pid != peer.pid;
+        is_here.then_some(peer.pid)
+    }
+
     /// Joins the threads to the world; a verdict reaches them from here on.
     pub(crate) fn attach(
         &self,
@@ -129,11 +151,14 @@ impl World {
         self.control.get()
     }
 
-    /// `host, pid 41`: where a rank ran.
+    /// `trainer-3, 10.244.0.7, pid 41`: where a rank ran.
     pub(crate) fn place(&self, rank: u32) -> String {
-        match self.peers.get(rank as usize) {
-            Some(peer) => format!("{}, pid {}", peer.host, peer.pid),
-            None => "unknown".into(),
+        let Some(Peer { host, pid, address, .. }) = self.peers.get(rank as usize) else {
+            return "unknown".into();
+        };
+        match address.filter(|address| !address.is_loopback()) {
+            Some(address) => format!("{host}, {address}, pid {pid}"),
+            None => format!("{host}, pid {pid}"),
         }
     }
 
@@ -143,7 +168,7 @@ impl World {
     }
 
     /// This thread waits for a call, until the answer is dropped.
-    pub(crate) fn waiting(&self, group: u64, sequence: u64) -> Waiting<'_> {
+    pub(crate) fn note_waiting(&self, group: u64, sequence: u64) -> Waiting<'_> {
         self.state().threads.waits(group, sequence);
         Waiting(self)
     }
@@ -194,7 +219,20 @@ impl World {
 
     /// Ends the world: `culprit` is at fault, as this rank sees it.
     pub(crate) fn raise(&self, culprit: u32, fault: Fault) {
-        self.settle(Verdict { epoch: self.epoch, seen_by: self.rank, culprit, fault });
+        let waiting = match fault {
+            Fault::Lost { .. } | Fault::LinkDown { .. } => self.waiting(Some(culprit)),
+            Fault::CutOff { .. } => self.waiting(None),
+            // They show calls themselves.
+            _ => None,
+        };
+        let (epoch, seen_by) = (self.epoch, self.rank);
+        self.settle(Verdict { epoch, seen_by, culprit, fault, waiting });
+    }
+
+    /// Ends the world: `rank` is lost.
+    pub(crate) fn lose(&self, rank: u32, loss: Loss) {
+        let last = self.last_seen(rank);
+        self.raise(rank, Fault::Lost { loss, last });
     }
 
     /// Ends the world with a verdict of this rank or of another; only the first one counts.
@@ -224,15 +262,19 @@ impl World {
         let Err(error) = result else { return Ok(()) };
         // Without a verdict the lane itself has failed: the others must not wait for this rank.
         if self.error().is_none() {
-            let how = format!("failed: {error}");
-            self.raise(self.rank, Fault::Lost { how });
+            self.lose(self.rank, Loss::Failed { problem: error.to_string() });
         }
         self.tell();
         // A program may end right after an error: the others must have been told by then.
+        self.wait_told();
+        Err(self.error().unwrap_or(error))
+    }
+
+    /// Waits until the verdict is on its way to the others.
+    pub(crate) fn wait_told(&self) {
         if let Some(control) = self.control() {
             control.wait_flooded(FLOOD_LIMIT);
         }
-        Err(self.error().unwrap_or(error))
     }
 
     /// A call returns the error that ended the world. True the first time.

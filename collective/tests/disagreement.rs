@@ -43,7 +43,7 @@ fn another_count() {
             world
                 .all_reduce(&mut vec![1.0f32; 1000 + usize::from(world.rank() == 1)], ReduceOp::Sum)
         },
-        ["all_reduce sum of f32 x 1000 ", "all_reduce sum of f32 x 1001 "],
+        ["all_reduce #0 (sum of f32 x 1000, ", "all_reduce #0 (sum of f32 x 1001, "],
     );
 }
 
@@ -54,7 +54,7 @@ fn another_type() {
             1 => world.all_reduce(&mut [1.0f64; 10], ReduceOp::Sum),
             _ => world.all_reduce(&mut [1.0f32; 10], ReduceOp::Sum),
         },
-        ["of f32 x 10 ", "of f64 x 10 "],
+        ["of f32 x 10, ", "of f64 x 10, "],
     );
 }
 
@@ -65,7 +65,7 @@ fn another_operation() {
             let op = if world.rank() == 1 { ReduceOp::Avg } else { ReduceOp::Sum };
             world.all_reduce(&mut [1.0f32; 10], op)
         },
-        ["all_reduce sum of", "all_reduce avg of"],
+        ["all_reduce #0 (sum of", "all_reduce #0 (avg of"],
     );
 }
 
@@ -73,7 +73,7 @@ fn another_operation() {
 fn another_root() {
     all_ranks_disagree(
         |world| world.broadcast(&mut [1.0f32; 10], usize::from(world.rank() == 1)),
-        ["broadcast from rank 0 of", "broadcast from rank 1 of"],
+        ["broadcast #0 (from rank 0, ", "broadcast #0 (from rank 1, "],
     );
 }
 
@@ -95,7 +95,7 @@ fn another_collective() {
             1 => world.barrier(),
             _ => world.all_reduce(&mut [1.0f32; 10], ReduceOp::Sum),
         },
-        ["barrier", "all_reduce sum of f32 x 10"],
+        ["barrier #0 (", "all_reduce #0 (sum of f32 x 10, "],
     );
 }
 

@@ -469,8 +469,7 @@ mod tests {
 
     #[test]
     fn pids_stand_beside_their_hosts() {
-        let peer =
-            |rank: usize, host: &str| Peer { rank, host: host.into(), pid: 100 + rank as u32 };
+        let peer = |rank: usize, host: &str| Peer::new(rank, host, 100 + rank as u32);
         let peers: Vec<Peer> =
             (0..20).map(|rank| peer(rank, if rank < 18 { "a" } else { "b" })).collect();
         let hosts = hosts(&peers);

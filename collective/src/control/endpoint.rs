@@ -19,6 +19,7 @@ use crate::group::Standing;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::rendezvous::Entry;
+use crate::report;
 use crate::statistics::Counters;
 use crate::trust::certificates::Membership;
 use crate::trust::hello::{self, Again, Greeted};
@@ -69,6 +70,16 @@ pub(crate) enum Message {
     LeaveRead,
     /// To the lowest rank: every thread here waits, and no byte moves.
     Stuck(Stuck),
+    /// This rank does not hear that one any more: do others?
+    Silent {
+        rank: u32,
+    },
+    /// The answer: how long ago it was heard. `left`: it has said all its goodbyes.
+    Heard {
+        rank: u32,
+        ago_ms: Option<u64>,
+        left: bool,
+    },
     Verdict(Verdict),
 }
 
@@ -85,6 +96,10 @@ pub(crate) enum Event {
     },
     /// The launcher saw a rank end.
     Obituary(Obituary),
+    /// A rank's process on this host has ended.
+    Gone(u32),
+    /// The time for answers about a silent rank is up.
+    Asked(u32),
     /// A dialling task of the rendezvous has something to say.
     Dialled(crate::rendezvous::Dialled),
 }
@@ -121,10 +136,26 @@ pub(crate) struct ControlLink {
     outbox: mpsc::UnboundedSender<Message>,
     /// Messages posted and not yet written.
     unwritten: Cell<usize>,
+    /// When the peer was heard last.
     pub(crate) heard: Cell<Instant>,
+    /// Since when its silence counts.
+    listening: Cell<Instant>,
+    /// Its silence has been told.
+    suspected: Cell<bool>,
     pub(crate) leave_read: Cell<bool>,
     /// The peer has told this rank a verdict, so it knows there is one.
     pub(crate) knows_verdict: Cell<bool>,
+}
+
+impl std::fmt::Display for LinkEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LinkEnd::Silent(silence) => {
+                write!(f, "stopped answering {} ago", report::duration(*silence))
+            }
+            LinkEnd::Closed(problem) => f.write_str(problem),
+        }
+    }
 }
 
 impl Control {
@@ -141,11 +172,14 @@ impl Control {
         receiver: RecvStream,
     ) {
         let (outbox, messages) = mpsc::unbounded_channel();
+        let now = Instant::now();
         let link = Rc::new(ControlLink {
             connection,
             outbox,
             unwritten: Cell::new(0),
-            heard: Cell::new(Instant::now()),
+            heard: Cell::new(now),
+            listening: Cell::new(now),
+            suspected: Cell::new(false),
             leave_read: Cell::new(false),
             knows_verdict: Cell::new(false),
         });
@@ -197,10 +231,10 @@ impl Control {
                 self.links.borrow().iter().map(|(rank, link)| (*rank, link.clone())).collect();
             for (rank, link) in links {
                 if !awake {
-                    link.heard.set(now);
-                } else if let Some(silence) = judge.silence(link.heard.get(), now) {
-                    // Said once; whoever hears it drops the link or ends the world.
-                    link.heard.set(now);
+                    link.listen_anew(now);
+                } else if let Some(silence) = judge.silence(link.listening.get(), now)
+                    && !link.suspected.replace(true)
+                {
                     let how = LinkEnd::Silent(silence);
                     let link = link.connection.stable_id();
                     let _ = self.events.send(Event::Ended { rank, link, how });
@@ -248,7 +282,7 @@ impl Control {
         let end = loop {
             match hello::receive::<Message>(&mut receiver, wire::MAX_CONTROL_BYTES).await {
                 Ok(message) => {
-                    link.heard.set(Instant::now());
+                    link.note_heard();
                     let _ = self.events.send(Event::Message(rank, message));
                 }
                 Err(problem) => break problem,
@@ -264,7 +298,7 @@ impl Control {
         while let Ok(datagram) = link.connection.read_datagram().await {
             let Some((_, body)) = datagram.split_first_chunk::<4>() else { continue };
             let Ok(beat) = wire::decode_control::<Beat>(body) else { continue };
-            link.heard.set(Instant::now());
+            link.note_heard();
             self.counters.heard(rank);
             if let Some(world) = self.world.get()
                 && world.epoch == beat.epoch
@@ -278,6 +312,23 @@ impl Control {
 impl ControlLink {
     pub(crate) fn is_closed(&self) -> bool {
         self.connection.close_reason().is_some()
+    }
+
+    /// How long the peer has been silent while this rank listened.
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.listening.get())
+    }
+
+    /// This rank was not there to listen, or its suspicion has come to nothing.
+    pub(crate) fn listen_anew(&self, now: Instant) {
+        self.listening.set(now);
+        self.suspected.set(false);
+    }
+
+    fn note_heard(&self) {
+        let now = Instant::now();
+        self.heard.set(now);
+        self.listen_anew(now);
     }
 
     fn post(&self, message: Message) {

@@ -2,7 +2,8 @@
 //!
 //! A text protocol over the unix socket in the launcher's private folder. The rank says
 //! `rank R pid P`; `rendezvous` asks for the socket that the launcher has kept bound since it chose
-//! the port; `lost R pid P exit N` and `lost R pid P signal N` tell how another rank ended.
+//! the port; `lost R pid P exit N`, `lost R pid P signal N` and
+//! `lost R pid P memory 9` tell how another rank ended.
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -13,6 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::{Deserialize, Serialize};
 
 /// The end of another rank's process, as the launcher saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +24,12 @@ pub(crate) struct Obituary {
     pub(crate) ending: Ending,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Ending {
     Exit(i32),
     Signal(i32),
+    /// Killed by the kernel, for want of memory.
+    OutOfMemory,
 }
 
 /// The open line.
@@ -101,6 +105,9 @@ impl Ending {
                 Some(name) => format!("was killed by signal {signal} ({name})"),
                 None => format!("was killed by signal {signal}"),
             },
+            Ending::OutOfMemory => {
+                "was killed by the kernel: out of memory (signal 9, exit code 137)".into()
+            }
         }
     }
 }
@@ -112,6 +119,7 @@ fn parse(line: &str) -> Option<Obituary> {
     let ending = match how {
         "exit" => Ending::Exit(number),
         "signal" => Ending::Signal(number),
+        "memory" => Ending::OutOfMemory,
         _ => return None,
     };
     Some(Obituary { rank: rank.parse().ok()?, pid: pid.parse().ok()?, ending })
@@ -146,6 +154,7 @@ mod tests {
         let obituary = |rank, ending| Some(Obituary { rank, pid: 41, ending });
         assert_eq!(parse("lost 2 pid 41 exit 7\n"), obituary(2, Ending::Exit(7)));
         assert_eq!(parse("lost 11 pid 41 signal 9\n"), obituary(11, Ending::Signal(9)));
+        assert_eq!(parse("lost 3 pid 41 memory 9\n"), obituary(3, Ending::OutOfMemory));
         for line in ["", "lost", "lost x pid 1 exit 0", "socket", "lost 1 pid 2 fell 3"] {
             assert_eq!(parse(line), None, "{line}");
         }

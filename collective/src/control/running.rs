@@ -11,12 +11,13 @@ use tokio::sync::mpsc;
 
 use super::endpoint::{Control, Event, LinkEnd, Message};
 use super::launched::{Ending, Obituary};
-use super::{Command, Flooded};
+use super::witnesses::Witnesses;
+use super::{Command, Flooded, processes};
 use crate::rendezvous::ALL_WATCH_ALL;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::trust::hello::{Again, Greeted, Purpose};
-use crate::verdict::Fault;
+use crate::verdict::Loss;
 use crate::world::{Goodbye, World};
 
 /// Serves the world until `Close`.
@@ -35,8 +36,16 @@ pub(crate) async fn serve(
     };
     let _ = control.world.set(world.clone());
     control.send_beats();
-    let running =
-        Running { control, world, flooded, left: Cell::new(None), spread: RefCell::default() };
+    let witnesses = Witnesses::new(control.clone(), world.clone());
+    let running = Running {
+        control,
+        world,
+        flooded,
+        witnesses,
+        left: Cell::new(None),
+        spread: RefCell::default(),
+    };
+    running.watch_processes();
     let mut closing = false;
     while !closing {
         tokio::select! {
@@ -70,6 +79,7 @@ struct Running {
     control: Rc<Control>,
     world: Arc<World>,
     flooded: Flooded,
+    witnesses: Witnesses,
     /// When this rank left.
     left: Cell<Option<Instant>>,
     /// Whose goodbyes were passed on: on a communicator, or to the world.
@@ -147,10 +157,18 @@ impl Running {
                 }
                 self.control.changed.notify_waiters();
             }
-            // Late words of the rendezvous.
-            Event::Message(..) | Event::Dialled(_) => {}
+            Event::Message(rank, Message::Silent { rank: about }) => {
+                self.witnesses.testify(rank, about);
+            }
+            Event::Message(rank, Message::Heard { rank: about, ago_ms, left }) => {
+                self.witnesses.answer(rank, about, ago_ms.map(Duration::from_millis), left);
+            }
+            Event::Asked(rank) => self.witnesses.conclude(rank),
+            Event::Gone(rank) => self.lose_after(GONE_GRACE, rank, Loss::Gone),
             Event::Ended { rank, link, how } => self.link_ended(rank, link, how),
             Event::Obituary(obituary) => self.rank_ended(&obituary),
+            // Late words of the rendezvous.
+            Event::Message(..) | Event::Dialled(_) => {}
             Event::Greeted(greeted) => {
                 tokio::task::spawn_local(refuse(self.world.clone(), *greeted));
             }
@@ -191,14 +209,10 @@ impl Running {
             return;
         }
         match how {
-            LinkEnd::Silent(silence) => {
-                let how = format!("stopped answering {} ago", report::duration(silence));
-                self.world.raise(rank, Fault::Lost { how });
-            }
+            LinkEnd::Silent(_) => self.witnesses.ask(rank),
             // Its goodbye or a verdict may still be on its way through another rank.
             LinkEnd::Closed(problem) => {
-                let how = format!("closed its connection without a goodbye ({problem})");
-                self.raise_after(CLOSE_GRACE, rank, how);
+                self.lose_after(CLOSE_GRACE, rank, Loss::Closed { problem });
             }
         }
     }
@@ -210,20 +224,40 @@ impl Running {
             return;
         }
         let grace = match ending {
-            Ending::Signal(_) => Duration::ZERO,
+            Ending::Signal(_) | Ending::OutOfMemory => Duration::ZERO,
             // It may have said goodbye and ended well: its last packets may not be read yet.
             Ending::Exit(_) => EXIT_GRACE,
         };
-        self.raise_after(grace, rank, ending.describe());
+        self.lose_after(grace, rank, Loss::Ended(ending));
+    }
+
+    /// Sees the ends of the ranks' processes on this host. Under a launcher that one does, and knows
+    /// more of them.
+    fn watch_processes(&self) {
+        if self.control.config.launcher.is_some() {
+            return;
+        }
+        for rank in self.control.links.borrow().keys().copied() {
+            let Some(pid) = self.world.process_here(rank) else { continue };
+            let events = self.control.events.clone();
+            tokio::task::spawn_local(async move {
+                processes::ended(pid).await;
+                let _ = events.send(Event::Gone(rank));
+            });
+        }
     }
 
     /// Declares `rank` lost unless it turns out that it said goodbye.
-    fn raise_after(&self, grace: Duration, rank: u32, how: String) {
+    fn lose_after(&self, grace: Duration, rank: u32, loss: Loss) {
         let world = self.world.clone();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(grace).await;
+            // In turns: after each, what has come meanwhile has been read, also where this thread
+            // was not scheduled for long.
+            for _ in 0..GRACE_TURNS {
+                tokio::time::sleep(grace / GRACE_TURNS).await;
+            }
             if !world.has_left(rank) {
-                world.raise(rank, Fault::Lost { how });
+                world.lose(rank, loss);
             }
         });
     }
@@ -294,6 +328,9 @@ const SEND_TURN: Duration = Duration::from_millis(1);
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
 /// A goodbye is answered before its sender exits, unless this rank was not scheduled for a second.
 const EXIT_GRACE: Duration = Duration::from_millis(300);
+/// The same; all it had sent lies in this rank's socket by then.
+const GONE_GRACE: Duration = Duration::from_millis(150);
+const GRACE_TURNS: u32 = 5;
 /// As on the lanes: a rank that does not answer for a second is left to itself.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// After a verdict the drop is prompt; the others hear of it from each other too.

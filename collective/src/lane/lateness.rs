@@ -216,9 +216,9 @@ mod tests {
         fn with(test: impl FnOnce(&mut Self)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {
-                let peer = |rank| Peer { rank, host: String::new(), pid: 0 };
+                let peer = |rank| Peer::new(rank, "", 0);
                 let choice = Choice { costs: CostTable::default(), forced: Some(Algorithm::Ring) };
-                let limits = Limits { late_after: Duration::MAX, timeout: None };
+                let limits = Limits { late_after: Duration::MAX, timeout: None, dead_after: None };
                 let counters = Arc::new(Counters::new(1, 3, "memory"));
                 let peers = (0..3).map(peer).collect();
                 let world = World::new(1, 0, peers, limits, choice, counters);

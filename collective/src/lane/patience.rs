@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Driver;
+use super::silence::Silences;
 use crate::contract::Contract;
 use crate::deadlock::REPORT_EVERY;
 use crate::report;
@@ -25,6 +26,7 @@ impl Driver {
         let pause = (shortest / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK);
         let now = Instant::now();
         let mut still = Stillness { moved: 0, since: now, reported: None };
+        let mut silences = Silences::new(limits.dead_after, now);
         loop {
             let begun = self.begun.notified();
             if !self.is_busy() {
@@ -35,6 +37,7 @@ impl Driver {
             self.look();
             self.count_waits(Instant::now());
             self.look_for_deadlock(&mut still);
+            self.look_for_silence(&mut silences);
             if let Some(control) = self.world.control() {
                 control.compare_notes(|| self.world.standings());
             }
@@ -68,7 +71,7 @@ impl Driver {
         let Contract { group, sequence, .. } = *contract;
         let (rank, suffix) = (self.world.rank, self.world.suffix(group));
         let fault = Fault::TimedOut {
-            call: format!("call #{sequence}, {contract}{suffix}, on rank {rank}"),
+            call: format!("{contract}{suffix} on rank {rank}"),
             limit: report::duration(timeout),
             late: self.world.late(group, sequence),
         };

@@ -11,12 +11,12 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, Endpoint};
 use tokio::sync::{mpsc, watch};
 
-use super::{Flow, FlowReceiver, FlowSender, Incoming};
+use super::{Flow, FlowReceiver, FlowSender, Incoming, LinkState};
 use crate::error::Result;
 use crate::report;
 use crate::statistics::{Counters, Refusal};
@@ -43,6 +43,8 @@ struct Shared {
     rank: u32,
     addresses: Vec<LaneAddress>,
     connections: RefCell<HashMap<u32, watch::Sender<Option<Connection>>>>,
+    /// Peers that are dialled in vain: since when, and why.
+    in_vain: RefCell<HashMap<u32, (Instant, String)>>,
     flows: mpsc::UnboundedSender<Incoming>,
     counters: Arc<Counters>,
     inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
@@ -69,6 +71,7 @@ impl QuicLinks {
             epoch,
             addresses,
             connections: RefCell::new(HashMap::new()),
+            in_vain: RefCell::default(),
             flows,
             counters: counters.clone(),
             inbox: tokio::sync::Mutex::new(inbox),
@@ -105,6 +108,21 @@ impl QuicLinks {
         self.0.inbox.lock().await.recv().await
     }
 
+    /// Tells how the links are that are open, or dialled in vain.
+    pub(crate) fn each_state(&self, each: &mut dyn FnMut(LinkState<'_>)) {
+        for (peer, connection) in self.0.connections.borrow().iter() {
+            if let Some(connection) = &*connection.borrow()
+                && connection.close_reason().is_none()
+            {
+                let received = connection.stats().udp_rx.datagrams;
+                each(LinkState::Open { peer: *peer, received });
+            }
+        }
+        for (peer, (since, problem)) in self.0.in_vain.borrow().iter() {
+            each(LinkState::Dialling { peer: *peer, since: *since, problem });
+        }
+    }
+
     pub(crate) async fn close(&self) {
         self.0.closed.set(true);
         self.0.endpoint.close(CLOSED.into(), b"closed");
@@ -132,20 +150,27 @@ impl Shared {
         let Some(LaneAddress { address, leaf }) = self.addresses.get(peer as usize).cloned() else {
             return;
         };
+        let since = Instant::now();
         loop {
-            match self.dial_once(peer, address).await {
+            let problem = match self.dial_once(peer, address).await {
                 Ok(mut welcomed) if welcomed.leaf == leaf => {
+                    self.in_vain.borrow_mut().remove(&peer);
                     // Tells the peer that the welcome came before this end gave up on it.
                     let _ = welcomed.sender.finish();
                     return self.joined(peer, welcomed.connection);
                 }
-                Ok(welcomed) => welcomed.connection.close(REFUSED.into(), b"not who was met"),
+                Ok(welcomed) => {
+                    welcomed.connection.close(REFUSED.into(), b"not who was met");
+                    format!("another process answers at {address}")
+                }
                 Err(_) if self.closed.get() => return,
                 Err(DialError::Final(reason) | DialError::Refused(reason, _)) => {
-                    report::warn(&reason)
+                    report::warn(&reason);
+                    reason
                 }
-                Err(DialError::Retry(_)) => {}
-            }
+                Err(DialError::Retry(reason)) => reason,
+            };
+            self.in_vain.borrow_mut().insert(peer, (since, problem));
             tokio::time::sleep(DIAL_PAUSE).await;
         }
     }

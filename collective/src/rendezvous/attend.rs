@@ -73,9 +73,11 @@ impl Guest<'_> {
             }
             Event::Message(rank, message) => attending::Event::Message(rank, message),
             Event::Ended { rank, link, how } => {
-                attending::Event::Ended { rank, link, how: format!("{how:?}") }
+                attending::Event::Ended { rank, link, how: how.to_string() }
             }
             Event::Obituary(obituary) => attending::Event::Obituary(obituary),
+            // Only of a world that has begun.
+            Event::Gone(_) | Event::Asked(_) => attending::Event::Time,
             Event::Dialled(Dialled::RankZero(outcome)) => {
                 let found = |(address, welcomed)| (address, self.keep(welcomed));
                 attending::Event::RankZero(outcome.map(found))

@@ -258,6 +258,8 @@ impl Attending {
             | Message::Leave { .. }
             | Message::LeaveRead
             | Message::Stuck(_)
+            | Message::Silent { .. }
+            | Message::Heard { .. }
             | Message::Verdict(_) => {}
         }
         Ok(())

@@ -32,6 +32,7 @@ pub(super) async fn gather(
         rank: 0,
         host: me.hello.host.clone(),
         pid: me.hello.pid,
+        habitat: me.hello.habitat,
         incarnation: me.hello.incarnation,
         address: None,
         control_port,
@@ -108,7 +109,7 @@ impl Door<'_> {
             }
             Event::Ended { rank, link, .. } => Some(gathering::Event::Ended { rank, link }),
             Event::Obituary(obituary) => Some(gathering::Event::Obituary(obituary)),
-            Event::Message(..) | Event::Dialled(_) => None,
+            Event::Message(..) | Event::Dialled(_) | Event::Gone(_) | Event::Asked(_) => None,
         }
     }
 

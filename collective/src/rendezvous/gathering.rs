@@ -195,6 +195,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             rank,
             host: knock.hello.host.clone(),
             pid: knock.hello.pid,
+            habitat: knock.hello.habitat,
             incarnation: knock.hello.incarnation,
             address: Some(knock.from),
             control_port: *control_port,

@@ -95,6 +95,7 @@ mod tests {
             rank,
             host: format!("host-{rank}"),
             pid: 40 + rank,
+            habitat: 0,
             incarnation,
             address: None,
             control_port: 1,

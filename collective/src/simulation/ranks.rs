@@ -197,7 +197,9 @@ impl Outcome {
             let Some(verdict) = &fate.verdict else { continue };
             let culprit = &self.ranks[verdict.culprit as usize];
             let to_blame = culprit.hindered.is_none_or(|hindered| hindered >= LEAST_SILENCE);
-            if !to_blame || !matches!(verdict.fault, Verdict::Lost { .. }) {
+            if !to_blame
+                || !matches!(verdict.fault, Verdict::Lost { .. } | Verdict::LinkDown { .. })
+            {
                 return Err(format!("rank {rank} ended with {fate:?} (some rank died: {died})"));
             }
         }

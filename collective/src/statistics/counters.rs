@@ -122,6 +122,13 @@ impl Counters {
         }
     }
 
+    /// Since the last heartbeat of `peer`; None before the first.
+    pub(crate) fn heartbeat_age(&self, peer: u32) -> Option<Duration> {
+        let heard = self.peers.get(peer as usize)?.heard_ns.load(Relaxed);
+        let heard = (heard > 0).then(|| Duration::from_nanos(heard))?;
+        Some(self.made.elapsed().saturating_sub(heard))
+    }
+
     /// There is a data link to `peer`; `rtt` asks it for its round trip.
     pub(crate) fn linked(
         &self,
@@ -152,6 +159,8 @@ impl Counters {
             Fault::Deadlock { .. } => 3,
             Fault::TimedOut { .. } => 4,
             Fault::Protocol { .. } => 5,
+            Fault::LinkDown { .. } => 6,
+            Fault::CutOff { .. } => 7,
         };
         let _ = self.abort.set(words.to_string());
         self.aborts[reason].fetch_add(1, Relaxed);
@@ -285,8 +294,16 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 /// In the order of `aborted`.
-const ABORTS: [&str; 6] =
-    ["rank_lost", "mismatch", "call_count", "deadlock", "timed_out", "protocol"];
+const ABORTS: [&str; 8] = [
+    "rank_lost",
+    "mismatch",
+    "call_count",
+    "deadlock",
+    "timed_out",
+    "protocol",
+    "link_down",
+    "cut_off",
+];
 /// In the order of `Refusal`.
 const REFUSALS: [&str; 6] =
     ["untrusted", "no_hello", "too_many", "rendezvous", "running", "other_run"];

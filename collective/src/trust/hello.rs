@@ -23,6 +23,8 @@ pub(crate) struct Hello {
     pub(crate) incarnation: u128,
     pub(crate) host: String,
     pub(crate) pid: u32,
+    /// Where that number is known (see `control/processes.rs`).
+    pub(crate) habitat: u64,
     pub(crate) purpose: Purpose,
 }
 

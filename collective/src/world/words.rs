@@ -1,11 +1,12 @@
 //! What is known of the ranks, in words: for warnings and for the error that ends the world.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{State, World};
 use crate::contract::Contract;
 use crate::error::{Error, ErrorKind};
-use crate::group::{Group, Progress, Standing};
+use crate::group::{Progress, Standing};
 use crate::report;
 use crate::verdict::{Fault, Verdict};
 
@@ -18,7 +19,7 @@ impl World {
         let words = state.groups.get(&group).and_then(|group| group.describe_call(sequence));
         drop(state);
         report::warn(&format!(
-            "rank {} has waited {:.0} s in call #{sequence}, {}: {late}",
+            "rank {} has waited {:.0} s in {}: {late}",
             self.rank,
             waited.as_secs_f64(),
             words.unwrap_or_default(),
@@ -47,7 +48,7 @@ impl World {
             .unwrap_or(progress);
         let Standing { calls, ended, call, .. } = &newest.standing;
         let doing = match ended < calls {
-            true => format!("in call #{ended}, {call}"),
+            true => format!("in {call}"),
             false => format!("computing after {calls} calls"),
         };
         match newest.heard.map(|heard| heard.elapsed()) {
@@ -61,18 +62,35 @@ impl World {
     }
 
     pub(super) fn error_of(&self, verdict: &Verdict) -> Error {
-        let rank = verdict.culprit as usize;
-        let at = self.place(verdict.culprit);
-        match verdict.fault.clone() {
+        let Verdict { seen_by, culprit, fault, waiting: call, .. } = verdict.clone();
+        let rank = culprit as usize;
+        let at = self.place(culprit);
+        match fault {
             // This rank was stopped, or cut off, and learns now what the others decided.
-            Fault::Lost { how } if verdict.culprit == self.rank && verdict.seen_by != self.rank => {
-                let how = format!("was declared dead by rank {}: it {how}", verdict.seen_by);
-                ErrorKind::RankLost { rank, at, how, call: None }
+            Fault::Lost { loss, .. } if culprit == self.rank && seen_by != self.rank => {
+                let how = format!("was declared dead by rank {seen_by}: it {}", loss.how());
+                let help = "this process was stopped, not scheduled or cut off for longer than \
+                            ALLFOLD_DEAD_AFTER, which is to be equal on all ranks";
+                ErrorKind::RankLost { rank, at, how, call: None, help: Some(help.into()) }
             }
-            Fault::Lost { how } => {
-                let how = how + &self.last_seen(verdict.culprit);
-                let call = self.waiting_in();
-                ErrorKind::RankLost { rank, at, how, call }
+            Fault::Lost { loss, last } => {
+                let last = last.map_or_else(String::new, |last| format!(", last heard {last}"));
+                let how = loss.how() + &last;
+                let host = self.peers.get(rank).map_or("unknown", |peer| &peer.host);
+                ErrorKind::RankLost { rank, at, how, call, help: loss.help(culprit, host) }
+            }
+            Fault::LinkDown { problem: how } => ErrorKind::LinkDown {
+                rank: seen_by as usize,
+                at: self.place(seen_by),
+                peer: rank,
+                peer_at: at,
+                how,
+                call,
+            },
+            Fault::CutOff { silent_ms } => {
+                let silence = report::duration(Duration::from_millis(silent_ms));
+                let how = format!("it has heard no other host for {silence}");
+                ErrorKind::CutOff { rank, at, how, call }
             }
             Fault::Mismatch { sequence, first, second } => {
                 ErrorKind::Mismatch { sequence, first, second }
@@ -85,30 +103,66 @@ impl World {
         .into()
     }
 
-    /// What a rank did last, by its heartbeats.
-    fn last_seen(&self, rank: u32) -> String {
+    /// What another rank did last, by its heartbeats: `in all_reduce #418`.
+    pub(super) fn last_seen(&self, rank: u32) -> Option<String> {
         let state = self.state();
         let progress = state
             .groups
             .values()
             .filter_map(|group| group.progress(group.place_of(rank)?))
             .max_by_key(|p| (p.standing.ended < p.standing.calls, p.heard));
-        match progress.map(|progress| &progress.standing) {
-            Some(Standing { calls, ended, .. }) if ended < calls => {
-                format!(", by its last heartbeat in call #{ended}")
+        match &progress?.standing {
+            Standing { calls, ended, call, .. } if ended < calls => {
+                // The source lines stand behind the ranks that were waiting.
+                Some(format!("in {}", call.split_once(" (").map_or(&**call, |(name, _)| name)))
             }
-            Some(Standing { calls, .. }) if *calls > 0 => {
-                format!(", by its last heartbeat computing after {calls} calls")
-            }
-            _ => String::new(),
+            Standing { calls, .. } if *calls > 0 => Some(format!("computing after {calls} calls")),
+            _ => None,
         }
     }
 
-    /// `rank 0 was waiting in call #418, all_reduce sum of f32 x 1048576 (src/train.rs:88)`.
-    fn waiting_in(&self) -> Option<String> {
+    /// `rank 0, 1, 2 were waiting in all_reduce #418 (sum of f32 x 1048576, src/train.rs:88)`: all
+    /// but `culprit`, as far as this rank knows.
+    pub(super) fn waiting(&self, culprit: Option<u32>) -> Option<String> {
         let state = self.state();
-        let (sequence, words) = state.groups.values().find_map(Group::under_way)?;
-        Some(format!("rank {} was waiting in call #{sequence}, {words}", self.rank))
+        let mut calls: BTreeMap<(u64, u64), (Vec<u32>, String)> = BTreeMap::new();
+        for (id, group) in &state.groups {
+            for (place, &rank) in (0..).zip(group.members().iter()) {
+                if Some(rank) == culprit || state.left.get(rank as usize) == Some(&true) {
+                    continue;
+                }
+                let under_way = if rank == self.rank {
+                    group.under_way()
+                } else {
+                    let standing = group.progress(place).map(|progress| &progress.standing);
+                    standing
+                        .filter(|standing| standing.ended < standing.calls)
+                        .map(|standing| (standing.ended, standing.call.clone()))
+                };
+                if let Some((sequence, words)) = under_way {
+                    let (ranks, _) =
+                        calls.entry((*id, sequence)).or_insert_with(|| (Vec::new(), words));
+                    ranks.push(rank);
+                }
+            }
+        }
+        let mut calls: Vec<_> = calls.into_values().collect();
+        calls.sort_by_key(|(ranks, _)| std::cmp::Reverse(ranks.len()));
+        let words = calls.iter().take(MAX_CALLS_NAMED).map(|(ranks, call)| {
+            let were = if ranks.len() == 1 { "was" } else { "were" };
+            format!("{} {were} waiting in {call}", listed(ranks))
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| words.join(" and "))
+    }
+}
+
+/// `rank 0, 1, 2`, or `rank 0, 1, ... and 96 more`.
+fn listed(ranks: &[u32]) -> String {
+    let named: Vec<String> = ranks.iter().take(MAX_WAITING_NAMED).map(u32::to_string).collect();
+    match ranks.len().saturating_sub(MAX_WAITING_NAMED) {
+        0 => format!("rank {}", named.join(", ")),
+        more => format!("rank {} and {more} more", named.join(", ")),
     }
 }
 
@@ -116,3 +170,6 @@ impl World {
 const FRESH: Duration = Duration::from_millis(1500);
 /// More names than this do not help.
 const MAX_LATE_NAMED: usize = 8;
+const MAX_WAITING_NAMED: usize = 16;
+/// Those in which most ranks were.
+const MAX_CALLS_NAMED: usize = 2;

@@ -105,8 +105,9 @@ const LOOPBACK_FIRST_WINDOW: u64 = 1024 * 1024;
 /// Ten times RFC 9002's: a gradient is no web page, and a switch port buffers more than this.
 const NETWORK_FIRST_WINDOW: u64 = 128 * 1024;
 const IDLE_LIMIT_MS: u32 = 30_000;
-/// A data link may lie idle while a rank computes.
-const KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// A data link may lie idle while a rank computes. As often as heartbeats: `lane/silence.rs` goes by
+/// it.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Three times this is the first retransmission: a rank that dials before rank 0 listens loses
 /// 15 ms. On a busy host a packet is sent twice now and then, which costs nothing.
 const LOOPBACK_RTT: Duration = Duration::from_millis(5);

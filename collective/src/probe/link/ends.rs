@@ -152,6 +152,7 @@ async fn send(
         incarnation: 0,
         host: host_name(),
         pid: std::process::id(),
+        habitat: 0,
         purpose: Purpose::Lane { epoch: 0, lane: 0 },
     };
     let welcomed = match caller.dial(to, card.address, &hello, DIAL_LIMIT).await {

@@ -80,6 +80,7 @@ impl Process {
                 incarnation: 0,
                 host: format!("host-{slot}"),
                 pid: slot,
+                habitat: 0,
                 purpose,
             },
             role: Role::Starting,

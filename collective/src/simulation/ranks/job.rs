@@ -72,8 +72,9 @@ impl Job {
             ..CostTable::default()
         };
         let choice = Choice { costs, forced: scenario.forced };
-        let limits = Limits { late_after: Duration::from_secs(10), timeout: None };
-        let peer = |rank| Peer { rank, host: "simulated".into(), pid: 0 };
+        let limits =
+            Limits { late_after: Duration::from_secs(10), timeout: None, dead_after: None };
+        let peer = |rank| Peer::new(rank, "simulated", 0);
         let peers: Vec<Peer> = (0..size as usize).map(peer).collect();
         let Programs { colours, steps } = programs;
         let ranks = (0..).zip(steps).map(|(number, steps)| {

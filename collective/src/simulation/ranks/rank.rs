@@ -15,7 +15,7 @@ use crate::group::Group;
 use crate::liveness::Judge;
 use crate::rendezvous::watched;
 use crate::simulation::{FlowId, MILLISECOND, SECOND, trace};
-use crate::verdict::Fault;
+use crate::verdict::{Fault, Loss};
 use crate::world::{WHOLE_WORLD, World};
 
 pub(super) struct Rank {
@@ -183,8 +183,12 @@ impl Rank {
 
     /// The data link to a rank has broken, and the lane has waited for another verdict in vain.
     pub(super) fn link_broken(&mut self, peer: u32) {
-        if !self.world.has_left(peer) || self.lane.awaits(peer) {
-            self.world.raise(peer, Fault::Lost { how: "has a broken data link".into() });
+        if self.world.has_left(peer) {
+            if self.lane.awaits(peer) {
+                self.world.lose(peer, Loss::Unread { by: self.world.rank });
+            }
+        } else {
+            self.world.raise(peer, Fault::LinkDown { problem: "it broke".into() });
         }
     }
 
@@ -207,8 +211,8 @@ impl Rank {
             } else if self.judge.silence(*heard, now).is_some() {
                 *heard = now;
                 if !self.world.has_left(*link) {
-                    let how = "stopped answering".into();
-                    self.world.raise(*link, Fault::Lost { how });
+                    let silence = now.saturating_duration_since(*heard);
+                    self.world.lose(*link, Loss::silent(silence, None));
                 }
             }
         }
@@ -385,12 +389,12 @@ impl Rank {
 
     /// The program's thread waits.
     fn wait(&self, group: u64, sequence: u64) {
-        std::mem::forget(self.world.waiting(group, sequence));
+        std::mem::forget(self.world.note_waiting(group, sequence));
     }
 
     /// The program's thread waits no longer.
     fn go_on(&mut self) {
-        drop(self.world.waiting(WHOLE_WORLD, 0));
+        drop(self.world.note_waiting(WHOLE_WORLD, 0));
         self.program.state = State::Going;
     }
 

@@ -86,6 +86,7 @@ impl Cluster {
                 rank,
                 host: hello.host.clone(),
                 pid: hello.pid,
+                habitat: 0,
                 incarnation,
                 address: None,
                 control_port: FIRST_PORT,

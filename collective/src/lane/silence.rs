@@ -1,0 +1,119 @@
+//! Looks for data links that have gone silent while a call needs them: heartbeats go another way,
+//! and may pass where a firewall has closed the port of the data.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::Driver;
+use crate::link::LinkState;
+use crate::liveness::Judge;
+use crate::report;
+use crate::verdict::{Fault, Loss};
+
+/// When each data link was heard last.
+pub(super) struct Silences {
+    judge: Judge,
+    /// Packets received, and since when no more.
+    heard: HashMap<u32, (u64, Instant)>,
+}
+
+impl Silences {
+    /// `dead_after` as the control endpoint has it, which is to judge first.
+    pub(super) fn new(dead_after: Option<Duration>, now: Instant) -> Self {
+        let limit = dead_after.map(|limit| limit.max(SHORTEST) + HEAD_START);
+        Self { judge: Judge::new(limit, now), heard: HashMap::new() }
+    }
+
+    /// How long nothing has come from a peer, if that is too long.
+    fn note(&mut self, awake: bool, state: &LinkState<'_>, now: Instant) -> Option<Duration> {
+        let (received, since) = match state {
+            LinkState::Open { received, .. } => {
+                let entry = self.heard.entry(state.peer()).or_insert((*received, now));
+                if !awake || entry.0 != *received {
+                    *entry = (*received, now);
+                }
+                *entry
+            }
+            LinkState::Dialling { since, .. } => (0, *since),
+        };
+        let silence = self.judge.silence(since, now)?;
+        match state {
+            LinkState::Open { .. } => self.heard.insert(state.peer(), (received, now)),
+            // A handshake takes longer than an answer.
+            LinkState::Dialling { .. } if silence < DIALLING => return None,
+            LinkState::Dialling { .. } => None,
+        };
+        Some(silence)
+    }
+}
+
+impl Driver {
+    pub(super) fn look_for_silence(&self, silences: &mut Silences) {
+        let now = Instant::now();
+        let awake = silences.judge.is_awake(now);
+        let mut fault = None;
+        self.links.each_state(&mut |state| {
+            if let Some(silence) = silences.note(awake, &state, now)
+                && fault.is_none()
+                && self.needs(state.peer())
+            {
+                fault = self.fault_of(&state, silence).map(|fault| (state.peer(), fault));
+            }
+        });
+        match fault {
+            Some((peer, Found::Silent(loss))) => self.world.lose(peer, loss),
+            Some((peer, Found::LinkDown(problem))) => {
+                self.world.raise(peer, Fault::LinkDown { problem });
+            }
+            None => {}
+        }
+    }
+
+    /// What a silent data link means; None where another judges.
+    fn fault_of(&self, state: &LinkState<'_>, silence: Duration) -> Option<Found> {
+        let (peer, this) = (state.peer(), self.world.rank);
+        if self.world.has_left(peer) {
+            return Some(Found::Silent(Loss::Unread { by: this }));
+        }
+        match self.world.counters.heartbeat_age(peer) {
+            // Nobody here listens to its heartbeats.
+            None => Some(Found::Silent(Loss::silent(silence, None))),
+            Some(age) if age > FRESH => None,
+            Some(_) => {
+                let silence = report::duration(silence);
+                Some(Found::LinkDown(match state {
+                    LinkState::Open { .. } => format!(
+                        "rank {this} has received no data packet from rank {peer} for {silence}, \
+                         but its heartbeats come"
+                    ),
+                    LinkState::Dialling { problem, .. } => format!(
+                        "rank {this} has dialled the data port of rank {peer} in vain for \
+                         {silence} ({problem}), but its heartbeats come"
+                    ),
+                }))
+            }
+        }
+    }
+
+    /// Whether a call under way has anything to do with `peer`.
+    fn needs(&self, peer: u32) -> bool {
+        self.calls.borrow().values().filter_map(|calls| calls.active.as_ref()).any(|active| {
+            let place = active.call.members.iter().position(|member| *member == peer);
+            place.is_some_and(|place| active.call.flows().any(|key| key.peer as usize == place))
+        })
+    }
+}
+
+enum Found {
+    Silent(Loss),
+    LinkDown(String),
+}
+
+/// A lively link is heard twice a second (`link/quic/tuning.rs`): four packets are missed.
+const SHORTEST: Duration = Duration::from_secs(2);
+/// The control endpoint judges a dead rank first.
+const HEAD_START: Duration = Duration::from_millis(500);
+/// Two attempts to dial.
+const DIALLING: Duration = Duration::from_secs(5);
+/// Heartbeats come twice a second.
+const FRESH: Duration = Duration::from_millis(1500);
