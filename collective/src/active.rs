@@ -90,6 +90,8 @@ impl ActiveCall {
         write: impl FnOnce(&[&[u8]]) -> M,
     ) -> Option<M> {
         let transfer = self.machine.next_send(flow)?;
+        #[cfg(feature = "faults")]
+        self.begins(&transfer);
         let Action::Send { from } = transfer.action else { return None };
         let payload = self.memory.bytes(from, transfer.elements);
         let contract = self.contract.to_wire();
@@ -119,6 +121,8 @@ impl ActiveCall {
             Admission::Unexpected(problem) => return Taken::Unexpected(problem),
             Admission::Take(transfer) => transfer,
         };
+        #[cfg(feature = "faults")]
+        self.begins(&transfer);
         let elements = transfer.elements;
         let (into, kernel) = match transfer.action {
             Action::Store { into } => (into, None),
@@ -156,6 +160,28 @@ impl ActiveCall {
     /// Lets go of the user's memory; the relay can be used again.
     pub(crate) fn into_relay(self) -> Vec<u8> {
         self.memory.into_relay()
+    }
+
+    /// Tells the observer when a step begins.
+    #[cfg(feature = "faults")]
+    fn begins(&self, transfer: &crate::machine::Transfer) {
+        if transfer.segment > 0 {
+            return;
+        }
+        let plan = self.machine.plan();
+        crate::faults::happens(|rank| {
+            crate::faults::Moment::Step(crate::faults::Step {
+                rank,
+                communicator: self.contract.group,
+                sequence: self.contract.sequence,
+                collective: self.contract.collective.name(),
+                algorithm: plan.algorithm().name(),
+                label: self.contract.label,
+                index: transfer.index as usize,
+                count: plan.len() as usize,
+                sends: matches!(transfer.action, Action::Send { .. }),
+            })
+        });
     }
 
     /// How to combine what arrives for a reducing step.

@@ -79,6 +79,8 @@ impl Lane {
         let thread = std::thread::Builder::new()
             .name("allfold-lane-0".into())
             .spawn(move || {
+                #[cfg(feature = "faults")]
+                crate::faults::enter(world.rank);
                 let runtime =
                     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                         Ok(runtime) => runtime,

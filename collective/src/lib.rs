@@ -67,6 +67,8 @@ mod deadlock;
 mod departure;
 mod engine;
 pub mod error;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod group;
 pub mod identity;
 mod in_memory;

@@ -44,6 +44,9 @@ pub(crate) struct Transfer {
     pub(crate) ordinal: u32,
     pub(crate) segment: u64,
     pub(crate) elements: u64,
+    /// The step of the plan.
+    #[cfg(feature = "faults")]
+    pub(crate) index: u32,
     /// A send, the first of its flow, that waits for nothing that another rank has to do first.
     pub(crate) is_unprompted: bool,
     /// Its places are those of this segment.
@@ -156,6 +159,11 @@ impl Machine {
         self.unfinished == 0
     }
 
+    #[cfg(feature = "faults")]
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// How much relay memory this call needs: at most `RELAY_SEGMENTS * segment_elements`.
     pub(crate) fn relay_elements(&self) -> u64 {
         self.plan.relay_elements(self.segment_elements)
@@ -173,6 +181,8 @@ impl Machine {
             ordinal: at.ordinal,
             segment: at.segment,
             elements,
+            #[cfg(feature = "faults")]
+            index: at.index,
             is_unprompted: at.ordinal == 0
                 && at.segment == 0
                 && at.step.is_send()

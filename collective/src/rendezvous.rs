@@ -33,6 +33,8 @@ use crate::control::processes;
 use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
 use crate::departure;
 use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
+#[cfg(feature = "faults")]
+use crate::faults;
 use crate::identity::host_name;
 use crate::lane::Lane;
 use crate::link::Links;
@@ -109,6 +111,8 @@ impl Knock {
 /// Meets the other ranks and makes this one's part of the world.
 pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
     let rank = config.rank() as u32;
+    #[cfg(feature = "faults")]
+    faults::happens(|_| faults::Moment::BeforeConnect { rank: rank as usize });
     let membership = Arc::new(Membership::new(&config.secrets, &config.job, rank)?);
     let security = format!("mutual TLS, secret {}", membership.fingerprint());
     report::info(&format!(
@@ -155,6 +159,8 @@ pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
             Peer { address, habitat: entry.habitat, ..known }
         })
         .collect();
+    #[cfg(feature = "faults")]
+    faults::meet_table(&meeting.table, meeting.rank_0);
     let lanes: Vec<LaneAddress> = meeting
         .table
         .iter()
@@ -208,6 +214,8 @@ fn start_control(
     let flag = flooded.clone();
     let counters = counters.clone();
     let main = move || {
+        #[cfg(feature = "faults")]
+        faults::enter(me.hello.rank);
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {

@@ -10,8 +10,12 @@ use tokio::sync::mpsc;
 
 use super::attending::{self, Action, Attending, Terms};
 use super::{Knock, Me, Meeting};
+#[cfg(feature = "faults")]
+use crate::control::endpoint::Message;
 use crate::control::endpoint::{Control, Event};
 use crate::error::Result;
+#[cfg(feature = "faults")]
+use crate::faults;
 use crate::link::quic::{endpoint, tuning::Traffic};
 use crate::report;
 use crate::trust::hello::{self, Answer, DialError, Greeted, Hello, Purpose, Welcomed};
@@ -71,7 +75,13 @@ impl Guest<'_> {
                 self.knocking.insert(knock.link, greeted);
                 attending::Event::Knocked(knock)
             }
-            Event::Message(rank, message) => attending::Event::Message(rank, message),
+            Event::Message(rank, message) => {
+                #[cfg(feature = "faults")]
+                if let Message::Prepare { table, .. } = &message {
+                    faults::meet_table(table, self.me.address.ip());
+                }
+                attending::Event::Message(rank, message)
+            }
             Event::Ended { rank, link, how } => {
                 attending::Event::Ended { rank, link, how: how.to_string() }
             }
@@ -144,6 +154,10 @@ impl Guest<'_> {
                     let Welcomed { connection, sender, receiver, .. } = *welcomed;
                     control.add_link(rank, connection, sender, receiver);
                 }
+                #[cfg(feature = "faults")]
+                if rank == 0 {
+                    faults::happens(|rank| faults::Moment::Gathering { rank });
+                }
             }
             Action::Discard { link } => _ = self.dialled.remove(&link),
             Action::Refuse { link, reason, again } => {
@@ -152,7 +166,12 @@ impl Guest<'_> {
                 }
             }
             Action::Drop(rank) => control.drop_link(rank),
-            Action::Post(message) => control.post(0, message),
+            Action::Post(message) => {
+                control.post(0, message);
+                // The one message of a rank that attends: that it is ready.
+                #[cfg(feature = "faults")]
+                faults::happens(|rank| faults::Moment::Prepared { rank });
+            }
             Action::Beat => control.send_beats(),
             Action::Say(line) => report::warn(&line),
             // Done in `carry_out`.
@@ -182,6 +201,8 @@ impl Guest<'_> {
             // The family this rank's socket has.
             let usable = |a: &SocketAddr| a.is_ipv4() == first.is_ipv4();
             let address = found.ok().and_then(|mut all| all.find(usable)).unwrap_or(first);
+            #[cfg(feature = "faults")]
+            faults::meet(0, address);
             let outcome = dial(&control, &hello, 0, address).await;
             let outcome = outcome.map(|welcomed| (address.ip(), Box::new(welcomed)));
             let _ = control.events.send(Event::Dialled(Dialled::RankZero(outcome)));

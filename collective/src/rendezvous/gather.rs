@@ -2,6 +2,8 @@
 //! and does what it says.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "faults")]
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -11,6 +13,8 @@ use super::gathering::{self, Action, Gathering, Terms};
 use super::{Entry, Knock, Me, Meeting};
 use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
+#[cfg(feature = "faults")]
+use crate::faults;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::trust::hello::{self, Again, Answer, Greeted, Purpose};
@@ -105,6 +109,8 @@ impl Door<'_> {
                 Some(gathering::Event::Knocked(knock))
             }
             Event::Message(rank, Message::Prepared { epoch }) => {
+                #[cfg(feature = "faults")]
+                faults::happens(|rank| faults::Moment::Prepared { rank });
                 Some(gathering::Event::Prepared { rank, epoch })
             }
             Event::Ended { rank, link, .. } => Some(gathering::Event::Ended { rank, link }),
@@ -122,7 +128,11 @@ impl Door<'_> {
                 if hello::send(&mut sender, &Answer::Welcome).await.is_err() {
                     return Some(gathering::Event::Ended { rank, link });
                 }
+                #[cfg(feature = "faults")]
+                faults::meet(rank, connection.remote_address());
                 self.control.add_link(rank, connection, sender, receiver);
+                #[cfg(feature = "faults")]
+                faults::happens(|rank| faults::Moment::Gathering { rank });
             }
             Action::Refuse { link, reason, again } => {
                 let greeted = self.waiting.remove(&link)?;
@@ -136,7 +146,13 @@ impl Door<'_> {
             }
             Action::Drop(rank) => self.control.drop_link(rank),
             Action::Post(rank, message) => self.control.post(rank, message),
-            Action::PostAll(message) => self.control.post_all(&message),
+            Action::PostAll(message) => {
+                #[cfg(feature = "faults")]
+                if let Message::Prepare { table, .. } = &message {
+                    faults::meet_table(table, Ipv4Addr::UNSPECIFIED.into());
+                }
+                self.control.post_all(&message);
+            }
             Action::Say(line) => report::warn(&line),
             Action::Finish(_) => {}
         }

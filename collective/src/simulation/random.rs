@@ -40,6 +40,12 @@ impl Random {
         self.below(1_000) < u64::from(per_mille)
     }
 
+    /// True in this share of all cases.
+    pub fn chance_of(&mut self, share: f64) -> bool {
+        // 53 bits: as many as the fraction has.
+        ((self.bits() >> 11) as f64) < share * (1u64 << 53) as f64
+    }
+
     /// One of `choices`; None if there is none.
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
         let chosen = self.below(choices.len() as u64);

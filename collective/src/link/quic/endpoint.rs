@@ -59,8 +59,14 @@ pub(crate) fn open(
     config.max_udp_payload_size(tuning::MAX_UDP_PAYLOAD).map_err(|e| failed(&e))?;
     let server = server(membership, traffic, local.ip())?;
     socket.set_nonblocking(true).map_err(|e| failed(&e))?;
-    Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
-        .map_err(|e| failed(&e))
+    let runtime = Arc::new(quinn::TokioRuntime);
+    #[cfg(feature = "faults")]
+    let endpoint = crate::faults::open(socket).and_then(|socket| {
+        Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
+    });
+    #[cfg(not(feature = "faults"))]
+    let endpoint = Endpoint::new(config, Some(server), socket, runtime);
+    endpoint.map_err(|e| failed(&e))
 }
 
 /// Who dials: from which endpoint, as which member, what for.

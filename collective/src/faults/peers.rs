@@ -1,0 +1,50 @@
+//! Which rank listens at which address, as far as this process knows.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::rendezvous::Entry;
+
+/// Where a rank's two sockets are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sockets {
+    pub(super) control: Option<SocketAddr>,
+    pub(super) lane: Option<SocketAddr>,
+}
+
+/// A rank was met before there was a world table.
+pub(crate) fn meet(rank: u32, control: SocketAddr) {
+    book().insert(rank, Sockets { control: Some(control), lane: None });
+}
+
+/// The world table: in a process with several worlds the last one counts.
+pub(crate) fn meet_table(table: &[Entry], rank_0: IpAddr) {
+    let mut book = book();
+    book.clear();
+    for entry in table {
+        let ip = entry.address.unwrap_or(rank_0);
+        let sockets = Sockets {
+            control: Some(SocketAddr::new(ip, entry.control_port)),
+            lane: Some(SocketAddr::new(ip, entry.lane_port)),
+        };
+        book.insert(entry.rank, sockets);
+    }
+}
+
+/// What is known of a rank.
+pub(super) fn sockets(rank: usize) -> Sockets {
+    let rank = u32::try_from(rank).ok();
+    rank.and_then(|rank| book().get(&rank).copied()).unwrap_or_default()
+}
+
+/// Whether they are one socket; one that listens everywhere has no address but its port.
+pub(super) fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    let anywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (anywhere || one.ip() == other.ip())
+}
+
+fn book() -> MutexGuard<'static, BTreeMap<u32, Sockets>> {
+    static BOOK: Mutex<BTreeMap<u32, Sockets>> = Mutex::new(BTreeMap::new());
+    BOOK.lock().unwrap_or_else(PoisonError::into_inner)
+}
