@@ -1,6 +1,7 @@
 //! Every setting: its builder method, environment variable, default and unit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
@@ -9,6 +10,8 @@ use crate::metrics::address::Address;
 use crate::plan::Algorithm;
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
+use crate::trust::Credentials;
+use crate::trust::own::OwnCertificates;
 use crate::trust::secret::Secrets;
 
 pub(crate) use crate::world::Limits;
@@ -19,7 +22,7 @@ pub struct Config {
     pub(crate) identity: Identity,
     pub(crate) rendezvous: HostPort,
     pub(crate) job: String,
-    pub(crate) secrets: Secrets,
+    pub(crate) credentials: Credentials,
     /// This rank's first port; 0 lets the system choose.
     pub(crate) port: u16,
     pub(crate) connect_timeout: Duration,
@@ -80,7 +83,28 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Secret`] if it is not 64 hexadecimal digits.
     pub fn secret(mut self, line: &str) -> Result<Self> {
-        self.secrets = Secrets::from_lines(line, "the secret given to Config")?;
+        let secrets = Secrets::from_lines(line, "the secret given to Config")?;
+        self.credentials = Credentials::Secrets(secrets);
+        Ok(self)
+    }
+
+    /// Certificates of a cluster's own authority in place of a secret, as PEM files: this rank's
+    /// certificate with those between it and the authority behind it, its private key, and the
+    /// authorities that are accepted. The certificate names the rank: among its subject alternative
+    /// names is `URI:allfold://JOB/RANK`, or the DNS form that the error of one without it shows.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] where a file cannot be read. What the certificate is for is checked
+    /// when the rank connects.
+    pub fn certificates(
+        mut self,
+        certificate: impl AsRef<Path>,
+        key: impl AsRef<Path>,
+        authorities: impl AsRef<Path>,
+    ) -> Result<Self> {
+        let files = [certificate.as_ref(), key.as_ref(), authorities.as_ref()];
+        let own = OwnCertificates::read(files.map(Path::to_path_buf))?;
+        self.credentials = Credentials::Certificates(Arc::new(own));
         Ok(self)
     }
 
@@ -172,11 +196,7 @@ impl Config {
                 .into());
             }
         };
-        let secrets = if identity.size == 1 {
-            Secrets::unused()
-        } else {
-            Secrets::from_environment(environment, &identity)?
-        };
+        let credentials = Credentials::from_environment(environment, &identity)?;
         let heartbeat = duration(environment, "ALLFOLD_HEARTBEAT", HEARTBEAT)?;
         let dead_after = match environment.get("ALLFOLD_DEAD_AFTER") {
             Some("off") => None,
@@ -203,7 +223,7 @@ impl Config {
                 .map(str::to_string)
                 .or_else(|| identity.job.clone())
                 .unwrap_or_else(|| "default".into()),
-            secrets,
+            credentials,
             port,
             connect_timeout: duration(environment, "ALLFOLD_CONNECT_TIMEOUT", patient)?,
             heartbeat,
@@ -374,7 +394,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 22] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -383,6 +403,9 @@ const NAMES: [&str; 19] = [
     "JOB",
     "SECRET",
     "SECRET_FILE",
+    "TLS_CERT",
+    "TLS_KEY",
+    "TLS_CA",
     "PORT",
     "CONNECT_TIMEOUT",
     "TIMEOUT",

@@ -4,6 +4,9 @@ mod explicit;
 mod torchrun;
 
 use std::collections::BTreeMap;
+use std::fmt;
+
+use zeroize::Zeroize;
 
 use crate::error::{ErrorKind, Result};
 
@@ -65,9 +68,24 @@ const PRECEDENCE: [Detector; 2] = [explicit::detect, torchrun::detect];
 /// Recognises one launcher: None if it did not start this process.
 type Detector = fn(&Environment) -> Result<Option<Identity>>;
 
-/// The process environment, or a recorded one in tests. An empty variable counts as unset.
-#[derive(Clone, Debug, Default)]
+/// The process environment, or a recorded one in tests. An empty variable counts as unset. It may
+/// hold the job's secret: it prints its names only, and wipes that one when dropped.
+#[derive(Default)]
 pub(crate) struct Environment(BTreeMap<String, String>);
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        if let Some(secret) = self.0.get_mut("ALLFOLD_SECRET") {
+            secret.zeroize();
+        }
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
 
 impl Environment {
     pub(crate) fn of_process() -> Self {

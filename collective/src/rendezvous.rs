@@ -42,6 +42,7 @@ use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
 use crate::statistics::Counters;
+use crate::trust::Credentials;
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{Again, Greeted, Hello, Purpose};
 use crate::trust::secret::fill_random;
@@ -109,12 +110,15 @@ impl Knock {
 }
 
 /// Meets the other ranks and makes this one's part of the world.
-pub(crate) fn join(config: Config, counters: &Arc<Counters>) -> Result<Joined> {
+pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joined> {
     let rank = config.rank() as u32;
     #[cfg(feature = "faults")]
     faults::happens(|_| faults::Moment::BeforeConnect { rank: rank as usize });
-    let membership = Arc::new(Membership::new(&config.secrets, &config.job, rank)?);
-    let security = format!("mutual TLS, secret {}", membership.fingerprint());
+    // The secret is wiped as soon as there are certificates.
+    let credentials = std::mem::replace(&mut config.credentials, Credentials::Unused);
+    let membership = Arc::new(Membership::new(&credentials, &config.job, rank)?);
+    drop(credentials);
+    let security = membership.security();
     report::info(&format!(
         "rank {rank} of {} as {} says; job {}, {security}; meeting at {}",
         config.size(),

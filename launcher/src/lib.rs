@@ -129,5 +129,5 @@ fn print_script(script: &Script<'_>) -> Result<(), Error> {
 
 fn print_secret() -> Result<(), Error> {
     let line = allfold::Secret::random()?.to_line();
-    writeln!(io::stdout(), "{line}").map_err(Error::system("cannot print the secret"))
+    writeln!(io::stdout(), "{}", *line).map_err(Error::system("cannot print the secret"))
 }

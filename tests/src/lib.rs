@@ -193,7 +193,7 @@ impl Job {
     /// A fresh secret and a loopback port that was free a moment ago.
     pub fn new(size: usize) -> Self {
         let secret = match allfold::Secret::random() {
-            Ok(secret) => secret.to_line(),
+            Ok(secret) => secret.to_line().to_string(),
             Err(error) => panic!("{error}"),
         };
         Self { rendezvous: free_address(), secret, size }

@@ -1,76 +1,184 @@
-//! Secret -> certificate authority -> one leaf per process; and the TLS configurations from them.
-//!
-//! The authority's key comes from the secret and the job's name by HKDF, so it is the same on
-//! every rank and never travels. Each process signs a leaf of its own random key. Validity times
-//! are not used: whoever holds the secret can sign anew, and a wrong clock would only break jobs.
+//! This process's membership of its job: leaves to show, authorities to accept; and the TLS
+//! configurations from them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_lc_rs::digest;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519,
-};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs as tls;
 use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 use webpki::EndEntityCert;
-use zeroize::Zeroizing;
 
-use super::secret::{Secret, Secrets, hex};
+use super::Credentials;
+use super::authority::{Authority, random_key};
+use super::names::{JobNames, listed, names_of, of_secret};
+use super::own::{self, OwnCertificates};
+use super::secret::Secrets;
+use super::verifier::{RankVerifier, Seen};
 use crate::error::{Error, Result};
 use crate::probe::Cipher;
 
-/// This process's membership of its job: its certificate, and the authorities it accepts.
+/// This process's membership of its job: its certificates, and the authorities it accepts.
 pub(crate) struct Membership {
-    job_hash: String,
-    fingerprint: String,
+    pub(super) names: Arc<JobNames>,
+    pub(super) proof: Proof,
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
-    leaf: CertificateDer<'static>,
-    key: PrivatePkcs8KeyDer<'static>,
+    leaves: Arc<Leaves>,
+    key: LeafHash,
 }
 
-/// SHA-256 of a leaf certificate.
+/// By what a process proves that it belongs to the job.
+pub(super) enum Proof {
+    /// The fingerprints of all secrets that it accepts, its own first.
+    Secret(Vec<String>),
+    Certificate {
+        issuer: String,
+        end: SystemTime,
+    },
+}
+
+/// SHA-256 of a process's public key: the same in its leaf of every secret.
 pub(crate) type LeafHash = [u8; 32];
 
 impl Membership {
-    pub(crate) fn new(secrets: &Secrets, job: &str, rank: u32) -> Result<Self> {
-        let own = secrets.own().ok_or_else(|| failed(&"there is no secret"))?;
-        let job_hash = hex(&digest::digest(&digest::SHA256, job.as_bytes()).as_ref()[..8]);
-        let mut roots = RootCertStore::empty();
-        for secret in secrets.all() {
-            let (params, key) = authority(secret, job)?;
-            let certificate = params.self_signed(&key).map_err(|e| failed(&e))?;
-            roots.add(certificate.der().clone()).map_err(|e| failed(&e))?;
+    pub(crate) fn new(credentials: &Credentials, job: &str, rank: u32) -> Result<Self> {
+        match credentials {
+            Credentials::Secrets(secrets) => Self::of_secrets(secrets, job, rank),
+            Credentials::Certificates(own) => {
+                let now = SystemTime::now();
+                let end = own.check_dates(now)?;
+                let membership = Self::of_certificates(own, job, rank, end)?;
+                membership.check_own(own)?;
+                own::warn_of_end(&own.place, end, now);
+                Ok(membership)
+            }
+            Credentials::Unused => Err(failed(&"there is no secret")),
         }
-        let fingerprint = own.fingerprint();
-        let names = vec![member_name(rank, &job_hash), secret_name(&fingerprint)];
-        let mut params = CertificateParams::new(names).map_err(|e| failed(&e))?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "allfold rank");
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(|e| failed(&e))?;
-        let (authority_params, authority_key) = authority(own, job)?;
-        let issuer = Issuer::new(authority_params, authority_key);
-        let leaf = params.signed_by(&key, &issuer).map_err(|e| failed(&e))?;
+    }
+
+    fn of_secrets(secrets: &Secrets, job: &str, rank: u32) -> Result<Self> {
+        let names = JobNames::new(job);
+        let key = random_key()?;
+        let signer = tls::default_provider()
+            .key_provider
+            .load_private_key(PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .map_err(|e| failed(&e))?;
+        let mut roots = RootCertStore::empty();
+        let (mut leaves, mut fingerprints) = (Vec::new(), Vec::new());
+        for secret in secrets.all() {
+            let (authority, certificate) = Authority::new(secret, job)?;
+            roots.add(certificate).map_err(|e| failed(&e))?;
+            let fingerprint = secret.fingerprint();
+            let leaf = authority.sign(vec![names.dns(rank), of_secret(&fingerprint)], &key)?;
+            fingerprints.push(fingerprint);
+            leaves.push(CertifiedKey::new(vec![leaf], signer.clone()));
+        }
+        Self::build(names, Proof::Secret(fingerprints), roots, leaves)
+    }
+
+    /// Without a look at the clock.
+    pub(super) fn of_certificates(
+        own: &OwnCertificates,
+        job: &str,
+        rank: u32,
+        end: SystemTime,
+    ) -> Result<Self> {
+        let names = JobNames::new(job);
+        let leaf = own.chain.first().ok_or_else(|| failed(&"there is no certificate"))?;
+        let given = names_of(leaf);
+        if !names.allow(&given, rank) {
+            return Err(own.wrong(format!(
+                "is not for rank {rank} of job {}: among its subject alternative names must be \
+                 URI:{} or DNS:{}; it has {}",
+                names.job(),
+                names.uri(rank),
+                names.dns(rank),
+                listed(&given)
+            )));
+        }
+        let mut roots = RootCertStore::empty();
+        for authority in &own.authorities {
+            let unusable = |e| own.wrong(format!("ALLFOLD_TLS_CA holds what is unusable: {e}"));
+            roots.add(authority.clone()).map_err(unusable)?;
+        }
+        let pair = CertifiedKey::from_der(own.chain.clone(), own.key.clone_key(), &provider());
+        let pair = pair.map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                own.wrong("ALLFOLD_TLS_KEY is the key of another certificate".into())
+            }
+            error => own.wrong(format!("cannot be used with ALLFOLD_TLS_KEY: {error}")),
+        })?;
+        let proof = Proof::Certificate { issuer: own::issuer(leaf), end };
+        Self::build(names, proof, roots, vec![pair])
+    }
+
+    fn build(
+        names: JobNames,
+        proof: Proof,
+        roots: RootCertStore,
+        leaves: Vec<CertifiedKey>,
+    ) -> Result<Self> {
+        let leaves: Vec<_> = leaves
+            .into_iter()
+            .map(Leaf::new)
+            .collect::<Option<_>>()
+            .ok_or_else(|| failed(&"a certificate cannot be read"))?;
+        let first = leaves.first().and_then(|leaf| leaf_hash(leaf.pair.cert.first()?));
         Ok(Self {
-            job_hash,
-            fingerprint,
+            names: Arc::new(names),
+            proof,
             provider: Arc::new(provider()),
             roots: Arc::new(roots),
-            leaf: leaf.der().clone(),
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
+            leaves: Arc::new(Leaves(leaves)),
+            key: first.ok_or_else(|| failed(&"there is no certificate"))?,
         })
+    }
+
+    /// Judges the own certificate as the other ranks will: better here and now, with the file's
+    /// name, than as everybody's refusal.
+    fn check_own(&self, own: &OwnCertificates) -> Result<()> {
+        let Some((leaf, between)) = own.chain.split_first() else { return Ok(()) };
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let as_server = ParsedCertificate::try_from(leaf).and_then(|leaf| {
+            let now = UnixTime::now();
+            rustls::client::verify_server_cert_signed_by_trust_anchor(
+                &leaf,
+                &self.roots,
+                between,
+                now,
+                algorithms,
+            )
+        });
+        let verifier = self.client_verifier()?;
+        as_server
+            .and_then(|()| verifier.verify_client_cert(leaf, between, UnixTime::now()))
+            .map(|_| ())
+            .map_err(|error| {
+                own.wrong(match error {
+                    // The second: of another authority with the same name.
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::UnknownIssuer | CertificateError::BadSignature,
+                    ) => {
+                        format!(
+                            "was not signed by an authority in ALLFOLD_TLS_CA (its issuer: {}), or \
+                             a certificate between the two is missing behind it",
+                            own::issuer(leaf)
+                        )
+                    }
+                    error => format!("other ranks would not accept it: {error}"),
+                })
+            })
     }
 
     /// The same with one cipher alone.
@@ -84,42 +192,56 @@ impl Membership {
         self
     }
 
-    /// The own secret's fingerprint.
-    pub(crate) fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    /// `mutual TLS, secret 3f9a12c4`; `mutual TLS, certificate of CN=cluster, expires in 12 days`.
+    pub(crate) fn security(&self) -> String {
+        match &self.proof {
+            Proof::Secret(fingerprints) => {
+                let own = fingerprints.first().map_or("", String::as_str);
+                format!("mutual TLS, secret {own}")
+            }
+            Proof::Certificate { issuer, end } => {
+                let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+                let left = own::in_words(left);
+                format!("mutual TLS, certificate of {issuer}, expires in {left}")
+            }
+        }
     }
 
     pub(crate) fn leaf_hash(&self) -> LeafHash {
-        leaf_hash(&self.leaf)
+        self.key
     }
 
-    /// The name that a rank's certificate carries.
+    /// The name by which a rank is dialled.
     pub(crate) fn name_of(&self, rank: u32) -> String {
-        member_name(rank, &self.job_hash)
+        self.names.dns(rank)
     }
 
-    /// The rank that a verified certificate speaks for, and its hash.
-    pub(crate) fn identify(&self, leaf: &CertificateDer<'_>) -> Option<(u32, LeafHash)> {
-        let suffix = format!(".{}.allfold", self.job_hash);
-        let rank = dns_names(leaf)
-            .iter()
-            .find_map(|name| name.strip_suffix(&suffix)?.strip_prefix('r')?.parse().ok())?;
-        Some((rank, leaf_hash(leaf)))
+    /// The hash of a verified certificate, if it speaks for that rank.
+    pub(crate) fn identify(&self, leaf: &CertificateDer<'_>, rank: u32) -> Option<LeafHash> {
+        self.names.allow(&names_of(leaf), rank).then(|| leaf_hash(leaf)).flatten()
     }
 
-    /// TLS for dialling. `seen` keeps the names of a certificate that was not accepted.
-    pub(crate) fn client(&self, seen: Seen) -> Result<ClientConfig> {
+    /// TLS for dialling `rank`. `seen` keeps the certificate that it shows.
+    pub(crate) fn client(&self, rank: u32, seen: Seen) -> Result<ClientConfig> {
         let stock =
             WebPkiServerVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
                 .build()
                 .map_err(|e| failed(&e))?;
+        let verifier = RankVerifier {
+            rank,
+            names: self.names.clone(),
+            roots: self.roots.clone(),
+            provider: self.provider.clone(),
+            stock,
+            hints: self.roots.subjects(),
+            seen,
+        };
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| failed(&e))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Witness { stock, seen }))
-            .with_client_auth_cert(vec![self.leaf.clone()], self.private_key())
-            .map_err(|e| failed(&e))?;
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(self.leaves.clone());
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_early_data = false;
@@ -128,16 +250,11 @@ impl Membership {
 
     /// TLS for accepting: only members of the job.
     pub(crate) fn server(&self) -> Result<ServerConfig> {
-        let stock =
-            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
-                .build()
-                .map_err(|e| failed(&e))?;
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| failed(&e))?
-            .with_client_cert_verifier(stock)
-            .with_single_cert(vec![self.leaf.clone()], self.private_key())
-            .map_err(|e| failed(&e))?;
+            .with_client_cert_verifier(self.client_verifier()?)
+            .with_cert_resolver(self.leaves.clone());
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -145,105 +262,56 @@ impl Membership {
         Ok(config)
     }
 
-    /// Why a certificate with these names was not accepted, in words; None if the names are those
-    /// that were to be expected, and so give no reason.
-    pub(crate) fn explain(&self, rank: u32, names: &[String]) -> Option<String> {
-        let theirs = names.iter().find_map(|n| n.strip_prefix('s')?.strip_suffix(SECRET_SUFFIX))?;
-        if theirs != self.fingerprint {
-            return Some(format!("secret {} here, {theirs} on rank {rank}", self.fingerprint));
-        }
-        if !names.contains(&self.name_of(rank)) {
-            let job = format!(".{}.allfold", self.job_hash);
-            return Some(if names.iter().any(|name| name.ends_with(&job)) {
-                format!("another rank than rank {rank} answers there")
-            } else {
-                "another job, under another ALLFOLD_JOB, answers there".into()
-            });
-        }
-        None
-    }
-
-    fn private_key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(self.key.clone_key())
+    fn client_verifier(&self) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>> {
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+            .build()
+            .map_err(|e| failed(&e))
     }
 }
 
-/// The names in the certificate that the peer showed, kept when it is not accepted.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Seen(Arc<Mutex<Vec<String>>>);
-
-impl Seen {
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// The stock verifier decides; this one only remembers whom it refused, so that the error can say
-/// which secret the other side has.
+/// What this process may show: with several secrets a leaf of each, all of one key.
 #[derive(Debug)]
-struct Witness {
-    stock: Arc<WebPkiServerVerifier>,
-    seen: Seen,
+struct Leaves(Vec<Leaf>);
+
+#[derive(Debug)]
+struct Leaf {
+    issuer: DistinguishedName,
+    pair: Arc<CertifiedKey>,
 }
 
-impl ServerCertVerifier for Witness {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self.stock.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        if verdict.is_err() {
-            *self.seen.0.lock().unwrap_or_else(PoisonError::into_inner) = dns_names(end_entity);
-        }
-        verdict
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.stock.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.stock.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.stock.supported_verify_schemes()
+impl Leaf {
+    fn new(pair: CertifiedKey) -> Option<Self> {
+        // Of a chain the peer knows the authority of its last certificate.
+        let last = EndEntityCert::try_from(pair.cert.last()?).ok()?;
+        let issuer = DistinguishedName::in_sequence(last.issuer());
+        Some(Self { issuer, pair: Arc::new(pair) })
     }
 }
 
-/// The authority of a secret and a job: always the same subject, so that anchors are tried by key.
-fn authority(secret: &Secret, job: &str) -> Result<(CertificateParams, KeyPair)> {
-    let mut der = Zeroizing::new([0; PKCS8_PREFIX.len() + 32]);
-    der[..PKCS8_PREFIX.len()].copy_from_slice(&PKCS8_PREFIX);
-    secret.derive("allfold authority", job, &mut der[PKCS8_PREFIX.len()..]);
-    let key = PrivatePkcs8KeyDer::from(&der[..]);
-    let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519).map_err(|e| failed(&e))?;
-    let mut params = CertificateParams::new(Vec::new()).map_err(|e| failed(&e))?;
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "allfold job");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    Ok((params, key))
+impl Leaves {
+    /// The first that the peer says it accepts, else the first: it may accept it all the same, or
+    /// else says why not.
+    fn choose(&self, accepted: impl Fn(&[u8]) -> bool) -> Option<Arc<CertifiedKey>> {
+        let fits = self.0.iter().find(|leaf| accepted(leaf.issuer.as_ref()));
+        fits.or(self.0.first()).map(|leaf| leaf.pair.clone())
+    }
+}
+
+impl ResolvesClientCert for Leaves {
+    fn resolve(&self, accepted: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.choose(|issuer| accepted.contains(&issuer))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesServerCert for Leaves {
+    fn resolve(&self, client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let accepted = client.certificate_authorities().unwrap_or_default();
+        self.choose(|issuer| accepted.iter().any(|name| name.as_ref() == issuer))
+    }
 }
 
 /// aws-lc-rs with AES-128-GCM first: with AVX-512 or AES-NI it is the fastest, and 128 bits do.
@@ -264,25 +332,11 @@ pub(crate) fn initial_suite() -> Result<rustls::quic::Suite> {
     suite.ok_or_else(|| Error::system("set up TLS for QUIC", "AES-128-GCM is missing"))
 }
 
-fn dns_names(leaf: &CertificateDer<'_>) -> Vec<String> {
-    match EndEntityCert::try_from(leaf) {
-        Ok(certificate) => certificate.valid_dns_names().map(str::to_string).collect(),
-        Err(_) => Vec::new(),
-    }
-}
-
-fn leaf_hash(leaf: &CertificateDer<'_>) -> LeafHash {
+fn leaf_hash(leaf: &CertificateDer<'_>) -> Option<LeafHash> {
+    let key = EndEntityCert::try_from(leaf).ok()?.subject_public_key_info();
     let mut hash = [0; 32];
-    hash.copy_from_slice(digest::digest(&digest::SHA256, leaf).as_ref());
-    hash
-}
-
-fn member_name(rank: u32, job_hash: &str) -> String {
-    format!("r{rank}.{job_hash}.allfold")
-}
-
-fn secret_name(fingerprint: &str) -> String {
-    format!("s{fingerprint}{SECRET_SUFFIX}")
+    hash.copy_from_slice(digest::digest(&digest::SHA256, key.as_ref()).as_ref());
+    Some(hash)
 }
 
 fn failed(problem: &dyn std::fmt::Display) -> Error {
@@ -290,8 +344,4 @@ fn failed(problem: &dyn std::fmt::Display) -> Error {
 }
 
 /// The protocol and its version: a peer of another version fails in the handshake.
-const ALPN: &[u8] = b"allfold/1";
-const SECRET_SUFFIX: &str = ".secret.allfold";
-/// PKCS#8 version 1 of an Ed25519 key (RFC 8410): 32 bytes of seed follow.
-const PKCS8_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+pub(super) const ALPN: &[u8] = b"allfold/1";

@@ -3,15 +3,17 @@
 //! Nothing is trusted before the hello's answer: a TLS 1.3 client believes itself connected before
 //! the server has judged its certificate.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::{Connecting, Connection, Incoming, RecvStream, SendStream};
+use quinn::{Connecting, Connection, ConnectionError, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::certificates::{LeafHash, Membership, Seen};
+use super::certificates::{LeafHash, Membership};
+use super::handshake;
+use super::verifier::Seen;
+use crate::report;
 use crate::statistics::Refusal;
 use crate::wire;
 
@@ -73,12 +75,8 @@ impl Greeted {
     }
 
     /// Tells the peer why it is not welcome, and stays until it has read that.
-    pub(crate) async fn refuse(mut self, reason: String, again: Again) {
-        let _ = send(&mut self.sender, &Answer::Refused { reason, again }).await;
-        let _ = self.sender.finish();
-        tokio::task::spawn_local(async move {
-            let _ = tokio::time::timeout(ANSWER_LIMIT, self.connection.closed()).await;
-        });
+    pub(crate) async fn refuse(self, reason: String, again: Again) {
+        refuse(self.connection, self.sender, reason, again).await;
     }
 }
 
@@ -111,20 +109,30 @@ pub(crate) async fn introduce(
     hello: &Hello,
 ) -> Result<Welcomed, DialError> {
     let address = connecting.remote_address();
-    let refused = |error: &quinn::ConnectionError| {
-        refused_in_handshake(membership, rank, address, &seen.names(), error)
+    let refused = |error: &ConnectionError| {
+        handshake::why_not_reached(membership, rank, address, seen, error)
     };
     let lost = |error: &dyn std::fmt::Display| DialError::Retry(format!("{address}: {error}"));
     let connection = connecting.await.map_err(|error| refused(&error))?;
     let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
-    send(&mut sender, hello).await.map_err(|e| lost(&e))?;
-    match receive::<Answer>(&mut receiver, wire::MAX_HELLO_BYTES).await {
+    // One that judges our certificate only now may have hung up; its answer says it.
+    let sent = send(&mut sender, hello).await;
+    let answer = match sent {
+        Ok(()) => receive::<Answer>(&mut receiver, wire::MAX_HELLO_BYTES).await,
+        Err(problem) => Err(problem),
+    };
+    match answer {
         Ok(Answer::Welcome) => {
-            let (_, leaf) = identify(&connection, membership).ok_or_else(|| lost(&"no name"))?;
+            let leaf = identify(&connection, membership, rank).ok_or_else(|| lost(&"no name"))?;
             Ok(Welcomed { leaf, connection, sender, receiver })
         }
-        Ok(Answer::Refused { reason, again: Again::Soon }) => Err(DialError::Retry(reason)),
-        Ok(Answer::Refused { reason, again }) => Err(DialError::Refused(reason, again)),
+        Ok(Answer::Refused { reason, again }) => {
+            let reason = report::printable(&reason);
+            Err(match again {
+                Again::Soon => DialError::Retry(reason),
+                again => DialError::Refused(reason, again),
+            })
+        }
         // The peer judges our certificate only now.
         Err(problem) => match connection.close_reason() {
             Some(error) => Err(refused(&error)),
@@ -145,33 +153,65 @@ pub(crate) async fn greet(
     membership: &Membership,
 ) -> Result<Greeted, Stranger> {
     let from = incoming.remote_address();
+    let mut server_name = None;
     let greeting = async {
-        let connection = incoming.await.map_err(|error| error.to_string())?;
-        let (sender, mut receiver) =
-            connection.accept_bi().await.map_err(|error| error.to_string())?;
-        let hello: Hello = receive(&mut receiver, wire::MAX_HELLO_BYTES).await?;
-        match identify(&connection, membership) {
-            Some((rank, leaf)) if rank == hello.rank => {
-                Ok(Greeted { hello, leaf, connection, sender, receiver })
+        let mut connecting = incoming.accept()?;
+        server_name = name_dialled(&mut connecting).await;
+        let connection = connecting.await?;
+        let (sender, mut receiver) = connection.accept_bi().await?;
+        let said = receive::<Hello>(&mut receiver, wire::MAX_HELLO_BYTES).await;
+        Ok((connection, sender, receiver, said))
+    };
+    let outcome = match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let limit = report::duration(HANDSHAKE_LIMIT);
+            let problem = format!("a connection from {from} said no hello for {limit}");
+            return Err(Stranger { refusal: Refusal::NoHello, problem });
+        }
+    };
+    let (connection, sender, receiver, said) = outcome.map_err(|error: ConnectionError| {
+        match handshake::why_not_let_in(membership, from, server_name.as_deref(), &error) {
+            Some(problem) => Stranger { refusal: Refusal::Untrusted, problem },
+            None => {
+                let problem = format!("refused a connection from {from}: {error}");
+                Stranger { refusal: Refusal::NoHello, problem }
             }
-            _ => Err(format!("its certificate is not that of rank {}", hello.rank)),
         }
+    })?;
+    let (refusal, reason) = match said {
+        Ok(hello) => match identify(&connection, membership, hello.rank) {
+            Some(leaf) => {
+                let host = report::printable(&hello.host);
+                let hello = Hello { host, ..hello };
+                return Ok(Greeted { hello, leaf, connection, sender, receiver });
+            }
+            None => (Refusal::Untrusted, format!("its certificate is not for rank {}", hello.rank)),
+        },
+        Err(problem) => (Refusal::NoHello, format!("its hello cannot be read: {problem}")),
     };
-    let (refusal, problem) = match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
-        Ok(Ok(greeted)) => return Ok(greeted),
-        Ok(Err(problem)) if is_tls(&problem) => (
-            Refusal::Untrusted,
-            format!(
-                "a process at {from} and this rank do not accept each other: it has another \
-                 secret, another job or another version of allfold"
-            ),
-        ),
-        Ok(Err(problem)) => {
-            (Refusal::NoHello, format!("refused a connection from {from}: {problem}"))
-        }
-        Err(_) => (Refusal::NoHello, format!("a connection from {from} said no hello for 5 s")),
-    };
+    let problem = format!("refused a process at {from}: {reason}");
+    refuse(connection, sender, reason, Again::Never).await;
     Err(Stranger { refusal, problem })
+}
+
+/// Tells the peer why it is not welcome, and stays until it has read that.
+async fn refuse(connection: Connection, mut sender: SendStream, reason: String, again: Again) {
+    // It may have been a second too late already: it is not waited for here.
+    tokio::task::spawn_local(async move {
+        let told = async {
+            let _ = send(&mut sender, &Answer::Refused { reason, again }).await;
+            let _ = sender.finish();
+            connection.closed().await
+        };
+        let _ = tokio::time::timeout(ANSWER_LIMIT, told).await;
+    });
+}
+
+/// The name that the peer dialled.
+async fn name_dialled(connecting: &mut Connecting) -> Option<String> {
+    let data = connecting.handshake_data().await.ok()?;
+    data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.server_name
 }
 
 /// Sends one control message.
@@ -196,38 +236,9 @@ pub(crate) async fn receive<T: DeserializeOwned>(
     wire::decode_control(&body)
 }
 
-fn identify(connection: &Connection, membership: &Membership) -> Option<(u32, LeafHash)> {
+fn identify(connection: &Connection, membership: &Membership, rank: u32) -> Option<LeafHash> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    membership.identify(identity.first()?)
-}
-
-fn refused_in_handshake(
-    membership: &Membership,
-    rank: u32,
-    address: SocketAddr,
-    names: &[String],
-    error: &quinn::ConnectionError,
-) -> DialError {
-    if let Some(reason) = membership.explain(rank, names) {
-        return DialError::Final(reason);
-    }
-    match error {
-        quinn::ConnectionError::TransportError(_) | quinn::ConnectionError::ConnectionClosed(_)
-            if error.to_string().contains("crypto")
-                || error.to_string().contains("certificate") =>
-        {
-            DialError::Final(format!(
-                "rank {rank} at {address} and this process do not accept each other ({error}): \
-                 another version of allfold, another secret or another job"
-            ))
-        }
-        _ => DialError::Retry(format!("{address}: {error}")),
-    }
-}
-
-/// TLS alerts come as crypto errors of QUIC, 0x100 plus the alert.
-fn is_tls(problem: &str) -> bool {
-    problem.contains("crypto") || problem.contains("certificate")
+    membership.identify(identity.first()?, rank)
 }
 
 /// A peer that has not finished its handshake and said hello by then is dropped.

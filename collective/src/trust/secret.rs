@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::{hkdf, rand};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::own::warn_of_readers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Environment, Identity};
 
 /// A job's secret. It is zeroed when dropped and shows itself to nobody but the file it is for.
 #[derive(Clone)]
-pub struct Secret(Zeroizing<[u8; SECRET_BYTES]>);
+// In a box, so that handing it on leaves no copy on a stack.
+pub struct Secret(Box<Zeroizing<[u8; SECRET_BYTES]>>);
 
 impl Secret {
     /// A fresh one.
@@ -22,15 +24,22 @@ impl Secret {
     /// # Errors
     /// [`ErrorKind::System`] if the system has no randomness to give.
     pub fn random() -> Result<Self> {
-        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        let mut bytes = Box::new(Zeroizing::new([0; SECRET_BYTES]));
         fill_random(&mut bytes[..])?;
         Ok(Self(bytes))
     }
 
     /// The line that ALLFOLD_SECRET, or a line of ALLFOLD_SECRET_FILE, holds: 64 hexadecimal
-    /// digits.
-    pub fn to_line(&self) -> String {
-        hex(&self.0[..])
+    /// digits. It is zeroed when dropped, too.
+    pub fn to_line(&self) -> Zeroizing<String> {
+        // At its full length from the start: growing would leave copies behind.
+        let mut line = Zeroizing::new(String::with_capacity(2 * SECRET_BYTES));
+        for byte in &self.0[..] {
+            for digit in [byte >> 4, byte & 15] {
+                line.push(char::from(HEX_DIGITS[usize::from(digit)]));
+            }
+        }
+        line
     }
 
     /// Eight hexadecimal digits that tell secrets apart and give nothing of them away.
@@ -66,7 +75,7 @@ impl Secret {
                 "{place} holds {length} characters instead of 64 hexadecimal digits (32 bytes)"
             )));
         }
-        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        let mut bytes = Box::new(Zeroizing::new([0; SECRET_BYTES]));
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
             let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
             match (digit(pair[0]), digit(pair[1])) {
@@ -91,15 +100,7 @@ impl fmt::Debug for Secret {
 pub(crate) struct Secrets(Vec<Secret>);
 
 impl Secrets {
-    /// For a world of one, which connects to nobody.
-    pub(crate) fn unused() -> Self {
-        Self(Vec::new())
-    }
-
-    pub(crate) fn own(&self) -> Option<&Secret> {
-        self.0.first()
-    }
-
+    /// At least one.
     pub(crate) fn all(&self) -> &[Secret] {
         &self.0
     }
@@ -120,17 +121,22 @@ impl Secrets {
 
     /// ALLFOLD_SECRET_FILE, else ALLFOLD_SECRET, else, outside Kubernetes, `~/.allfold/secret`.
     pub(crate) fn from_environment(environment: &Environment, who: &Identity) -> Result<Self> {
+        let in_kubernetes = environment.get("KUBERNETES_SERVICE_HOST").is_some();
         if let Some(path) = environment.get("ALLFOLD_SECRET_FILE") {
             let text = read_file(Path::new(path)).map_err(|e| {
                 let help = format!("`allfold secret > {path}` makes one; give it to every rank");
                 secret_error(format!("ALLFOLD_SECRET_FILE={path}: {e}"), Some(help))
             })?;
-            return Self::from_lines(&text, path);
+            let secrets = Self::from_lines(&text, path)?;
+            if !in_kubernetes {
+                warn_of_readers("ALLFOLD_SECRET_FILE", Path::new(path));
+            }
+            return Ok(secrets);
         }
         if let Some(line) = environment.get("ALLFOLD_SECRET") {
             return Self::from_lines(line, "ALLFOLD_SECRET");
         }
-        if environment.get("KUBERNETES_SERVICE_HOST").is_some() {
+        if in_kubernetes {
             let problem = format!(
                 "rank {} of {} has no job secret: neither ALLFOLD_SECRET nor ALLFOLD_SECRET_FILE \
                  is set",
@@ -175,10 +181,9 @@ fn home_secret(path: &Path) -> io::Result<Zeroizing<String>> {
         let draft = folder.join(format!("secret.{}", hex(&nonce)));
         let mut file =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-        let mut line = Zeroizing::new(secret.to_line());
-        line.push('\n');
         let linked = file
-            .write_all(line.as_bytes())
+            .write_all(secret.to_line().as_bytes())
+            .and_then(|()| file.write_all(b"\n"))
             .and_then(|()| file.sync_all())
             .and_then(|()| fs::hard_link(&draft, path));
         fs::remove_file(&draft)?;
@@ -223,6 +228,7 @@ fn secret_error(problem: String, help: Option<String>) -> Error {
 }
 
 const SECRET_BYTES: usize = 32;
+const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// Rotation needs two; a few more do no harm.
 const MAX_SECRETS: usize = 8;
 /// Eight secrets and some comments.
@@ -235,10 +241,12 @@ mod tests {
     #[test]
     fn a_secret_survives_its_line_and_shows_only_its_fingerprint() {
         let secret = Secret::random().unwrap();
-        let read = Secrets::from_lines(&format!("# mine\n\n{}\n", secret.to_line()), "x").unwrap();
-        assert_eq!(read.own().unwrap().to_line(), secret.to_line());
+        let read = Secrets::from_lines(&format!("# mine\n\n{}\n", *secret.to_line()), "x").unwrap();
+        assert_eq!(read.all()[0].to_line(), secret.to_line());
         assert_eq!(secret.fingerprint().len(), 8);
         assert!(!format!("{secret:?}").contains(&secret.to_line()[..8]));
+        assert_eq!(secret.to_line().len(), 64);
+        assert_eq!(*secret.to_line(), hex(&secret.0[..]));
     }
 
     #[test]

@@ -13,8 +13,9 @@ use super::tuning::{self, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
 use crate::statistics::{Counters, Refusal};
-use crate::trust::certificates::{Membership, Seen, initial_suite};
+use crate::trust::certificates::{Membership, initial_suite};
 use crate::trust::hello::{self, DialError, Greeted, Hello, Stranger, Welcomed};
+use crate::trust::verifier::Seen;
 
 /// Binds a UDP socket with large buffers.
 pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
@@ -86,7 +87,7 @@ impl Caller<'_> {
         limit: Duration,
     ) -> std::result::Result<Welcomed, DialError> {
         let seen = Seen::default();
-        let client = client(self.membership, self.traffic, address.ip(), seen.clone())
+        let client = client(self.membership, self.traffic, (rank, address.ip()), seen.clone())
             .map_err(|error| DialError::Final(error.to_string()))?;
         let connecting = self
             .endpoint
@@ -100,16 +101,15 @@ impl Caller<'_> {
     }
 }
 
-/// The configuration for dialling `peer`.
+/// The configuration for dialling a rank.
 fn client(
     membership: &Membership,
     traffic: Traffic,
-    peer: IpAddr,
+    (rank, peer): (u32, IpAddr),
     seen: Seen,
 ) -> Result<ClientConfig> {
-    let crypto =
-        QuicClientConfig::with_initial(Arc::new(membership.client(seen)?), initial_suite()?)
-            .map_err(no_suite)?;
+    let tls = Arc::new(membership.client(rank, seen)?);
+    let crypto = QuicClientConfig::with_initial(tls, initial_suite()?).map_err(no_suite)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     config.transport_config(tuning::transport(traffic, peer));
     Ok(config)

@@ -21,6 +21,7 @@ use crate::link::quic::tuning::Traffic;
 use crate::probe::Cipher;
 use crate::probe::wire::Card;
 use crate::statistics::Counters;
+use crate::trust::Credentials;
 use crate::trust::certificates::Membership;
 use crate::trust::hello::{self, Answer, DialError, Greeted, Hello, Purpose};
 use crate::trust::secret::Secrets;
@@ -48,7 +49,7 @@ impl End {
     pub(super) fn prepare(world: &Communicator, secret: &[u8], cipher: Cipher) -> Result<Self> {
         let secrets = Secrets::from_lines(&String::from_utf8_lossy(secret), "the measurement")?;
         let rank = world.rank() as u32;
-        let membership = Membership::new(&secrets, JOB, rank)?.only(cipher);
+        let membership = Membership::new(&Credentials::Secrets(secrets), JOB, rank)?.only(cipher);
         let ip = world.address();
         let listen = match ip {
             ip if ip.is_loopback() => ip,
