@@ -81,10 +81,10 @@ pub(crate) struct Explanation {
 
 impl Observer {
     pub(crate) fn begin(world: &Communicator) -> Self {
-        let statistics = world.statistics();
+        let statistics = world.stats();
         Self {
             bytes_sent: statistics.bytes_sent(),
-            late: statistics.peers.iter().map(|peer| peer.late).collect(),
+            late: statistics.peers.iter().map(|peer| peer.late.total).collect(),
             processor: processor_time(),
             begun: Instant::now(),
         }
@@ -93,11 +93,11 @@ impl Observer {
     pub(crate) fn end(self, world: &Communicator) -> Observed {
         let wall = self.begun.elapsed().as_secs_f64();
         let processor = processor_time().saturating_sub(self.processor).as_secs_f64();
-        let statistics = world.statistics();
+        let statistics = world.stats();
         let mut late = vec![0.0; world.size()];
         for (peer, before) in statistics.peers.iter().zip(&self.late) {
             if let Some(late) = late.get_mut(peer.rank) {
-                *late = peer.late.saturating_sub(*before).as_secs_f64();
+                *late = peer.late.total.saturating_sub(*before).as_secs_f64();
             }
         }
         let bytes_sent = statistics.bytes_sent().saturating_sub(self.bytes_sent) as f64;

@@ -342,6 +342,7 @@ impl Driver {
         if let Some(error) = self.world.error() {
             for (group, calls) in self.calls.take() {
                 if let Some(active) = calls.active {
+                    self.stop_waiting(&active.lateness);
                     self.world.end_call(group);
                     self.end(active, Err(error.clone()));
                 }

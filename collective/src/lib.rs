@@ -101,6 +101,6 @@ pub use in_memory::InMemory;
 pub use metrics::{Counter, Gauge, Metrics};
 pub use pending::Pending;
 pub use reduce::{Element, ReduceOp, Reducible};
-pub use statistics::{CallStatistics, PeerStatistics, ReasonCount, Statistics};
+pub use statistics::{CallStatistics, LateStatistics, PeerStatistics, ReasonCount, Statistics};
 pub use trust::secret::Secret;
 pub use world::Peer;

@@ -1,6 +1,7 @@
 //! What a rank has counted since its world began: bytes, calls, lateness, refusals.
 
 mod counters;
+mod waits;
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::communicator::{Communicator, Kind};
 
 pub(crate) use counters::{CallKey, Counters, Phase, Refusal};
 
-/// What this rank has counted since its world began; see [`Communicator::statistics`].
+/// What this rank has counted since its world began; see [`Communicator::stats`].
 ///
 /// Counters only grow. They are of the whole world, whichever of its communicators is asked, and
 /// ranks are numbered as in the whole world.
@@ -36,26 +37,42 @@ pub struct PeerStatistics {
     pub bytes_sent: u64,
     /// Bytes of calls read from the link, counted alike.
     pub bytes_received: u64,
-    /// How long this rank waited, with a call under way, for this peer to come.
-    ///
-    /// Counted is the time from this rank's own beginning of a call (its turn has come, on the lane)
-    /// until the header of the peer's first message of that call is read here, for each flow whose
-    /// first message depends on nothing but that the peer has begun the call. A message that has to
-    /// wait for a third rank is not counted, so the peer is blamed for no other's lateness. A peer
-    /// that came first counts nothing. It includes the network's latency, and where calls follow
-    /// each other at once also by how much this rank ended the call before sooner. A wait of more
-    /// than a second is counted while it lasts, a shorter one when the peer comes (so is, however
-    /// long, one in an `all_gather_v`). Calls that are under way at the same time count each for
-    /// itself. Half a second or more in which this rank was itself stopped counts for nobody.
-    ///
-    /// In a ring it is known of the left neighbour only, in a tree of the leaves: the lateness of
-    /// rank r is found on the ranks that receive from it first.
-    pub late: Duration,
+    /// How late this peer came to calls that this rank had begun.
+    pub late: LateStatistics,
     /// The smoothed round trip of the data link, as it is now; None without a link, or where it is
     /// not a network.
     pub rtt: Option<Duration>,
     /// Since the last heartbeat; None of ranks that this one does not watch, and before the first.
     pub heartbeat_age: Option<Duration>,
+}
+
+/// How long this rank waited, with a call under way, for a peer to come.
+///
+/// A wait is the time from this rank's own beginning of a call (its turn has come, on the lane)
+/// until the header of the peer's first message of that call is read here, for each flow whose
+/// first message depends on nothing but that the peer has begun the call. A message that has to
+/// wait for a third rank is not counted, so the peer is blamed for no other's lateness. A peer
+/// that came first counts nothing. It includes the network's latency, and where calls follow
+/// each other at once also by how much this rank ended the call before sooner. Calls that are under
+/// way at the same time count each for itself. Half a second or more in which this rank was itself
+/// stopped counts for nobody.
+///
+/// In a ring it is known of the left neighbour only, in a tree of the leaves: the lateness of
+/// rank r is found on the ranks that receive from it first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LateStatistics {
+    /// Waits that have ended.
+    pub count: u64,
+    /// All waits together. One of more than a second is counted while it lasts (except in an
+    /// `all_gather_v`), a shorter one when the peer comes.
+    pub total: Duration,
+    /// Half of the waits that have ended took at most so long, to within 3 %.
+    pub p50: Duration,
+    /// As `p50`, of 99 in 100.
+    pub p99: Duration,
+    /// The longest that has ended.
+    pub max: Duration,
 }
 
 /// The calls of one kind that ended well.
@@ -101,10 +118,10 @@ impl Communicator {
     /// call; counting goes on meanwhile, so the numbers of one answer may be a segment apart.
     ///
     /// A world of one counts nothing: its calls are done where they are made.
-    pub fn statistics(&self) -> Statistics {
+    pub fn stats(&self) -> Statistics {
         match &self.kind {
             Kind::Single => Statistics::default(),
-            Kind::Joined(engine) => engine.world().counters.statistics(),
+            Kind::Joined(engine) => engine.world().counters.stats(),
         }
     }
 }

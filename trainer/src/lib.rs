@@ -10,10 +10,11 @@
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
 //! `loss.rs`, `optimizer.rs`, `memory.rs`, `initial.rs`, `random.rs`: what is trained and how; [`checkpoint`],
 //! `saving.rs`, `resume.rs`, [`Stop`]: how it ends early and goes on; `evaluation.rs`, `eval.rs`:
-//! how well it works; `options.rs`, `settings.rs`, `report.rs`, `interval.rs`, `watching.rs`,
+//! how well it works; `options.rs`, `settings.rs`, `report.rs`, `interval.rs`, `arrivals.rs`, `watching.rs`,
 //! `gauges.rs`, `error.rs`, `problem.rs`: what the user gives and sees.
 
 mod agreement;
+mod arrivals;
 mod bucket;
 pub mod checkpoint;
 mod data;
@@ -49,6 +50,7 @@ mod tracked;
 mod training;
 mod watching;
 
+pub use arrivals::{Arrival, Arrivals};
 pub use data::{Data, Dataset, Images, Shape, Split, Text, Windows, digits};
 pub use digest::Digest;
 pub use distributed::Distributed;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use allfold::{Communicator, Peer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::arrivals::Arrivals;
 use crate::data::Shape;
 use crate::error::Result;
 use crate::options::{Precision, Progress};
@@ -24,6 +25,7 @@ pub(crate) struct Report {
     steps: usize,
     /// What samples are, in the plural.
     samples: &'static str,
+    peers: Vec<Peer>,
 }
 
 impl Report {
@@ -40,6 +42,7 @@ impl Report {
             epochs: 0,
             steps: 0,
             samples: "samples",
+            peers: Vec::new(),
         }
     }
 
@@ -56,6 +59,7 @@ impl Report {
             self.output.line(&line)?;
         }
         self.steps = settings.steps;
+        self.peers = training.world.peers();
         self.epochs = settings.steps.div_ceil(settings.steps_per_epoch);
         self.samples = match training.data.shape {
             Shape::Images { .. } => "images",
@@ -104,7 +108,7 @@ impl Report {
     /// Takes the bar away and says how it ended.
     pub(crate) fn end(&mut self, outcome: &Outcome) -> Result<()> {
         self.bar.finish_and_clear();
-        for line in result(outcome, self.steps) {
+        for line in result(outcome, self.steps, &self.peers) {
             self.output.line(&line)?;
         }
         Ok(())
@@ -281,7 +285,7 @@ pub(crate) fn tested(done: &TestDone) -> &'static str {
     if done.is_validation { "validation" } else { "test" }
 }
 
-fn result(outcome: &Outcome, steps: usize) -> Vec<String> {
+fn result(outcome: &Outcome, steps: usize, peers: &[Peer]) -> Vec<String> {
     let Outcome { ranks, .. } = outcome;
     let epochs =
         outcome.epochs.map(|epochs| format!("{}, ", counted(epochs, "epoch"))).unwrap_or_default();
@@ -309,29 +313,38 @@ fn result(outcome: &Outcome, steps: usize) -> Vec<String> {
         _ => format!("parameters identical on all {} ranks", grouped(*ranks)),
     };
     lines.push(format!("{parameters}, digest {}", outcome.digest));
-    lines.extend(slowest(&outcome.late));
+    lines.extend(slowest(&outcome.arrivals, peers));
     if outcome.test.is_some() {
         lines.push(next(std::env::args_os().next()));
     }
     lines
 }
 
-/// The rank for which the others waited longest. All ranks' steps take equally long, so only when
-/// they come to a call tells them apart.
-fn slowest(late: &[Duration]) -> Option<String> {
-    let mut sorted = late.to_vec();
-    sorted.sort_unstable();
-    let (rank, longest) = late.iter().enumerate().max_by_key(|(_, wait)| **wait)?;
-    if late.len() < 2 || longest.is_zero() {
-        return None;
-    }
-    let usual = sorted[(late.len() - 1) / 2];
-    let in_ms = |wait: Duration| wait.as_secs_f64() * 1000.0;
-    let judgement = match *longest > usual * STANDS_OUT {
-        true => format!("; the others {:.2} ms", in_ms(usual)),
-        false => " (nobody stands out)".into(),
+/// Who came last, or that nobody stands out.
+fn slowest(arrivals: &Arrivals, peers: &[Peer]) -> Option<String> {
+    let last = arrivals.last()?;
+    let in_ms = |wait: Duration| match wait.as_secs_f64() * 1000.0 {
+        ms if ms < 1.0 => format!("{ms:.2} ms"),
+        ms if ms < 10.0 => format!("{ms:.1} ms"),
+        ms => format!("{} ms", grouped(ms.round() as usize)),
     };
-    Some(format!("slowest to arrive: rank {rank}, {:.2} ms a step{judgement}", in_ms(*longest)))
+    let Some(rank) = arrivals.slowest() else {
+        let wait = in_ms(arrivals.ranks[last].p50);
+        return Some(format!("nobody stands out: every rank came within {wait} in the median"));
+    };
+    let host = match (peers.get(rank), hosts(peers).len()) {
+        (Some(peer), 2..) => format!(" ({})", peer.host),
+        _ => String::new(),
+    };
+    let others = arrivals.ranks.iter().enumerate().filter(|(other, _)| *other != rank);
+    let others = others.map(|(_, arrival)| arrival.p50).max().unwrap_or_default();
+    let slow = arrivals.ranks[rank];
+    Some(format!(
+        "slowest to arrive: rank {rank}{host}, {} a step in the median (p99 {}), others {} at most",
+        in_ms(slow.p50),
+        in_ms(slow.p99),
+        in_ms(others),
+    ))
 }
 
 /// Where to go from here, in words that work in the user's shell: after `cargo run` the program is
@@ -378,8 +391,6 @@ fn seconds(time: Duration) -> String {
 
 /// A longer path, three times in one line, is harder to read than to find.
 const PROGRAM_LENGTH: usize = 32;
-/// A rank that is waited for so many times longer than the usual one is worth a look.
-const STANDS_OUT: u32 = 3;
 /// The bar's line.
 const BAR: &str = "{bar:40} {pos}/{len} steps  {msg}  {eta} left";
 /// Pids shown of each host.
@@ -388,6 +399,7 @@ const PIDS: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arrivals::Arrival;
     use crate::options::Options;
     use crate::tally::Tally;
 
@@ -497,17 +509,32 @@ mod tests {
 
     #[test]
     fn the_slowest_rank_is_named() {
-        let late = |us: &[u64]| us.iter().map(|&us| Duration::from_micros(us)).collect::<Vec<_>>();
+        let peer = |rank: usize, host: &str| Peer { rank, host: host.into(), pid: 7 };
+        let line = |us: &[u64], hosts: &[&str]| {
+            let arrival = |&us: &u64| {
+                let (p50, p99) = (Duration::from_micros(us), Duration::from_micros(us * 2));
+                Arrival { p50, p99 }
+            };
+            let (ranks, step) = (us.iter().map(arrival).collect(), Duration::from_millis(1));
+            let peers: Vec<Peer> =
+                hosts.iter().enumerate().map(|(rank, host)| peer(rank, host)).collect();
+            slowest(&Arrivals { ranks, step }, &peers)
+        };
         assert_eq!(
-            slowest(&late(&[100, 90, 310, 100])).unwrap(),
-            "slowest to arrive: rank 2, 0.31 ms a step; the others 0.10 ms"
+            line(&[100, 90, 310], &["a", "a", "a"]).unwrap(),
+            "slowest to arrive: rank 2, 0.31 ms a step in the median (p99 0.62 ms), others 0.10 ms \
+             at most"
         );
         assert_eq!(
-            slowest(&late(&[100, 130])).unwrap(),
-            "slowest to arrive: rank 1, 0.13 ms a step (nobody stands out)"
+            line(&[2100, 41_200], &["a", "node-1"]).unwrap(),
+            "slowest to arrive: rank 1 (node-1), 41 ms a step in the median (p99 82 ms), others \
+             2.1 ms at most"
         );
-        assert_eq!(slowest(&late(&[0])), None);
-        assert_eq!(slowest(&late(&[0, 0])), None);
+        assert_eq!(
+            line(&[100, 130], &["a", "a"]).unwrap(),
+            "nobody stands out: every rank came within 0.13 ms in the median"
+        );
+        assert_eq!(line(&[0], &["a"]), None);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use allfold::{Communicator, ReduceOp};
+use allfold::Communicator;
 use candle_core::{Device, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 
 use crate::agreement;
+use crate::arrivals::{Arrivals, Watch};
 use crate::checkpoint::Written;
 use crate::data::Data;
 use crate::digest::Digest;
@@ -108,8 +109,8 @@ pub struct Outcome {
     pub is_saved: bool,
     /// What could not be written, on the rank that writes it.
     pub problems: usize,
-    /// For each rank how long others waited for it to come to their calls, in a step on average.
-    pub late: Vec<Duration>,
+    /// How late the ranks came to their calls.
+    pub arrivals: Arrivals,
 }
 
 impl<'a> Training<'a> {
@@ -184,7 +185,7 @@ impl<'a> Training<'a> {
     /// own errors; those of `watch`.
     pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
-        let late_before = late(self.world);
+        let mut arrivals = Watch::new(self.world);
         let gauges = Gauges::new(self.world);
         let first = self.optimizer.steps() as usize;
         let mut step = first;
@@ -203,12 +204,14 @@ impl<'a> Training<'a> {
             let mut batches = self.sampler.epoch(epoch).skip(done_of_it);
             for _ in step % self.settings.steps_per_epoch..self.settings.steps_per_epoch {
                 let of_step: Vec<Batch> = batches.by_ref().take(self.settings.accumulate).collect();
+                arrivals.step_begins();
                 let train = self.step(&of_step).map_err(|error| match error {
                     Error::LossNotFinite { step: at, .. } if step == first => {
                         Error::LossNotFinite { step: at, resumed: self.resumed_from() }
                     }
                     other => other,
                 })?;
+                arrivals.step_is_done();
                 step += 1;
                 interval.add(train);
                 gauges.step(step as u64, train.mean_loss(), train.samples as u64);
@@ -241,9 +244,7 @@ impl<'a> Training<'a> {
             let resumed = self.resumed_from().filter(|_| step == first);
             return Err(Error::LossNotFinite { step: step as u64, resumed });
         }
-        let mut waits: Vec<f64> =
-            late(self.world).iter().zip(&late_before).map(|(now, before)| now - before).collect();
-        self.world.all_reduce(&mut waits, ReduceOp::Sum)?;
+        let arrivals = arrivals.gather()?;
         let digest = self.optimizer.digest()?;
         let (saved, problems) = self.finish_saving(&gauges, &mut watch)?;
         // Whoever ends first is a sign for launchers to end the others: nobody before rank 0 has
@@ -262,10 +263,7 @@ impl<'a> Training<'a> {
             saved: saved.map(|saved| saved.path),
             is_saved: saved_step == [step as u64],
             problems,
-            late: waits
-                .into_iter()
-                .map(|wait| Duration::from_secs_f64(wait.max(0.0) / (step - first).max(1) as f64))
-                .collect(),
+            arrivals,
         })
     }
 
@@ -365,15 +363,4 @@ impl<'a> Training<'a> {
         saved.untold.into_iter().try_for_each(|problem| watch(Event::Problem(problem)))?;
         Ok((saved.newest, saved.problems))
     }
-}
-
-/// The seconds that this rank has waited for each.
-fn late(world: &Communicator) -> Vec<f64> {
-    let mut seconds = vec![0.0; world.size()];
-    for peer in world.statistics().peers {
-        if let Some(slot) = seconds.get_mut(peer.rank) {
-            *slot = peer.late.as_secs_f64();
-        }
-    }
-    seconds
 }

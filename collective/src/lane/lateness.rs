@@ -68,7 +68,8 @@ impl Driver {
         {
             counted = awaited.swap_remove(place).counted;
         }
-        self.world.counters.late(flow.peer, waited.saturating_sub(counted));
+        self.world.counters.waits(flow.peer, waited.saturating_sub(counted));
+        self.world.counters.waited(flow.peer, waited);
     }
 
     /// No more comes on a flow.
@@ -89,9 +90,16 @@ impl Driver {
                 active.lateness.awaited = Some(self.awaited(active));
             }
             for awaited in active.lateness.awaited.iter_mut().flatten() {
-                self.world.counters.late(awaited.peer, waited.saturating_sub(awaited.counted));
+                self.world.counters.waits(awaited.peer, waited.saturating_sub(awaited.counted));
                 awaited.counted = waited;
             }
+        }
+    }
+
+    /// A call ends without those that it waits for.
+    pub(super) fn stop_waiting(&self, lateness: &Lateness) {
+        for awaited in lateness.awaited.iter().flatten() {
+            self.world.counters.waited(awaited.peer, awaited.counted);
         }
     }
 
@@ -199,7 +207,8 @@ mod tests {
     use crate::plan::Algorithm;
     use crate::plan::costs::{Choice, CostTable};
     use crate::reduce::{ElementType, ReduceOp};
-    use crate::statistics::Counters;
+    use crate::statistics::{Counters, LateStatistics};
+    use crate::verdict::Fault;
     use crate::wire::MessageKind;
     use crate::world::{Limits, Peer, WHOLE_WORLD, World};
 
@@ -284,7 +293,12 @@ mod tests {
 
         /// How late rank 0 has been in all, to within a look.
         fn late(&self) -> Duration {
-            let peers = self.driver.world.counters.statistics().peers;
+            self.waits().total
+        }
+
+        /// The waits for rank 0.
+        fn waits(&self) -> LateStatistics {
+            let peers = self.driver.world.counters.stats().peers;
             peers.into_iter().find(|peer| peer.rank == 0).unwrap().late
         }
     }
@@ -305,11 +319,27 @@ mod tests {
             ring.call();
             ring.pass(5 * LONG);
             assert!(ring.late() >= 5 * LONG);
+            assert_eq!(ring.waits().count, 0, "it has not ended");
             ring.header(0, 0, 0);
             let late = ring.late();
             assert!(late < 6 * LONG, "{late:?}");
+            let waits = ring.waits();
+            assert_eq!((waits.count, waits.max), (1, late), "one wait of its whole length");
             ring.pass(5 * LONG);
-            assert_eq!(ring.late(), late);
+            assert_eq!(ring.waits(), waits);
+        });
+    }
+
+    #[test]
+    fn a_wait_that_an_error_ends_has_ended() {
+        Ring::with(|ring| {
+            ring.call();
+            ring.pass(3 * LONG);
+            ring.driver.world.raise(2, Fault::Lost { how: "was told to".into() });
+            ring.driver.abort();
+            let waits = ring.waits();
+            assert_eq!((waits.count, waits.max), (1, waits.total));
+            assert!(waits.total >= 3 * LONG);
         });
     }
 

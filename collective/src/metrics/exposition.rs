@@ -64,7 +64,7 @@ impl Collector for Exposed {
         about(encoder, &shown)?;
         calls(encoder, &shown)?;
         call_seconds(encoder, &shown)?;
-        let statistics = shown.counters.statistics();
+        let statistics = shown.counters.stats();
         let (sent, received) = (statistics.bytes_sent(), statistics.bytes_received());
         bytes(encoder, shown.counters.transport(), sent, received)?;
         let shows_all = shown.counters.size() <= ALL_WATCH_ALL as usize;
@@ -186,7 +186,7 @@ fn peers(encoder: &mut DescriptorEncoder<'_>, peers: &[PeerStatistics]) -> fmt::
     for peer in peers {
         let rank = peer.rank.to_string();
         let labels: Labels<'_, 1> = [("peer", &rank)];
-        ConstCounter::new(peer.late.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+        ConstCounter::new(peer.late.total.as_secs_f64()).encode(family.encode_family(&labels)?)?;
     }
     let help = "time since the peer's last heartbeat";
     gauges(encoder, "allfold_heartbeat_age_seconds", help, peers, |peer| peer.heartbeat_age)?;
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_large_world_shows_the_peers_it_has_to_do_with_and_words_stay_in_their_quotes() {
         let counters = Arc::new(Counters::new(3, 1000, "quic"));
-        counters.late(4, Duration::from_millis(1500));
+        counters.waits(4, Duration::from_millis(1500));
         counters.sent(4, 1);
         counters.heard(5);
         let about = About { job: "a\"} 1\nb\\".into(), host: "node-3".into() };

@@ -1,11 +1,13 @@
 //! The counters behind the statistics: atomics that all threads of a rank share. Counting takes no
-//! lock and allocates nothing, except once for each kind of call and each link.
+//! lock and allocates nothing, except once for each kind of call, each link and each rank that was
+//! late.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{CallStatistics, PeerStatistics, ReasonCount, Statistics};
+use super::waits::Waits;
+use super::{CallStatistics, LateStatistics, PeerStatistics, ReasonCount, Statistics};
 use crate::contract::Collective;
 use crate::plan::Algorithm;
 use crate::verdict::Fault;
@@ -31,6 +33,8 @@ struct PeerCounters {
     sent: AtomicU64,
     received: AtomicU64,
     late_ns: AtomicU64,
+    /// Made at the first.
+    waits: OnceLock<Box<Waits>>,
     /// Nanoseconds since the counters were made; 0: never.
     heard_ns: AtomicU64,
     rtt: Mutex<Option<Probe>>,
@@ -108,10 +112,17 @@ impl Counters {
         }
     }
 
-    /// This rank waited so long for `peer` to begin a call.
-    pub(crate) fn late(&self, peer: u32, wait: Duration) {
+    /// This rank waits for `peer` to begin a call, by so much longer than was said before.
+    pub(crate) fn waits(&self, peer: u32, more: Duration) {
         if let Some(peer) = self.peers.get(peer as usize) {
-            peer.late_ns.fetch_add(nanoseconds(wait), Relaxed);
+            peer.late_ns.fetch_add(nanoseconds(more), Relaxed);
+        }
+    }
+
+    /// A wait for `peer` to begin a call has ended, all of which has been said.
+    pub(crate) fn waited(&self, peer: u32, wait: Duration) {
+        if let Some(peer) = self.peers.get(peer as usize) {
+            peer.waits.get_or_init(Box::default).add(nanoseconds(wait));
         }
     }
 
@@ -211,7 +222,7 @@ impl Counters {
         self.transport
     }
 
-    pub(crate) fn statistics(&self) -> Statistics {
+    pub(crate) fn stats(&self) -> Statistics {
         let count = |(reason, count): (&&'static str, &AtomicU64)| ReasonCount {
             reason,
             count: count.load(Relaxed),
@@ -264,9 +275,19 @@ impl Counters {
             rank,
             bytes_sent: peer.sent.load(Relaxed),
             bytes_received: peer.received.load(Relaxed),
-            late: Duration::from_nanos(peer.late_ns.load(Relaxed)),
+            late: peer.late(),
             rtt: rtt.as_ref().and_then(|rtt| rtt()),
             heartbeat_age: heard.map(age),
+        }
+    }
+}
+
+impl PeerCounters {
+    fn late(&self) -> LateStatistics {
+        let total = Duration::from_nanos(self.late_ns.load(Relaxed));
+        match self.waits.get() {
+            Some(waits) => waits.summary(total),
+            None => LateStatistics { total, ..LateStatistics::default() },
         }
     }
 }
@@ -337,10 +358,11 @@ mod tests {
         let counters = Counters::new(1, 2, "memory");
         for rank in [0, 1, 2, u32::MAX] {
             counters.sent(rank, 7);
-            counters.late(rank, Duration::MAX);
+            counters.waits(rank, Duration::MAX);
+            counters.waited(rank, Duration::MAX);
             counters.heard(rank);
         }
-        let statistics = counters.statistics();
+        let statistics = counters.stats();
         assert_eq!(statistics.peers.len(), 1);
         assert_eq!((statistics.peers[0].rank, statistics.bytes_sent()), (0, 7));
         assert!(statistics.peers[0].heartbeat_age.is_some());
