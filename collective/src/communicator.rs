@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::caller::Caller;
 use crate::config::{self, Config};
 use crate::engine::{Engine, MAX_COMMUNICATORS};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Identity, host_name};
 use crate::in_memory::InMemory;
 use crate::lane::Lane;
@@ -66,9 +66,9 @@ impl Communicator {
     /// where one is wrong; [`ErrorKind::ConnectTimeout`] where not all ranks come;
     /// [`ErrorKind::Refused`] where rank 0 has a reason against this process.
     pub fn from_env() -> Result<Self> {
-        match Identity::from_env()? {
-            Some(identity) => Self::connect(Config::from_env(identity)?),
-            None => Err(ErrorKind::NoEnvironment.into()),
+        match Self::configured()? {
+            Some(config) => Self::connect(config),
+            None => Err(Error::from(ErrorKind::NoEnvironment)).inspect_err(report::has_failed),
         }
     }
 
@@ -77,13 +77,22 @@ impl Communicator {
     /// # Errors
     /// As `from_env`, except for a missing environment.
     pub fn from_env_or_single() -> Result<Self> {
-        match Identity::from_env()? {
-            Some(identity) => Self::connect(Config::from_env(identity)?),
+        match Self::configured()? {
+            Some(config) => Self::connect(config),
             None => {
+                report::Format::from_env().inspect_err(report::has_failed)?;
                 let about = About { job: "default".into(), host: host_name() };
                 Self::alone(config::metrics_from_env()?, about)
             }
         }
+    }
+
+    /// As a launcher's environment says, where there is one.
+    fn configured() -> Result<Option<Config>> {
+        let identity = Identity::from_env();
+        identity
+            .and_then(|identity| identity.map(Config::from_env).transpose())
+            .inspect_err(report::has_failed)
     }
 
     /// A world of one, without a socket; it serves no metrics.
@@ -145,6 +154,10 @@ impl Communicator {
     /// # Errors
     /// As [`from_env`](Self::from_env).
     pub fn connect(config: Config) -> Result<Self> {
+        Self::meet(config).inspect_err(report::has_failed)
+    }
+
+    fn meet(config: Config) -> Result<Self> {
         let about = About { job: config.job.clone(), host: host_name() };
         let metrics = config.metrics.map(|address| address.for_local_rank(config.local_rank()));
         let metrics = metrics.transpose()?;
@@ -153,7 +166,8 @@ impl Communicator {
         }
         let (rank, local_rank, local_size) =
             (config.rank(), config.local_rank(), config.local_size());
-        let counters = Arc::new(Counters::new(rank as u32, config.size(), "quic"));
+        let counters = Counters::new(rank as u32, config.size(), "quic");
+        let counters = Arc::new(counters.of(&about.job, &about.host));
         // Before the ranks meet: a rank that waits for others can be watched as well.
         let metrics = match metrics {
             Some(address) => Metrics::serve(address, about, counters.clone())?,
@@ -328,7 +342,7 @@ impl Drop for Communicator {
         if std::thread::panicking() {
             engine.close_in_panic();
         } else if let Err(error) = engine.close() {
-            report::warn(&error.to_string());
+            engine.world().counters.origin.warn(&error.to_string(), None);
         }
     }
 }

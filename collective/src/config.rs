@@ -180,6 +180,8 @@ impl Config {
     }
 
     fn read(identity: Identity, environment: &Environment) -> Result<Self> {
+        // First of all, as what follows may have something to say.
+        report::Format::read(environment)?;
         warn_of_unknown(environment);
         let in_kubernetes = environment.get("KUBERNETES_SERVICE_HOST").is_some();
         let rendezvous = match &identity.rendezvous {
@@ -394,7 +396,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 23] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -415,6 +417,7 @@ const NAMES: [&str; 22] = [
     "ALGORITHM",
     "METRICS",
     "LOG",
+    "LOG_FORMAT",
     "LAUNCHER",
     "RESTART",
 ];

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::link::{Flow, Links};
 use crate::machine::{FlowKey, Machine};
 use crate::plan::Algorithm;
+use crate::report;
 use crate::statistics::CallKey;
 use crate::verdict::{Fault, Loss};
 use crate::world::{Goodbye, World};
@@ -81,6 +82,7 @@ impl Lane {
             .spawn(move || {
                 #[cfg(feature = "faults")]
                 crate::faults::enter(world.rank);
+                report::speak_for(&world.counters.origin);
                 let runtime =
                     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                         Ok(runtime) => runtime,

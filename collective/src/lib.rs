@@ -82,7 +82,7 @@ mod plan;
 pub mod probe;
 mod reduce;
 mod rendezvous;
-mod report;
+pub mod report;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod statistics;

@@ -220,6 +220,7 @@ fn start_control(
     let main = move || {
         #[cfg(feature = "faults")]
         faults::enter(me.hello.rank);
+        report::speak_for(&counters.origin);
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {

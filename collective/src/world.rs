@@ -246,6 +246,7 @@ impl World {
         }
         if let Some((verdict, error)) = self.verdict.get() {
             self.counters.aborted(&verdict.fault, &error.to_string());
+            self.counters.origin.ends(error, self.call_under_way().as_deref());
         }
         if let Some(lane) = self.lane.get() {
             let _ = lane.send(lane::Command::Abort);

@@ -59,7 +59,7 @@ fn every_collective_can_be_started() {
         assert_eq!(to_root.wait()?, if rank == 0 { all.clone() } else { vec![rank as u64 + 1] });
         assert_eq!(from_root.wait()?[0], rank as u64 + 1);
         assert_eq!(transposed.wait()?, all);
-        assert_eq!(barrier.wait()?, []);
+        assert!(barrier.wait()?.is_empty());
         if size > 1 && rank < 2 {
             // Both send first: blocking sends of any length could wait for each other.
             let sent = world.start_send(vec![rank as u64; 3_000_000], 1 - rank)?;
@@ -184,7 +184,7 @@ fn too_many_outstanding_calls_are_refused_and_harm_nothing() {
     assert!(error.is_communicator_usable());
     std::thread::scope(|scope| {
         scope.spawn(|| (0..1025).for_each(|_| second.barrier().unwrap()));
-        pending.into_iter().for_each(|call| assert_eq!(call.wait().unwrap(), []));
+        pending.into_iter().for_each(|call| assert!(call.wait().unwrap().is_empty()));
         first.barrier().unwrap();
     });
 }

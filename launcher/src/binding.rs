@@ -34,7 +34,7 @@ impl Binding {
         let cores = topology.cores().len();
         let warning = (bind == Bind::Core && ranks > cores).then(|| {
             let cores = if cores == 1 { "1 core".into() } else { format!("{cores} cores") };
-            format!("allfold: {ranks} ranks on {cores}: some share a core\n")
+            format!("{ranks} ranks on {cores}: some share a core")
         });
         let sets = (0..ranks).map(|rank| set_of(&share(bind, &topology, rank, ranks))).collect();
         Ok(Self { sets, own, warning })

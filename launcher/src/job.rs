@@ -13,6 +13,7 @@ use crate::ending::at_fault;
 use crate::error::{Error, MAX_RANKS};
 use crate::exit_code;
 use crate::journal::{Entry, Journal};
+use crate::log;
 use crate::logs::{self, Log};
 use crate::options::{JobOptions, OutputOptions};
 use crate::program::Program;
@@ -62,7 +63,7 @@ impl Job {
         set_child_subreaper(Some(getpid()))
             .map_err(|error| Error::system("cannot adopt processes")(error.into()))?;
         if let Some(warning) = binding.warning() {
-            say(warning);
+            log::say("warning", warning);
         }
         let result = self.run_attempts(&binding, &journal, logs, &unwritten, (sender, &events));
         if result.is_err() {
@@ -91,6 +92,7 @@ impl Job {
         journal.note(&Entry::JobStarted { job: &name, ranks, pid, program });
         let mut restart = 0;
         loop {
+            allfold::report::name_job(&name);
             let attempt = Attempt { job: self, name: &name, restart, binding, journal, logs };
             let End { outcome, result } = attempt.run(sender.clone(), events)?;
             let Err(error) = result else {
@@ -119,7 +121,7 @@ impl Job {
             let after = error.to_string();
             journal.note(&Entry::Restart { restart, of: limit, job: &name, after: &after });
             self.clear_progress_bar();
-            say(&format!("allfold: restart {restart} of {limit} after {after}\n"));
+            log::say("warning", &format!("restart {restart} of {limit} after {after}"));
         }
     }
 
@@ -147,18 +149,14 @@ impl Job {
     /// Rank 0 may have ended in the middle of a line; the error begins on a clean one.
     fn clear_progress_bar(&self) {
         if self.kind == Kind::Copies && isatty(io::stderr()) {
-            say("\r\x1b[K");
+            // A closed stderr is no error.
+            let _ = io::stderr().write_all(b"\r\x1b[K");
         }
     }
 }
 
 fn new_name() -> Result<String, Error> {
     Ok(format!("run-{}", random::hex().map_err(Error::system("no random numbers"))?))
-}
-
-/// While no rank runs; a closed stderr is no error.
-fn say(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn stop_signal(event: Event) -> Option<i32> {

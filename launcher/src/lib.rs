@@ -120,8 +120,7 @@ fn print_script(script: &Script<'_>) -> Result<(), Error> {
                 others => others.join(", ") + " and ",
             };
             let options = others + last;
-            // A closed stderr is no error.
-            let _ = writeln!(io::stderr(), "allfold: the script does without {options}");
+            log::say("warning", &format!("the script does without {options}"));
         }
     }
     Ok(())

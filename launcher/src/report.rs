@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::path::Path;
 
+use allfold::report::Format;
+
 use crate::environment::REPORT;
 use crate::error::Error;
 use crate::exit_code;
@@ -27,19 +29,32 @@ impl From<&Error> for Report {
 }
 
 impl Report {
-    /// Prints it, or leaves it where the launcher that started this copy will look.
+    /// Prints it, or leaves it where the launcher that started this copy will look; and where the
+    /// cluster will.
     pub(crate) fn deliver(&self) {
+        allfold::report::leave(&self.message, self.help.as_deref());
         if let Some(path) = std::env::var_os(REPORT)
             && std::fs::write(path, self.to_text()).is_ok()
         {
             return;
         }
         // One write, so that the lines of several ranks do not mix; a closed stderr is no error.
-        let mut text = format!("error: {}\n", self.message);
-        if let Some(help) = &self.help {
-            text.push_str(&format!("help: {help}\n"));
+        let _ = io::stderr().write_all(self.lines().as_bytes());
+    }
+
+    /// As the user reads it.
+    fn lines(&self) -> String {
+        let (message, help) = (&*self.message, self.help.as_deref());
+        // Where the setting itself is wrong, this is text.
+        match Format::from_env().unwrap_or_default() {
+            Format::Json => {
+                allfold::report::Line { level: "error", message, help, call: None }.to_json() + "\n"
+            }
+            Format::Text => {
+                let help = help.map(|help| format!("help: {help}\n")).unwrap_or_default();
+                format!("error: {message}\n{help}")
+            }
         }
-        let _ = io::stderr().write_all(text.as_bytes());
     }
 
     /// Whether it says that this rank is the culprit.

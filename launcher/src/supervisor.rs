@@ -16,6 +16,7 @@ use crate::ending::{Ending, How, at_fault, order_simultaneous};
 use crate::job::Kind;
 use crate::journal::{Entry, Journal, signal_text};
 use crate::keeper::Keeper;
+use crate::log;
 use crate::output::Output;
 use crate::process::{has_group, table};
 use crate::rank::{Leaving, Rank, State};
@@ -245,9 +246,8 @@ impl<'a> Supervisor<'a> {
                 How::Signal(_) => how.to_string(),
             };
             let grace = duration::text(GRACE);
-            self.around.output.say(format!(
-                "allfold: rank {rank} (pid {pid}) {end}; the others have {grace} to end\n"
-            ));
+            let message = format!("rank {rank} (pid {pid}) {end}; the others have {grace} to end");
+            self.around.output.say(log::line("warning", &message));
         }
     }
 

@@ -2,11 +2,12 @@
 //!
 //! The job goes on without it; the user hears of it at once, and again by the exit code.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, reason};
+use crate::log;
 
 /// The first such file of a job.
 #[derive(Default)]
@@ -20,12 +21,11 @@ impl Unwritten {
             return;
         }
         let problem = reason(problem);
-        // One write, so that it lands between the ranks' lines; a closed stderr is no error.
-        let line = format!(
-            "allfold: cannot write {}: {problem}; the job goes on without it\n",
-            path.display()
+        let path_shown = path.display();
+        log::say(
+            "warning",
+            &format!("cannot write {path_shown}: {problem}; the job goes on without it"),
         );
-        let _ = io::stderr().write_all(line.as_bytes());
         *first = Some((path.to_owned(), problem));
     }
 

@@ -208,7 +208,7 @@ mod tests {
     use crate::plan::costs::{Choice, CostTable};
     use crate::reduce::{ElementType, ReduceOp};
     use crate::statistics::{Counters, LateStatistics};
-    use crate::verdict::Fault;
+    use crate::verdict::Loss;
     use crate::wire::MessageKind;
     use crate::world::{Limits, Peer, WHOLE_WORLD, World};
 
@@ -335,7 +335,7 @@ mod tests {
         Ring::with(|ring| {
             ring.call();
             ring.pass(3 * LONG);
-            ring.driver.world.raise(2, Fault::Lost { how: "was told to".into() });
+            ring.driver.world.lose(2, Loss::Gone);
             ring.driver.abort();
             let waits = ring.waits();
             assert_eq!((waits.count, waits.max), (1, waits.total));

@@ -3,17 +3,20 @@
 //! late.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::waits::Waits;
 use super::{CallStatistics, LateStatistics, PeerStatistics, ReasonCount, Statistics};
 use crate::contract::Collective;
 use crate::plan::Algorithm;
+use crate::report::Origin;
 use crate::verdict::Fault;
 
 /// What one rank counts; made before the ranks meet.
 pub(crate) struct Counters {
+    /// Who counts, as its lines name it.
+    pub(crate) origin: Arc<Origin>,
     rank: usize,
     transport: &'static str,
     made: Instant,
@@ -87,6 +90,7 @@ impl Counters {
     /// For `rank` of `size`; `transport` names what carries the data.
     pub(crate) fn new(rank: u32, size: usize, transport: &'static str) -> Self {
         Self {
+            origin: Arc::new(Origin::in_memory(rank)),
             rank: rank as usize,
             transport,
             made: Instant::now(),
@@ -98,6 +102,13 @@ impl Counters {
             abort: OnceLock::new(),
             refused: Default::default(),
         }
+    }
+
+    /// The process is this rank of a job.
+    pub(crate) fn of(self, job: &str, host: &str) -> Self {
+        let origin = Arc::new(Origin::new(job, self.rank as u32, host));
+        origin.introduce();
+        Self { origin, ..self }
     }
 
     pub(crate) fn sent(&self, peer: u32, bytes: usize) {
@@ -185,6 +196,7 @@ impl Counters {
     /// The world has begun.
     pub(crate) fn connected(&self, epoch: u64) {
         self.epoch.store(epoch, Relaxed);
+        self.origin.set_epoch(epoch);
         self.phase.store(Phase::Connected as u8, Relaxed);
     }
 

@@ -316,6 +316,7 @@ fn said_by(rank: u32) -> Hello {
         incarnation: 1,
         host: "host".into(),
         pid: 1,
+        habitat: 0,
         purpose: Purpose::Watch { epoch: 1 },
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{State, World};
 use crate::contract::Contract;
 use crate::error::{Error, ErrorKind};
-use crate::group::{Progress, Standing};
+use crate::group::{Group, Progress, Standing};
 use crate::report;
 use crate::verdict::{Fault, Verdict};
 
@@ -18,12 +18,10 @@ impl World {
         let state = self.state();
         let words = state.groups.get(&group).and_then(|group| group.describe_call(sequence));
         drop(state);
-        report::warn(&format!(
-            "rank {} has waited {:.0} s in {}: {late}",
-            self.rank,
-            waited.as_secs_f64(),
-            words.unwrap_or_default(),
-        ));
+        let call = words.unwrap_or_default();
+        let (rank, waited) = (self.rank, report::duration(waited));
+        let message = format!("rank {rank} has waited {waited} in {call}: {late}");
+        report::warn_of_call(&message, &call);
     }
 
     /// The ranks that have not begun call `sequence`, and what they did last.
@@ -49,6 +47,7 @@ impl World {
         let Standing { calls, ended, call, .. } = &newest.standing;
         let doing = match ended < calls {
             true => format!("in {call}"),
+            false if *calls == 1 => "computing after 1 call".into(),
             false => format!("computing after {calls} calls"),
         };
         match newest.heard.map(|heard| heard.elapsed()) {
@@ -119,6 +118,12 @@ impl World {
             Standing { calls, .. } if *calls > 0 => Some(format!("computing after {calls} calls")),
             _ => None,
         }
+    }
+
+    /// The call that this rank is in.
+    pub(super) fn call_under_way(&self) -> Option<String> {
+        let state = self.state();
+        state.groups.values().find_map(Group::under_way).map(|(_, words)| words)
     }
 
     /// `rank 0, 1, 2 were waiting in all_reduce #418 (sum of f32 x 1048576, src/train.rs:88)`: all

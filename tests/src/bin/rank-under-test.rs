@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use allfold::{Communicator, Error, ReduceOp, Result};
 
@@ -38,6 +39,15 @@ fn act(words: &[String]) -> Result<()> {
                 return world.close();
             }
             forever(&world)
+        }
+        // This rank comes to its second call only once there is a file.
+        ["late", rank, path] => {
+            sum(&world)?;
+            while world.rank().to_string() == *rank && !std::path::Path::new(path).exists() {
+                std::thread::sleep(LOOK);
+            }
+            sum(&world)?;
+            world.close()
         }
         _ => Err(unknown(&words)),
     }
@@ -77,5 +87,7 @@ fn unknown(words: &[&str]) -> Error {
     allfold::ErrorKind::Argument { problem }.into()
 }
 
+/// Of a rank that waits for a file.
+const LOOK: Duration = Duration::from_millis(5);
 /// Calls before something happens.
 const SOME: usize = 5;
