@@ -1,7 +1,8 @@
 //! The launcher's socket: tells the ranks who ended, and hands out the rendezvous socket.
 //!
 //! Text, one line each. From a rank: `rank R pid P`, `rendezvous`. To it: `socket` with the UDP
-//! socket attached, `lost R pid P exit CODE`, `lost R pid P signal N`. It lies in a directory of
+//! socket attached, `lost R pid P exit CODE`, `lost R pid P signal N`,
+//! `lost R pid P memory 9`. It lies in a directory of
 //! mode 0700, so whoever connects is the same user.
 
 use std::collections::VecDeque;

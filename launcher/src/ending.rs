@@ -3,6 +3,7 @@
 use std::fmt;
 
 use rustix::process::{Signal, WaitIdStatus};
+use signal_hook::consts::SIGKILL;
 
 use crate::exit_code;
 
@@ -23,6 +24,8 @@ pub(crate) enum How {
     Exit(u8),
     /// It was killed by this signal.
     Signal(i32),
+    /// The kernel killed it for want of memory, by SIGKILL.
+    OutOfMemory,
 }
 
 impl How {
@@ -40,6 +43,7 @@ impl How {
         match self {
             Self::Exit(code) => code,
             Self::Signal(signal) => exit_code::of_signal(signal),
+            Self::OutOfMemory => exit_code::of_signal(SIGKILL),
         }
     }
 }
@@ -58,6 +62,9 @@ impl fmt::Display for How {
                     None => Ok(()),
                 }
             }
+            Self::OutOfMemory => {
+                f.write_str("was killed by the kernel: out of memory (signal 9, exit code 137)")
+            }
         }
     }
 }
@@ -69,6 +76,7 @@ impl Ending {
         match self.how {
             How::Exit(code) => format!("lost {rank} pid {pid} exit {code}\n"),
             How::Signal(signal) => format!("lost {rank} pid {pid} signal {signal}\n"),
+            How::OutOfMemory => format!("lost {rank} pid {pid} memory {SIGKILL}\n"),
         }
     }
 }
@@ -83,7 +91,7 @@ impl fmt::Display for Ending {
 /// exit and are hardly ever killed by what happened to another; and survivors come last.
 pub(crate) fn order_simultaneous(endings: &mut [Ending]) {
     endings.sort_by_key(|ending| match ending.how {
-        How::Signal(_) => 0,
+        How::Signal(_) | How::OutOfMemory => 0,
         How::Exit(exit_code::TRY_AGAIN) => 2,
         How::Exit(_) => 1,
     });
@@ -175,6 +183,10 @@ mod tests {
         let killed = ending(2, How::Signal(9), true);
         assert_eq!(killed.to_line(), "lost 2 pid 102 signal 9\n");
         assert_eq!(killed.to_string(), "rank 2 (pid 102) was killed by signal 9 (SIGKILL)");
+        let starved = ending(3, How::OutOfMemory, true);
+        assert_eq!(starved.to_line(), "lost 3 pid 103 memory 9\n");
+        assert_eq!(starved.how.code(), 137);
+        assert!(starved.to_string().contains("was killed by the kernel: out of memory"));
         let exited = ending(1, How::Exit(7), true);
         assert_eq!(exited.to_line(), "lost 1 pid 101 exit 7\n");
         assert_eq!(exited.to_string(), "rank 1 (pid 101) exited with code 7");

@@ -110,6 +110,7 @@ impl<'a> Entry<'a> {
         let (code, signal) = match how {
             How::Exit(code) => (Some(code), None),
             How::Signal(signal) => (None, Some(signal_text(signal))),
+            How::OutOfMemory => (None, Some(signal_text(signal_hook::consts::SIGKILL))),
         };
         Self::RankEnded { rank, pid, code, signal, by_itself, said }
     }

@@ -28,6 +28,7 @@ mod log;
 mod logs;
 mod mailbox;
 mod manual;
+mod memory;
 mod options;
 mod output;
 mod port;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, waitid, waitpid,
 };
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGTSTP};
 
 use crate::announcer::Announcer;
 use crate::duration;
@@ -17,6 +17,7 @@ use crate::job::Kind;
 use crate::journal::{Entry, Journal, signal_text};
 use crate::keeper::Keeper;
 use crate::log;
+use crate::memory::Killings;
 use crate::output::Output;
 use crate::process::{has_group, table};
 use crate::rank::{Leaving, Rank, State};
@@ -38,6 +39,7 @@ pub(crate) struct Supervisor<'a> {
     ranks: Vec<Rank>,
     around: Surroundings<'a>,
     outcome: Outcome,
+    killings: Killings,
     stage: Stage,
     stop: Option<Stop>,
     last_end: Option<Instant>,
@@ -88,6 +90,7 @@ impl<'a> Supervisor<'a> {
             ranks,
             around,
             outcome: Outcome::default(),
+            killings: Killings::watch(),
             stage: Stage::Running,
             stop: None,
             last_end: None,
@@ -217,6 +220,12 @@ impl<'a> Supervisor<'a> {
                 by_itself,
             });
         }
+        for ending in &mut endings {
+            let is_killed = ending.by_itself && ending.how == How::Signal(SIGKILL);
+            if is_killed && self.killings.is_one_more() {
+                ending.how = How::OutOfMemory;
+            }
+        }
         order_simultaneous(&mut endings);
         let reports = if endings.is_empty() { Vec::new() } else { (self.around.reports)() };
         for ending in endings {
@@ -243,7 +252,7 @@ impl<'a> Supervisor<'a> {
             let Ending { rank, pid, how, .. } = ending;
             let end = match how {
                 How::Exit(code) => format!("ended with code {code}"),
-                How::Signal(_) => how.to_string(),
+                How::Signal(_) | How::OutOfMemory => how.to_string(),
             };
             let grace = duration::text(GRACE);
             let message = format!("rank {rank} (pid {pid}) {end}; the others have {grace} to end");

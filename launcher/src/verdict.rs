@@ -69,7 +69,7 @@ fn has_heeded(outcome: &Outcome, reports: &[Option<Report>]) -> bool {
     outcome.put_down.is_empty()
         && outcome.endings.iter().all(|ending| match ending.how {
             How::Exit(exit_code::DONE) => true,
-            How::Exit(exit_code::TRY_AGAIN) | How::Signal(_) => false,
+            How::Exit(exit_code::TRY_AGAIN) | How::Signal(_) | How::OutOfMemory => false,
             How::Exit(_) => matches!(reports.get(ending.rank), Some(Some(_))),
         })
 }
@@ -168,8 +168,17 @@ fn told(ending: &Ending, reports: &[Option<Report>]) -> Option<Report> {
 }
 
 fn help(how: How) -> Option<String> {
-    (how == How::Signal(signal_hook::consts::SIGKILL)).then(|| {
-        "if nobody sent it, memory ran out and the kernel chose this process: see `dmesg`".into()
+    Some(match how {
+        How::Signal(signal_hook::consts::SIGKILL) => {
+            "if nobody sent it, memory ran out and the kernel chose this process: see `dmesg`"
+                .into()
+        }
+        How::OutOfMemory => {
+            "give the job more memory (in Kubernetes: resources.limits.memory), or \
+                             let it use less: fewer ranks on this host, a smaller batch or model"
+                .into()
+        }
+        _ => return None,
     })
 }
 

@@ -15,4 +15,5 @@ mod restarts;
 mod script;
 mod signals;
 mod socket;
+mod starved;
 mod terminal;
