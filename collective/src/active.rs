@@ -124,6 +124,9 @@ impl ActiveCall {
         #[cfg(feature = "faults")]
         self.begins(&transfer);
         let elements = transfer.elements;
+        if self.arriving.iter().any(|arriving| arriving.flow == flow) {
+            return Taken::Unexpected("two segments at once on one flow".into());
+        }
         let (into, kernel) = match transfer.action {
             Action::Store { into } => (into, None),
             Action::Reduce { local, into, incoming_raw, last } => {

@@ -5,6 +5,8 @@ mod authority;
 pub(crate) mod certificates;
 mod handshake;
 pub(crate) mod hello;
+#[cfg(test)]
+mod hostile;
 mod names;
 pub(crate) mod own;
 pub(crate) mod secret;

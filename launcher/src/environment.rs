@@ -25,8 +25,11 @@ pub(crate) struct Environment<'a> {
 impl Environment<'_> {
     /// Puts them into the command that starts `rank`.
     pub(crate) fn apply(&self, rank: usize, command: &mut Command) {
-        // A secret in the environment would go before the file, and show in /proc.
-        command.env_remove("ALLFOLD_SECRET");
+        // A secret in the environment would go before the file, and show in /proc; so would
+        // certificates, which are for the names of jobs that live longer than one start.
+        for name in CREDENTIALS {
+            command.env_remove(name);
+        }
         // The ranks of another job.
         command.env_remove("ALLFOLD_PEERS");
         // Set for a copy of ourselves only, and not for what it may start.
@@ -75,7 +78,7 @@ pub(crate) fn threads(ranks: usize) -> usize {
 /// Where a copy of ourselves writes its error; the library would warn of an unknown ALLFOLD_*.
 pub(crate) const REPORT: &str = "_ALLFOLD_REPORT";
 /// What the launcher itself sets or removes, so that the user cannot.
-pub(crate) const OWN_NAMES: [&str; 17] = [
+pub(crate) const OWN_NAMES: [&str; 20] = [
     "ALLFOLD_RANK",
     "ALLFOLD_WORLD_SIZE",
     "ALLFOLD_LOCAL_RANK",
@@ -92,8 +95,14 @@ pub(crate) const OWN_NAMES: [&str; 17] = [
     "MASTER_ADDR",
     "MASTER_PORT",
     "ALLFOLD_SECRET",
+    "ALLFOLD_TLS_CERT",
+    "ALLFOLD_TLS_KEY",
+    "ALLFOLD_TLS_CA",
     "ALLFOLD_PEERS",
 ];
+/// What would come before the secret that the launcher makes.
+const CREDENTIALS: [&str; 4] =
+    ["ALLFOLD_SECRET", "ALLFOLD_TLS_CERT", "ALLFOLD_TLS_KEY", "ALLFOLD_TLS_CA"];
 /// What a rank's share of the cores goes into.
 pub(crate) const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
 

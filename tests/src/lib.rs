@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
@@ -216,6 +217,44 @@ impl Job {
     pub fn start(&self, program: &str, arguments: &[&str]) -> Vec<Process> {
         let start = |rank| Process::start(&mut self.rank(rank, program, arguments));
         (0..self.size).map(start).collect()
+    }
+}
+
+/// A folder of a test, gone when dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// An empty one, for this user only.
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("allfold-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        match std::fs::create_dir(&path) {
+            Ok(()) => Self(path),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file of this mode; its path.
+    pub fn write(&self, name: &str, text: &str, mode: u32) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.0.join(name);
+        let written = std::fs::write(&path, text)
+            .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)));
+        match written {
+            Ok(()) => path.display().to_string(),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -3,7 +3,7 @@
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
 
-use allfold_tests::{Job, Process, clean_command, free_address, machine_lock};
+use allfold_tests::{Folder, Job, Process, clean_command, free_address, machine_lock};
 
 const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -62,7 +62,96 @@ fn another_secret_shows_both_fingerprints_and_disturbs_nobody() {
     assert!(!ended.lines.iter().any(|line| line.contains(&stranger.secret)), "{ended:#?}");
     let one = Process::start(&mut job.rank(1, RANK, &["calls", "1"]));
     assert_eq!(one.wait().code(), 0);
-    assert_eq!(zero.wait().code(), 0);
+    assert_warned(zero, "it has another secret (here: ");
+}
+
+/// That the job's rank 0 ended well, and warned of a process, with where it came from.
+fn assert_warned(zero: Process, why: &str) {
+    let ended = zero.wait();
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let errors = ended.errors();
+    let warning = errors.iter().find(|line| line.contains(why));
+    let warning = warning.unwrap_or_else(|| panic!("no `{why}`: {ended:#?}"));
+    assert!(warning.contains("warning: refused ") && warning.contains("127.0.0.1:"), "{warning}");
+}
+
+#[test]
+fn without_a_secret_the_error_says_how_to_give_one() {
+    let job = Job::new(2);
+    let start = |environment: &[(&str, &str)]| {
+        let mut command = job.rank(1, RANK, &["forever"]);
+        command.env_remove("ALLFOLD_SECRET").env_remove("HOME");
+        Process::start(command.envs(environment.iter().copied())).wait()
+    };
+    let ended = start(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("HOME", "/root")]);
+    ended.assert_error(2, &["rank 1 of 2 has no job secret", "ALLFOLD_SECRET_FILE"]);
+    let help = "help: kubectl create secret generic allfold-secret ";
+    assert!(ended.errors().iter().any(|line| line.starts_with(help)), "{ended:#?}");
+    start(&[]).assert_error(2, &["there is no job secret", "HOME"]);
+    start(&[("ALLFOLD_SECRET", &job.secret[2..])])
+        .assert_error(2, &["62 characters instead of 64"]);
+    let missing = start(&[("ALLFOLD_SECRET_FILE", "/no/such/file")]);
+    missing.assert_error(2, &["ALLFOLD_SECRET_FILE=/no/such/file: "]);
+}
+
+#[test]
+fn a_file_with_two_secrets_lets_the_old_and_the_new_meet() {
+    let _one_at_a_time = machine_lock();
+    let (old, new) = (Job::new(2).secret, Job::new(2).secret);
+    let folder = Folder::new("rotation");
+    let file = |name: &str, lines: &[&str]| folder.write(name, &lines.join("\n"), 0o600);
+    let files = [
+        file("old", &[&old]),
+        file("old-new", &[&old, &new]),
+        file("new-old", &["# rotating", &new, &old]),
+        file("new", &[&new]),
+    ];
+    let rank = |job: &Job, rank, secrets: &str| {
+        let mut command = job.rank(rank, RANK, &["calls", "2"]);
+        command.env_remove("ALLFOLD_SECRET").env("ALLFOLD_SECRET_FILE", secrets);
+        Process::start(&mut command)
+    };
+    for [zero, one] in [[0, 1], [1, 2], [2, 0], [3, 2], [1, 3]] {
+        let job = Job::new(2);
+        let ranks = [rank(&job, 0, &files[zero]), rank(&job, 1, &files[one])];
+        for ended in ranks.map(Process::wait) {
+            assert_eq!(ended.code(), 0, "{} and {}: {ended:#?}", files[zero], files[one]);
+        }
+    }
+    // Once all have rotated, the old one lets nobody in.
+    let job = Job::new(2);
+    let zero = rank(&job, 0, &files[3]);
+    rank(&job, 1, &files[0]).wait().assert_error(2, &["secret ", " here, ", " on rank 0"]);
+    assert_eq!(rank(&job, 1, &files[3]).wait().code(), 0);
+    assert_warned(zero, "it has another secret");
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_worth_a_warning() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("readers");
+    for (mode, kubernetes, warns) in
+        [(0o644, false, true), (0o600, false, false), (0o644, true, false)]
+    {
+        let job = Job::new(2);
+        let file = folder.write("secret", &job.secret, mode);
+        let start = |rank| {
+            let mut command = job.rank(rank, RANK, &["calls", "1"]);
+            command.env_remove("ALLFOLD_SECRET").env("ALLFOLD_SECRET_FILE", &file);
+            if kubernetes {
+                command.env("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+            }
+            Process::start(&mut command)
+        };
+        let ranks = [0, 1].map(start);
+        for ended in ranks.map(Process::wait) {
+            assert_eq!(ended.code(), 0, "{ended:#?}");
+            let warned = ended.errors().iter().any(|line| {
+                line.contains("can be read by every user of this host (mode 644); chmod 600 it")
+            });
+            assert_eq!(warned, warns, "{mode:o}, {kubernetes}: {ended:#?}");
+        }
+    }
 }
 
 #[test]
@@ -74,7 +163,7 @@ fn another_job_is_told_so() {
     let ended = Process::start(stranger.env("ALLFOLD_JOB", "other")).wait();
     ended.assert_error(2, &["another job"]);
     assert_eq!(Process::start(&mut job.rank(1, RANK, &["calls", "1"])).wait().code(), 0);
-    assert_eq!(zero.wait().code(), 0);
+    assert_warned(zero, "it belongs to another job (ALLFOLD_JOB is default here)");
 }
 
 #[test]
@@ -86,7 +175,7 @@ fn another_world_size_shows_both_values() {
     let ended = Process::start(&mut larger.rank(1, RANK, &["calls", "1"])).wait();
     ended.assert_error(2, &["ALLFOLD_WORLD_SIZE is 2 on rank 0, but 3 on rank 1"]);
     assert_eq!(Process::start(&mut job.rank(1, RANK, &["calls", "1"])).wait().code(), 0);
-    assert_eq!(zero.wait().code(), 0);
+    assert_warned(zero, "ALLFOLD_WORLD_SIZE is 2 on rank 0, but 3 on rank 1");
 }
 
 #[test]

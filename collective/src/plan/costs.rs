@@ -243,6 +243,12 @@ impl CostTable {
     pub(crate) fn network() -> Self {
         Self { latency_ns: NETWORK_LATENCY_NS, ..Self::default() }
     }
+
+    /// Whether predictions from it stay within their numbers: it comes from another rank.
+    pub(crate) fn is_within_limits(&self) -> bool {
+        let Self { latency_ns, message_ns, byte_ps, reduce_ps, segment_bytes: _ } = *self;
+        [latency_ns, message_ns, byte_ps, reduce_ps].iter().all(|cost| *cost < MAX_COST)
+    }
 }
 
 impl Default for CostTable {
@@ -273,6 +279,9 @@ const MESSAGE_NS: u64 = 10_000;
 const BYTE_PS: u64 = 850;
 /// A core combines about 10 GB/s of f32 out of the cache; next to encryption it hardly counts.
 const REDUCE_PS: u64 = 100;
+
+/// Eighteen minutes for a message, one second for a byte: nothing is so slow.
+const MAX_COST: u64 = 1 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -336,8 +345,8 @@ mod tests {
         #[test]
         fn all_ranks_choose_one_plan(
             size in 1u32..40, count in 0u64..1 << 30, root in 0u32..40, kind in 0usize..4,
-            latency_ns in 0u64..1 << 40, message_ns in 0u64..1 << 40,
-            byte_ps in 0u64..1 << 40, reduce_ps in 0u64..1 << 40,
+            latency_ns in 0..MAX_COST, message_ns in 0..MAX_COST,
+            byte_ps in 0..MAX_COST, reduce_ps in 0..MAX_COST,
         ) {
             let costs =
                 CostTable { latency_ns, message_ns, byte_ps, reduce_ps, ..CostTable::default() };

@@ -246,6 +246,10 @@ impl Attending {
             }
             Message::Restart => self.forget_proposal(),
             Message::Commit { epoch, costs } if self.epoch() == Some(epoch) => {
+                if !costs.is_within_limits() {
+                    let problem = "a table of costs beyond all limits".into();
+                    return Err(ErrorKind::Protocol { rank: 0, problem }.into());
+                }
                 if let Some((_, table)) = self.proposal.take() {
                     let ahead = std::mem::take(&mut self.ahead);
                     let meeting = Meeting { epoch, table, rank_0, costs };

@@ -28,6 +28,8 @@ fn act(words: &[String]) -> Result<()> {
         ["calls", count] => (0..count.parse().unwrap_or(1)).try_for_each(|_| sum(&world)),
         // Says `started` after its first call and goes on until something ends it.
         ["forever"] => forever(&world),
+        // Calls until there is such a file, which rank 0 looks for, and says how many it has made.
+        ["until", path] => until(&world, path),
         // As `forever`, but this rank stops calling after a while, without closing.
         ["exit", rank, code] => after_some(&world, rank, || {
             std::process::exit(code.parse().unwrap_or(0));
@@ -60,6 +62,21 @@ fn forever(world: &Communicator) -> Result<()> {
     loop {
         sum(world)?;
     }
+}
+
+fn until(world: &Communicator, path: &str) -> Result<()> {
+    for calls in 1.. {
+        sum(world)?;
+        let mut done = [u32::from(world.rank() == 0 && std::path::Path::new(path).exists())];
+        world.all_reduce(&mut done, ReduceOp::Max)?;
+        if done != [0] {
+            break;
+        }
+        if world.rank() == 0 && (calls == 1 || calls % 50 == 0) {
+            println!("calls {calls}");
+        }
+    }
+    world.barrier()
 }
 
 fn after_some(world: &Communicator, rank: &str, end: impl FnOnce()) -> Result<()> {
