@@ -69,6 +69,8 @@ mod engine;
 pub mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 pub mod identity;
 mod in_memory;

@@ -3,6 +3,8 @@
 
 mod authority;
 pub(crate) mod certificates;
+#[cfg(test)]
+mod doors;
 mod handshake;
 pub(crate) mod hello;
 #[cfg(test)]

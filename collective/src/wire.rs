@@ -1,5 +1,8 @@
 //! What goes over a link: headers by hand, control messages by bincode with a byte limit.
 
+#[cfg(test)]
+mod golden;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

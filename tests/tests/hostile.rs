@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use allfold_tests::{CAP, Folder, Job, Process, free_address, machine_lock};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -28,6 +28,7 @@ fn a_running_job_is_not_disturbed_by_strangers() {
         command.env("ALLFOLD_PORT", (ports + 4 * rank as u16).to_string());
         Process::start(&mut command)
     };
+    let began = Instant::now();
     let mut ranks = [0, 1].map(start);
     ranks[0].wait_for_line("calls 1");
     let before = ranks.each_ref().map(resident_bytes);
@@ -50,7 +51,9 @@ fn a_running_job_is_not_disturbed_by_strangers() {
     for ended in ranks.map(Process::wait) {
         assert_eq!(ended.code(), 0, "{ended:#?}");
         let errors = ended.errors();
-        assert!(errors.len() < MOST_WARNINGS, "{} warnings: {errors:#?}", errors.len());
+        // One a second on each of a rank's doors, and those of members.
+        let most = 2 * (began.elapsed().as_secs() as usize + 1) + 3;
+        assert!(errors.len() <= most, "{} warnings: {errors:#?}", errors.len());
         let named = errors
             .iter()
             .any(|line| line.contains("from 127.0.0.1:") || line.contains("at 127.0.0.1:"));
@@ -123,14 +126,15 @@ fn half_open(door: SocketAddr) {
     let firsts = on_runtime(async {
         let tap = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let client = client();
-        let mut firsts = Vec::new();
+        let (mut firsts, mut waiting): (Vec<Vec<u8>>, _) = (Vec::new(), Vec::new());
         let mut bytes = [0; 2048];
         while firsts.len() < HALF_OPEN {
-            let connecting = client.connect(tap.local_addr().unwrap(), "r0.x.allfold").unwrap();
+            // Dropped, it would take leave instead.
+            waiting.push(client.connect(tap.local_addr().unwrap(), "r0.x.allfold").unwrap());
             let length = tap.recv(&mut bytes).await.unwrap();
-            drop(connecting);
-            // A packet of another sort is one that takes leave.
-            if bytes[0] & 0xf0 == 0xc0 && length >= 1200 {
+            // Or another packet of one that has been recorded: by the id of the connection.
+            let known = |first: &Vec<u8>| first[5..14] == bytes[5..14];
+            if length >= 1200 && !firsts.iter().any(known) {
                 firsts.push(bytes[..length].to_vec());
             }
         }
@@ -250,5 +254,3 @@ const WITHOUT_CERTIFICATE: usize = 50;
 /// 256 half-open connections on each of a rank's two doors, at some 50 KiB each, and as much again
 /// for what the allocator keeps.
 const MEMORY_LIMIT: u64 = 64 * 1024 * 1024;
-/// One a second for each door, over a test that may take half a minute on a busy machine.
-const MOST_WARNINGS: usize = 100;

@@ -27,7 +27,8 @@ fn under_the_launcher_no_form_of_the_secret_shows_anywhere() {
         .env("ALLFOLD_LOG", "trace")
         .env("RUST_LOG", "trace");
     let mut job = Process::start(&mut command);
-    job.wait_for_line("mutual TLS, secret ");
+    // The table's head, which rank 0 prints once the ranks have met; before it, their log lines.
+    while job.wait_for_line("mutual TLS, secret ").starts_with("! ") {}
     let ranks = children(job.id());
     assert_eq!(ranks.len(), 2, "{ranks:?}");
     let file = variable(ranks[0], "ALLFOLD_SECRET_FILE");

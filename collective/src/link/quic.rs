@@ -23,6 +23,7 @@ use crate::statistics::{Counters, Refusal};
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
 use crate::wire::{PREAMBLE_BYTES, Preamble};
+use endpoint::Complaints;
 use tuning::Traffic;
 
 /// Where a rank's lane listens, and with which certificate.
@@ -49,6 +50,7 @@ struct Shared {
     counters: Arc<Counters>,
     inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
     closed: Cell<bool>,
+    complaints: Complaints,
 }
 
 impl QuicLinks {
@@ -76,6 +78,7 @@ impl QuicLinks {
             counters: counters.clone(),
             inbox: tokio::sync::Mutex::new(inbox),
             closed: Cell::new(false),
+            complaints: Complaints::default(),
         });
         let door = shared.clone();
         let accepting =
@@ -200,6 +203,7 @@ impl Shared {
         if epoch != self.epoch || known.is_none_or(|known| known.leaf != greeted.leaf) {
             self.counters.refused(Refusal::OtherRun);
             let reason = "this lane belongs to another run of the job".to_string();
+            self.complaints.say(&format!("refused {}: {reason}", greeted.who()));
             return greeted.refuse(reason, Again::Soon).await;
         }
         let Greeted { hello, connection, mut sender, mut receiver, .. } = greeted;

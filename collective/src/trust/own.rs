@@ -46,7 +46,11 @@ impl OwnCertificates {
             return Err(ErrorKind::Setting {
                 name: missing.into(),
                 value: None,
-                problem: format!("is not set, but {} is", given.join(" and ")),
+                problem: format!(
+                    "is not set, but {} {}",
+                    given.join(" and "),
+                    if given.len() == 1 { "is" } else { "are" }
+                ),
                 help: Some(format!(
                     "certificates of your own need {}; without them the job's secret is used",
                     NAMES.join(", ")

@@ -303,13 +303,13 @@ async fn greet_one(door: &Endpoint, membership: Membership) -> Result<(), String
     }
 }
 
-fn open(membership: &Membership) -> (SocketAddr, Endpoint) {
+pub(super) fn open(membership: &Membership) -> (SocketAddr, Endpoint) {
     let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = socket.local_addr().unwrap();
     (address, endpoint::open(socket, membership, Traffic::Control).unwrap())
 }
 
-fn said_by(rank: u32) -> Hello {
+pub(super) fn said_by(rank: u32) -> Hello {
     Hello {
         version: "0.1.0".into(),
         rank,
@@ -321,7 +321,7 @@ fn said_by(rank: u32) -> Hello {
     }
 }
 
-fn on_runtime<T>(main: impl Future<Output = T>) -> T {
+pub(super) fn on_runtime<T>(main: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let main = async { tokio::time::timeout(PATIENCE, main).await };
     tokio::task::LocalSet::new().block_on(&runtime, main).expect("no end")
@@ -332,11 +332,11 @@ fn secrets(all: &[&Secret]) -> Secrets {
     Secrets::from_lines(&lines.join("\n"), "the test").unwrap()
 }
 
-fn of_secrets(all: &[&Secret], rank: u32) -> Membership {
+pub(super) fn of_secrets(all: &[&Secret], rank: u32) -> Membership {
     Membership::new(&Credentials::Secrets(secrets(all)), "job", rank).unwrap()
 }
 
-fn config(tls: rustls::ClientConfig) -> ClientConfig {
+pub(super) fn config(tls: rustls::ClientConfig) -> ClientConfig {
     let suite = initial_suite().unwrap();
     ClientConfig::new(Arc::new(QuicClientConfig::with_initial(Arc::new(tls), suite).unwrap()))
 }
@@ -494,4 +494,4 @@ impl Cluster {
 /// And an hour, so that a moment later it is still so long.
 const DAYS_12: i64 = 12 * 86_400 + 3_600;
 /// No test waits longer.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);

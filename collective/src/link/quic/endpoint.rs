@@ -156,13 +156,13 @@ pub(crate) async fn accept(
 
 /// Warnings about strangers: whoever knocks again and again must not fill the log.
 #[derive(Default)]
-struct Complaints {
+pub(crate) struct Complaints {
     last: Cell<Option<Instant>>,
     unsaid: Cell<u32>,
 }
 
 impl Complaints {
-    fn say(&self, problem: &str) {
+    pub(crate) fn say(&self, problem: &str) {
         if self.last.get().is_some_and(|last| last.elapsed() < tuning::COMPLAIN_EVERY) {
             return self.unsaid.set(self.unsaid.get().saturating_add(1));
         }
