@@ -109,7 +109,7 @@ fn a_job_goes_on_while_others_are_refused_at_each_of_its_doors() {
             world.all_reduce(&mut values, ReduceOp::Sum).unwrap();
             assert_eq!(values[0], 2);
             if values[1] == 2 {
-                let refused = world.statistics().refused_connections;
+                let refused = world.stats().refused_connections;
                 world.close().unwrap();
                 return refused;
             }
@@ -173,7 +173,7 @@ fn door(membership: Membership) -> (SocketAddr, Arc<Counters>) {
 }
 
 fn count(counters: &Counters, reason: &str) -> u64 {
-    let statistics = counters.statistics();
+    let statistics = counters.stats();
     let counted = statistics.refused_connections.iter().find(|count| count.reason == reason);
     counted.unwrap().count
 }

@@ -27,7 +27,7 @@ use crate::plan::costs::{Choice, CostTable};
 use crate::reduce::ReduceOp;
 use crate::simulation::Random;
 use crate::statistics::Counters;
-use crate::verdict::{Fault, Verdict};
+use crate::verdict::{Fault, Loss, Verdict};
 use crate::wire::{self, HEADER_BYTES, Header, MessageKind, Preamble};
 use crate::world::{Limits, Peer, World};
 
@@ -121,7 +121,11 @@ fn a_member_that_breaks_the_protocol_on_a_connection_is_named() {
             seen_by: u32::MAX,
             culprit: u32::MAX,
             fault: Fault::Protocol { problem: "of another epoch".into() },
+            waiting: None,
         }))),
+        Control(message(&Message::Silent { rank: u32::MAX })),
+        Control(message(&Message::Heard { rank: u32::MAX, ago_ms: Some(u64::MAX), left: true })),
+        Control(message(&Message::Heard { rank: 0, ago_ms: Some(0), left: true })),
         Datagram(garbage.clone()),
         Datagram(Vec::new()),
         Datagram([&32u32.to_le_bytes()[..], &[0xff; 32]].concat()),
@@ -192,7 +196,7 @@ fn recorded_frame() -> Bytes {
                 }
             }
         });
-        world.worlds[1].raise(0, Fault::Lost { how: "was only listening".into() });
+        world.worlds[1].lose(0, Loss::Gone);
         frame
     })
 }
@@ -229,10 +233,9 @@ struct InProcess {
 
 impl InProcess {
     fn new(played: u32) -> Self {
-        let limits = Limits { late_after: PATIENCE, timeout: Some(PATIENCE) };
+        let limits = Limits { late_after: PATIENCE, timeout: Some(PATIENCE), dead_after: None };
         let choice = Choice { costs: CostTable::default(), forced: Some(Algorithm::Ring) };
-        let peers: Vec<Peer> =
-            (0..3).map(|rank| Peer { rank, host: "host".into(), pid: 1 }).collect();
+        let peers: Vec<Peer> = (0..3).map(|rank| Peer::new(rank, "host", 1)).collect();
         let world = |rank| {
             let counters = Arc::new(Counters::new(rank, 3, "memory"));
             Arc::new(World::new(rank, 0, peers.clone(), limits, choice.clone(), counters))
@@ -315,6 +318,7 @@ impl Impostor {
             incarnation: 41,
             host: "host".into(),
             pid: 41,
+            habitat: 0,
             purpose: Purpose::Join { settings: config.job_wide(), control_port, lane_port },
         };
         let impostor = Self { membership, control, lane };

@@ -80,6 +80,7 @@ fn a_hello_and_its_answers() {
         incarnation: 0x0102,
         host: "node-3".into(),
         pid: 41,
+        habitat: 11,
         purpose: Purpose::Join {
             settings: vec![("ALLFOLD_WORLD_SIZE".into(), "4".into())],
             control_port: 29_500,
@@ -102,11 +103,15 @@ fn control_messages() {
     same(&Message::Leave { origin: 3 }, "08000000 07000000 03000000");
     let goodbye = Message::Goodbye { origin: 3, group: 1, members: vec![0, 3], calls: 5, hash: 6 };
     same(&goodbye, GOLDEN_GOODBYE);
+    same(&Message::Silent { rank: 3 }, "08000000 0a000000 03000000");
+    let heard = Message::Heard { rank: 3, ago_ms: Some(9), left: false };
+    same(&heard, "12000000 0b000000 03000000 01 0900000000000000 00");
     let verdict = Verdict {
         epoch: 7,
         seen_by: 1,
         culprit: 3,
         fault: Fault::Protocol { problem: "no".into() },
+        waiting: None,
     };
     same(&Message::Verdict(verdict), GOLDEN_VERDICT);
 }
@@ -150,11 +155,11 @@ fn bytes(golden: &str) -> Vec<u8> {
 const GOLDEN_CONTRACT: &str = "0702060102000000 0100000000000000 0700000000000000 e803000000000000 \
                                0000000000000000 0500000000000000 8877665544332211";
 const GOLDEN_HASH: u64 = 0x598f_3045_aee7_19b8;
-const GOLDEN_HELLO: &str = "66000000 0500000000000000 302e312e30 03000000 \
+const GOLDEN_HELLO: &str = "6e000000 0500000000000000 302e312e30 03000000 \
                             02010000000000000000000000000000 0600000000000000 6e6f64652d33 \
-                            29000000 00000000 0100000000000000 1200000000000000 \
+                            29000000 0b00000000000000 00000000 0100000000000000 1200000000000000 \
                             414c4c464f4c445f574f524c445f53495a45 0100000000000000 34 3c73 3d73";
 const GOLDEN_GOODBYE: &str = "30000000 06000000 03000000 0100000000000000 0200000000000000 \
                               00000000 03000000 0500000000000000 0600000000000000";
 const GOLDEN_VERDICT: &str =
-    "22000000 0a000000 0700000000000000 01000000 03000000 05000000 0200000000000000 6e6f";
+    "23000000 0c000000 0700000000000000 01000000 03000000 07000000 0200000000000000 6e6f 00";
