@@ -277,6 +277,12 @@ impl Engine {
     fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
         departure::watch_this_thread();
         let world = self.world();
+        #[cfg(feature = "faults")]
+        crate::faults::happens(|_| crate::faults::Moment::Call {
+            rank: world.rank as usize,
+            collective: shape.collective.name(),
+            label: shape.label,
+        });
         let begun = world.begin(group, shape).inspect_err(|error| {
             if !error.is_communicator_usable() {
                 world.tell();

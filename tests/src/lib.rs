@@ -1,16 +1,21 @@
 //! Whole processes under test: start them, read what they print, wait with a deadline, and leave
 //! none behind.
 
+pub mod faults;
+pub mod rank;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::faults::victim::Part;
 
 /// A process with its output; killed when dropped.
 pub struct Process {
@@ -67,18 +72,26 @@ impl Process {
 
     /// Waits for a line that contains `text`.
     pub fn wait_for_line(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + CAP;
+        self.wait_for_line_within(text, CAP).unwrap_or_else(|problem| panic!("{problem}"))
+    }
+
+    /// Waits for a line that contains `text`, so long.
+    ///
+    /// # Errors
+    /// What was printed instead.
+    pub fn wait_for_line_within(&mut self, text: &str, limit: Duration) -> Result<String, String> {
+        let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
                 Ok(line) => {
                     self.printed.push(line.clone());
                     if line.contains(text) {
-                        return line;
+                        return Ok(line);
                     }
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    panic!("no line with `{text}`, but {:#?}", self.printed)
+                    return Err(format!("no line with `{text}`, but {:#?}", self.printed));
                 }
             }
         }
@@ -147,6 +160,16 @@ impl Ended {
         }
         assert_eq!(self.code(), code, "{self:#?}");
     }
+}
+
+/// The whole binary `allfold`; a rank of `train` does to itself what a test tells it to.
+pub fn allfold() -> ExitCode {
+    let part = Part::take();
+    let code = allfold_launcher::main();
+    if let Some(part) = part {
+        part.ended();
+    }
+    code
 }
 
 /// Says why a test does nothing here: past the runner, which would keep it to itself where a test

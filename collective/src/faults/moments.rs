@@ -23,6 +23,16 @@ pub enum Moment {
         /// The rank itself.
         rank: usize,
     },
+    /// It is about to make a call, which has no number yet; on the caller's thread, where an
+    /// observer may panic as the program's own code would.
+    Call {
+        /// The rank itself.
+        rank: usize,
+        /// The method that was called: `all_reduce`.
+        collective: &'static str,
+        /// The call's label, if it has one.
+        label: Option<u64>,
+    },
     /// In a call, on the thread that moves its bytes: its first segment of a step is about to be
     /// sent, or what has arrived of it is about to be reduced or stored.
     Step(Step),
