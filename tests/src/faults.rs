@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod judge;
 pub mod table;
 pub mod victim;
+pub mod waking;
 pub mod world;
 
 pub use case::Case;

@@ -26,6 +26,10 @@ fn act(words: &[String]) -> Result<()> {
         let part = Part::take().ok_or_else(|| unknown(&words))?;
         return part.play();
     }
+    if words == ["keep-a-buffer"] {
+        let part = Part::take().ok_or_else(|| unknown(&words))?;
+        return part.keep_a_buffer();
+    }
     if let ["spin", seconds] = words[..] {
         busy::spin_for(Duration::from_secs(seconds.parse().unwrap_or(1)));
         return Ok(());

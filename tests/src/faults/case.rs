@@ -151,6 +151,14 @@ impl Case {
         }
     }
 
+    /// The algorithm that ALLFOLD_ALGORITHM names.
+    pub fn algorithm(&self) -> Option<&'static str> {
+        match self.when {
+            When::Step(algorithm, _) => Some(algorithm.name()),
+            _ => None,
+        }
+    }
+
     /// The rank that does not connect before it has happened: not all have come then.
     pub fn held_back(&self) -> Option<usize> {
         let last = self.ranks - 1;

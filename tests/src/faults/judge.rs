@@ -213,11 +213,12 @@ fn rank_at(text: &str) -> Option<usize> {
 }
 
 fn is_link(text: &str, one: usize, other: usize) -> bool {
-    let (low, high) = (one.min(other), one.max(other));
-    let is_down = text.starts_with("the link between") && text.contains("is down");
-    is_down
-        && text.contains(&format!("between rank {low} ("))
-        && text.contains(&format!("and rank {high} ("))
+    let between = |one, other| {
+        text.starts_with(&format!("the link between rank {one} ("))
+            && text.contains(&format!(") and rank {other} ("))
+            && text.contains(") is down: ")
+    };
+    between(one, other) || between(other, one)
 }
 
 /// Whether a rank is among those that did not come, or is rank 0 and was not found.
@@ -289,6 +290,8 @@ mod tests {
         let cut = case("cut-pair/idle/2/4/plain");
         let right = "the link between rank 2 (h, pid 7) and rank 3 (h, pid 8) is down: ...";
         assert!(names_culprit(&cut, 0, right));
+        let turned = right.replace("rank 3", "rank 9").replace("rank 2", "rank 3");
+        assert!(names_culprit(&cut, 0, &turned.replace("rank 9", "rank 2")));
         assert!(!names_culprit(&cut, 0, &right.replace("rank 3", "rank 1")));
         assert!(!names_culprit(&cut, 0, "rank 2 (h, pid 7) stopped answering 2.1 s ago"));
         let way = case("cut-one-way/idle/2/4/plain");

@@ -230,9 +230,11 @@ fn commands(case: &Case, programs: &Programs) -> Vec<Command> {
     words.extend(script.split(' ').map(String::from));
     let connect = if case.is_before_the_world() { SHORT_CONNECT } else { CONNECT };
     let finish = |mut command: Command| {
+        // Printing one takes longer than telling the others.
+        command.env("RUST_BACKTRACE", "0");
         command.env("ALLFOLD_CONNECT_TIMEOUT", format!("{}s", connect.as_secs()));
-        if let When::Step(algorithm, _) = case.when {
-            command.env("ALLFOLD_ALGORITHM", algorithm.name());
+        if let Some(name) = case.algorithm() {
+            command.env("ALLFOLD_ALGORITHM", name);
         }
         command
     };
@@ -274,11 +276,15 @@ fn unprefixed(line: &str) -> (Option<usize>, &str) {
     }
 }
 
-/// A folder of one's own for the gate.
-struct Scratch(PathBuf);
+/// A folder of one's own for the gate; removed when dropped.
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Self, String> {
+    /// A fresh folder.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn new() -> Result<Self, String> {
         use std::sync::atomic::{AtomicUsize, Ordering};
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -288,12 +294,16 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    fn gate_path(&self) -> PathBuf {
+    /// Where the gate is: each rank that reads from it takes one byte.
+    pub fn gate_path(&self) -> PathBuf {
         self.0.join("gate")
     }
 
-    /// Open both ways, so that nobody has to be there first.
-    fn gate(&self) -> Result<File, String> {
+    /// Makes the gate. It is open both ways, so that nobody has to be there first.
+    ///
+    /// # Errors
+    /// Where the system refuses a pipe with a name.
+    pub fn gate(&self) -> Result<File, String> {
         let path = self.gate_path();
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).map_err(|error| failed(&error))?;
@@ -319,4 +329,4 @@ const UNTIL_FAULT: Duration = Duration::from_secs(40);
 pub const AFTER_FAULT: Duration = Duration::from_secs(15);
 /// Four buckets a step, and no end.
 const TRAIN: &str = "train --model mlp --hidden 64,64,64 --bucket-mib 0.01 --steps 100000000 \
-                     --epochs 100000000 --eval-every 1000000";
+                     --eval-every 1000000";

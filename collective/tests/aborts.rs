@@ -1,0 +1,88 @@
+//! After the error that ended a world: every call returns it, nothing waits, and the process can
+//! make another world.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+mod worlds;
+
+use allfold::{Communicator, Error, ErrorKind, ReduceOp, Result};
+use worlds::{each_rank, over_quic, results};
+
+#[test]
+fn every_later_call_returns_the_same_error_and_a_new_world_works() {
+    for world in [over_quic(3), Communicator::in_memory(3).unwrap()] {
+        let errors = results(world, |world| {
+            let half = world.split(Some(0), 0).unwrap().unwrap();
+            let started = world.start_all_reduce(vec![1u64; 1000], ReduceOp::Sum).unwrap();
+            started.wait().unwrap();
+            // Rank 2 calls something else.
+            let first = match world.rank() {
+                2 => world.barrier(),
+                _ => world.all_reduce(&mut [1u64; 1000], ReduceOp::Sum),
+            };
+            let first = first.unwrap_err();
+            assert!(matches!(first.kind(), ErrorKind::Mismatch { .. }), "{first}");
+            assert!(!first.is_communicator_usable());
+            for (name, again) in [("world", all_kinds(world)), ("split", all_kinds(&half))] {
+                for (number, result) in again.into_iter().enumerate() {
+                    let again = result.unwrap_err().to_string();
+                    assert_eq!(again, first.to_string(), "call {number} on the {name}");
+                }
+            }
+            first.to_string()
+        });
+        assert!(errors.windows(2).all(|pair| pair[0] == pair[1]), "{errors:?}");
+    }
+    each_rank(over_quic(3), |world| {
+        let mut buffer = [1u64; 1000];
+        world.all_reduce(&mut buffer, ReduceOp::Sum)?;
+        assert_eq!(buffer, [3; 1000]);
+        Ok(())
+    });
+}
+
+/// One call of each kind, blocking and started.
+fn all_kinds(world: &Communicator) -> Vec<Result<()>> {
+    let (size, other) = (world.size(), (world.rank() + 1) % world.size());
+    let (block, whole) = (vec![1u64; 8], vec![1u64; 8 * size]);
+    let mut output = whole.clone();
+    let mut small = block.clone();
+    vec![
+        world.all_reduce(&mut output, ReduceOp::Sum),
+        world.reduce_scatter(&whole, &mut small, ReduceOp::Sum),
+        world.all_gather(&block, &mut output),
+        world.broadcast(&mut output, 0),
+        world.reduce(&mut output, ReduceOp::Sum, 0),
+        world.all_to_all(&whole, &mut output),
+        world.barrier(),
+        world.send(&block, other),
+        world.recv(&mut small, other),
+        world.start_all_reduce(whole, ReduceOp::Sum).and_then(|p| p.wait()).map(drop),
+        world.split(Some(0), 0).map(drop),
+    ]
+}
+
+#[test]
+fn dropping_after_an_error_waits_for_nobody() {
+    // Rank 1 neither calls nor closes for as long as rank 0 has not ended.
+    let mut world = over_quic(2);
+    let slow = world.pop().unwrap();
+    let quick = world.pop().unwrap();
+    let (ended, told) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let panicking = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let _world = quick;
+                std::panic::resume_unwind(Box::new("told to"));
+            }));
+            assert!(panicking.is_err());
+            drop(ended);
+        });
+        // Its end is its sender's.
+        assert!(told.recv().is_err());
+    });
+    let error: Error = slow.barrier().unwrap_err();
+    assert!(error.to_string().contains("rank 0 ("), "{error}");
+    assert!(error.to_string().contains("panicked"), "{error}");
+}
