@@ -2,6 +2,8 @@
 //! none behind.
 
 pub mod faults;
+pub mod hosts;
+pub mod networks;
 pub mod rank;
 
 use std::fs::File;

@@ -66,14 +66,32 @@ fn act(words: &[String]) -> Result<()> {
             sum(&world)?;
             world.close()
         }
+        // Sums until rank 0 finds the file, and says how many; rank 0 also meanwhile.
+        ["until", path] => {
+            let mut calls = 0;
+            let mut is_over = false;
+            while !is_over {
+                let wishes = world.rank() == 0 && std::path::Path::new(path).exists();
+                is_over = sum_and_ask(&world, wishes)?;
+                calls += 1;
+                if calls == 1 {
+                    say("started");
+                }
+                if world.rank() == 0 && (calls == 1 || calls % SOME_MORE == 0) {
+                    say(&format!("calls {calls}"));
+                }
+            }
+            world.close()?;
+            say(&format!("{calls} calls"));
+            Ok(())
+        }
         _ => Err(unknown(&words)),
     }
 }
 
 fn forever(world: &Communicator) -> Result<()> {
     sum(world)?;
-    println!("started");
-    let _ = std::io::stdout().flush();
+    say("started");
     loop {
         sum(world)?;
     }
@@ -87,16 +105,27 @@ fn after_some(world: &Communicator, rank: &str, end: impl FnOnce()) -> Result<()
     forever(world)
 }
 
-/// One all-reduce of two chunks' worth of segments, checked.
 fn sum(world: &Communicator) -> Result<()> {
+    sum_and_ask(world, false).map(drop)
+}
+
+/// One all-reduce of two chunks' worth of segments, checked; whether any rank wishes something.
+#[track_caller]
+fn sum_and_ask(world: &Communicator, wishes: bool) -> Result<bool> {
     let mut buffer = vec![1.0f32; 40_000];
+    buffer[0] = if wishes { 1.0 } else { 0.0 };
     world.all_reduce(&mut buffer, ReduceOp::Sum)?;
     let want = world.size() as f32;
-    if buffer.iter().any(|value| *value != want) {
+    if buffer[1..].iter().any(|value| *value != want) {
         eprintln!("wrong data");
         std::process::exit(1);
     }
-    Ok(())
+    Ok(buffer[0] > 0.0)
+}
+
+fn say(line: &str) {
+    println!("{line}");
+    let _ = std::io::stdout().flush();
 }
 
 fn unknown(words: &[&str]) -> Error {
@@ -106,5 +135,7 @@ fn unknown(words: &[&str]) -> Error {
 
 /// Calls before something happens.
 const SOME: usize = 5;
+/// Calls between two lines.
+const SOME_MORE: usize = 50;
 /// Of a rank that waits for a file.
 const LOOK: Duration = Duration::from_millis(5);

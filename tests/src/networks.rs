@@ -1,0 +1,239 @@
+//! Bad networks between hosts: what a job meets on its way, and what must come of it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::hosts::{Hosts, Weather};
+use crate::{Ended, Process};
+
+/// One kind of bad network.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// In words.
+    pub name: &'static str,
+    /// The weather while the ranks meet, and until all have made their first call.
+    before: Weather,
+    then: Then,
+    must: Must,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    /// It stays so.
+    Same,
+    /// From then on it is this weather everywhere.
+    Everywhere(Weather),
+    /// From then on it is this weather between hosts 1 and 2.
+    Between(Weather),
+    /// Nothing passes anywhere for so long.
+    Outage(Duration),
+}
+
+/// What must come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Must {
+    /// Every call's sum is right, and the job ends well.
+    BeRight,
+    /// Every rank names the link between ranks 1 and 2.
+    NameTheLink,
+    /// Every rank has an error about a rank or a link, of the code for "try again".
+    Fail,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Run {
+    /// From when the weather was there until the last rank had ended, or, where all goes well, had
+    /// made its calls.
+    pub took: Duration,
+    /// Calls that were right.
+    pub calls: usize,
+    /// What was not as it must be.
+    pub problem: Option<String>,
+}
+
+/// All that are tested.
+pub fn cases() -> Vec<Case> {
+    let fine = Weather::default();
+    let steady = |name, before| Case { name, before, then: Then::Same, must: Must::BeRight };
+    let down = Weather { is_down: true, ..fine };
+    let narrow = Weather { largest: Some(NARROW), ..fine };
+    vec![
+        steady("nothing", fine),
+        steady("1 % lost", Weather { loss: 0.01, ..fine }),
+        steady("5 % lost", Weather { loss: 0.05, ..fine }),
+        steady("5 % overtaken", Weather { reorder: 0.05, hold: Duration::from_millis(5), ..fine }),
+        steady("5 % twice", Weather { duplicate: 0.05, ..fine }),
+        steady("1 % with a wrong bit", Weather { corrupt: 0.01, ..fine }),
+        steady(
+            "50 ms, 10 ms more or less",
+            Weather { delay: Duration::from_millis(50), jitter: Duration::from_millis(10), ..fine },
+        ),
+        steady("20 Mbit/s", Weather { rate: Some(20_000_000), ..fine }),
+        steady("nothing above 1,300 bytes", narrow),
+        Case {
+            name: "later nothing above 1,300 bytes",
+            before: fine,
+            then: Then::Everywhere(narrow),
+            must: Must::BeRight,
+        },
+        Case {
+            name: "everything lost for 1 s",
+            before: fine,
+            then: Then::Outage(Duration::from_secs(1)),
+            must: Must::BeRight,
+        },
+        Case {
+            name: "everything lost",
+            before: fine,
+            then: Then::Everywhere(down),
+            must: Must::Fail,
+        },
+        Case {
+            name: "everything lost between two",
+            before: fine,
+            then: Then::Between(down),
+            must: Must::NameTheLink,
+        },
+    ]
+}
+
+impl Case {
+    /// One run of a job of three hosts, with the packets' fate by `seed`; `program` is the path of
+    /// `rank-under-test`.
+    ///
+    /// # Errors
+    /// Why this machine cannot have hosts of its own.
+    pub fn run(&self, seed: u64, program: &str) -> Result<Run, String> {
+        let hosts = Hosts::far_apart(HOSTS, seed)?;
+        let Some(network) = hosts.network() else { return Err("no network".into()) };
+        network.set(self.before);
+        let over = Over::new();
+        let path = over.0.to_string_lossy();
+        let job = hosts.job();
+        let mut began = Instant::now();
+        let mut ranks: Vec<Process> =
+            (0..HOSTS).map(|rank| hosts.start(&job, rank, program, &["until", &path])).collect();
+        ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+        match self.then {
+            Then::Same => {}
+            Then::Everywhere(weather) => network.set(weather),
+            Then::Between(weather) => network.set_between(1, 2, weather),
+            Then::Outage(length) => {
+                network.set(Weather { is_down: true, ..self.before });
+                std::thread::sleep(length);
+                network.set(self.before);
+            }
+        }
+        if !matches!(self.then, Then::Same) {
+            began = Instant::now();
+        }
+        if self.must == Must::BeRight {
+            // The weather lasts so long.
+            std::thread::sleep(LASTS);
+            over.now();
+        }
+        let ended: Vec<Ended> = ranks.into_iter().map(Process::wait).collect();
+        let took = began.elapsed();
+        Ok(Run { took, calls: calls(&ended), problem: self.problem(&ended) })
+    }
+
+    fn problem(&self, ended: &[Ended]) -> Option<String> {
+        let is_right = |ended: &Ended| match self.must {
+            Must::BeRight => ended.code() == 0 && calls(std::slice::from_ref(ended)) > 0,
+            Must::Fail => ended.code() == 75 && error(ended).contains("rank "),
+            Must::NameTheLink => {
+                let words = ["link between", "rank 1 (host-1", "rank 2 (host-2"];
+                ended.code() == 75 && words.iter().all(|word| error(ended).contains(word))
+            }
+        };
+        let wrong = ended.iter().position(|ended| !is_right(ended))?;
+        let Ended { lines, .. } = &ended[wrong];
+        Some(format!("rank {wrong} ended with {}: {lines:?}", ended[wrong].code()))
+    }
+}
+
+/// Runs every case so often, with the seeds from `seed` on, and prints a table. Returns whether all
+/// was as it must be.
+///
+/// # Errors
+/// Why this machine cannot have hosts of its own, or why nothing can be printed.
+pub fn table(runs: u64, seed: u64, program: &str, out: &mut dyn Write) -> Result<bool, String> {
+    let mut lines =
+        |line: String| writeln!(out, "{line}").map_err(|error: io::Error| error.to_string());
+    lines("| network | must | runs | as it must | calls | p50 | p99 | max |".into())?;
+    lines("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |".into())?;
+    let mut problems = Vec::new();
+    for case in cases() {
+        let mut times = Vec::new();
+        let (mut good, mut calls) = (0, 0);
+        for seed in seed..seed + runs {
+            let run = case.run(seed, program)?;
+            match run.problem {
+                None => good += 1,
+                Some(problem) => problems.push(format!("{}, seed {seed}: {problem}", case.name)),
+            }
+            calls += run.calls;
+            times.push(run.took);
+        }
+        times.sort_unstable();
+        let at = |percent: usize| {
+            let place = (times.len() * percent).div_ceil(100).max(1) - 1;
+            let time = times.get(place).copied().unwrap_or_default();
+            format!("{:.1} s", time.as_secs_f64())
+        };
+        let must = match case.must {
+            Must::BeRight => "right sums",
+            Must::Fail => "an error",
+            Must::NameTheLink => "that link",
+        };
+        let name = case.name;
+        let (p50, p99, max) = (at(50), at(99), at(100));
+        lines(format!("| {name} | {must} | {runs} | {good} | {calls} | {p50} | {p99} | {max} |"))?;
+    }
+    problems.iter().try_for_each(|problem| lines(format!("\nnot as it must: {problem}")))?;
+    Ok(problems.is_empty())
+}
+
+fn error(ended: &Ended) -> &str {
+    ended.errors().into_iter().find(|line| line.starts_with("error: ")).unwrap_or_default()
+}
+
+/// Of the rank that says so; all make the same number.
+fn calls(ended: &[Ended]) -> usize {
+    let lines = ended.iter().flat_map(Ended::output);
+    lines.filter_map(|line| line.strip_suffix(" calls")?.parse().ok()).max().unwrap_or(0)
+}
+
+/// The file that says that a job may end.
+struct Over(PathBuf);
+
+impl Over {
+    fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("allfold-over-{}-{number}", std::process::id());
+        Self(Path::new(&std::env::temp_dir()).join(name))
+    }
+
+    fn now(&self) {
+        if let Err(error) = std::fs::write(&self.0, "") {
+            panic!("{}: {error}", self.0.display());
+        }
+    }
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A ring with a link that is not one's own.
+const HOSTS: usize = 3;
+/// IP packets, as in some tunnels: what QUIC sends at first passes, what it finds out does not.
+const NARROW: usize = 1300;
+/// Many round trips of the slowest network.
+const LASTS: Duration = Duration::from_secs(1);

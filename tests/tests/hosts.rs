@@ -1,0 +1,112 @@
+//! One rank on each of four hosts, each with a name and an address of its own: a rank, a link or a
+//! host is lost, and every rank names it.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use allfold_tests::hosts::Hosts;
+use allfold_tests::{Ended, Process, machine_lock, skipped};
+use rustix::process::Signal;
+
+const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
+
+/// Four hosts with a job under way, or why not.
+struct Job {
+    hosts: Hosts,
+    ranks: Vec<Process>,
+}
+
+impl Job {
+    fn start(test: &str) -> Option<Self> {
+        let hosts = match Hosts::on_a_switch(4) {
+            Ok(hosts) => hosts,
+            Err(reason) => {
+                skipped(test, &reason);
+                return None;
+            }
+        };
+        let job = hosts.job();
+        let start = |rank| hosts.start(&job, rank, RANK, &["forever"]);
+        let mut ranks: Vec<Process> = (0..hosts.count()).map(start).collect();
+        ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+        Some(Self { hosts, ranks })
+    }
+
+    /// How the ranks ended, but for those of `left_out`.
+    fn ends(self, left_out: &[usize]) -> Vec<(usize, Ended)> {
+        let began = Instant::now();
+        let (lost, others): (Vec<_>, Vec<_>) =
+            self.ranks.into_iter().enumerate().partition(|(rank, _)| left_out.contains(rank));
+        let ended = others.into_iter().map(|(rank, process)| (rank, process.wait())).collect();
+        assert!(began.elapsed() < CAP, "{:?}: {ended:#?}", began.elapsed());
+        drop(lost);
+        ended
+    }
+}
+
+#[test]
+fn a_rank_that_dies_without_a_word_is_named_with_its_host() {
+    let _one_at_a_time = machine_lock();
+    for (signal, lost) in [(Signal::KILL, 0), (Signal::STOP, 2)] {
+        let Some(job) = Job::start("a_rank_that_dies_without_a_word_is_named_with_its_host") else {
+            return;
+        };
+        job.ranks[lost].signal(signal);
+        for (_, ended) in job.ends(&[lost]) {
+            let rank = format!("rank {lost} (host-{lost}");
+            ended.assert_error(75, &[&rank, "stopped answering", "all_reduce"]);
+            assert!(error(&ended).starts_with(&rank), "{ended:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_link_is_named_by_both_its_ends_and_all_others() {
+    let _one_at_a_time = machine_lock();
+    let Some(job) = Job::start("a_cut_link_is_named_by_both_its_ends_and_all_others") else {
+        return;
+    };
+    job.hosts.cut(1, 2);
+    for (_, ended) in job.ends(&[]) {
+        ended.assert_error(75, &["the link between", "rank 1 (host-1", "rank 2 (host-2", "down"]);
+    }
+}
+
+#[test]
+fn a_link_cut_one_way_is_that_of_one_of_its_ends() {
+    let _one_at_a_time = machine_lock();
+    let Some(job) = Job::start("a_link_cut_one_way_is_that_of_one_of_its_ends") else { return };
+    job.hosts.cut_one_way(3, 0);
+    for (_, ended) in job.ends(&[]) {
+        ended.assert_error(75, &[]);
+        let line = error(&ended);
+        let names = |rank: &str| line.contains(rank);
+        assert!(names("rank 0 (host-0") || names("rank 3 (host-3"), "{ended:#?}");
+        assert!(!names("rank 1 (host-1") && !names("rank 2 (host-2"), "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_host_that_is_cut_off_is_named_and_knows_it() {
+    let _one_at_a_time = machine_lock();
+    for lost in [0, 3] {
+        let Some(job) = Job::start("a_host_that_is_cut_off_is_named_and_knows_it") else { return };
+        job.hosts.cut_off(lost);
+        for (rank, ended) in job.ends(&[]) {
+            let words = format!("rank {lost} (host-{lost}");
+            ended.assert_error(75, &[&words]);
+            assert!(error(&ended).starts_with(&words), "{ended:#?}");
+            assert!(rank != lost || error(&ended).contains("is cut off"), "{ended:#?}");
+        }
+    }
+}
+
+/// The one `error:` line, without that word.
+fn error(ended: &Ended) -> &str {
+    ended.errors().into_iter().find_map(|line| line.strip_prefix("error: ")).unwrap_or_default()
+}
+
+/// The promised 3 s, on a busy machine.
+const CAP: Duration = Duration::from_secs(15);
