@@ -141,10 +141,11 @@ pub(crate) async fn introduce(
     }
 }
 
-/// Who knocked and is nobody yet: why it is turned away, by kind and for the log.
+/// Who knocked and is nobody yet: why it is turned away, by kind and for the log; there is nothing
+/// to be said where this end has closed meanwhile.
 pub(crate) struct Stranger {
     pub(crate) refusal: Refusal,
-    pub(crate) problem: String,
+    pub(crate) problem: Option<String>,
 }
 
 /// Finishes an incoming connection's handshake and reads its hello.
@@ -167,14 +168,15 @@ pub(crate) async fn greet(
         Err(_) => {
             let limit = report::duration(HANDSHAKE_LIMIT);
             let problem = format!("a connection from {from} said no hello for {limit}");
-            return Err(Stranger { refusal: Refusal::NoHello, problem });
+            return Err(Stranger { refusal: Refusal::NoHello, problem: Some(problem) });
         }
     };
     let (connection, sender, receiver, said) = outcome.map_err(|error: ConnectionError| {
         match handshake::why_not_let_in(membership, from, server_name.as_deref(), &error) {
-            Some(problem) => Stranger { refusal: Refusal::Untrusted, problem },
+            Some(problem) => Stranger { refusal: Refusal::Untrusted, problem: Some(problem) },
             None => {
-                let problem = format!("refused a connection from {from}: {error}");
+                let problem = (error != ConnectionError::LocallyClosed)
+                    .then(|| format!("refused a connection from {from}: {error}"));
                 Stranger { refusal: Refusal::NoHello, problem }
             }
         }
@@ -192,7 +194,7 @@ pub(crate) async fn greet(
     };
     let problem = format!("refused a process at {from}: {reason}");
     refuse(connection, sender, reason, Again::Never).await;
-    Err(Stranger { refusal, problem })
+    Err(Stranger { refusal, problem: Some(problem) })
 }
 
 /// Tells the peer why it is not welcome, and stays until it has read that.

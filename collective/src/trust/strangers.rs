@@ -274,7 +274,7 @@ fn meet(host: &Membership, guest: &Membership, claims: u32) -> Result<(), Refuse
         let dialling = caller.dial(0, address, &hello, PATIENCE);
         let greeting = async {
             let incoming = door.accept().await.unwrap();
-            let mut greeted = hello::greet(incoming, host).await.map_err(|s| s.problem)?;
+            let mut greeted = hello::greet(incoming, host).await.map_err(|s| s.problem.unwrap())?;
             hello::send(&mut greeted.sender, &Answer::Welcome).await.unwrap();
             Ok(greeted)
         };
@@ -298,7 +298,7 @@ async fn greet_one(door: &Endpoint, membership: Membership) -> Result<(), String
         Ok(_) => Ok(()),
         Err(Stranger { refusal, problem }) => {
             assert!(matches!(refusal, Refusal::Untrusted | Refusal::NoHello));
-            Err(problem)
+            Err(problem.unwrap())
         }
     }
 }

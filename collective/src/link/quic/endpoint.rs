@@ -147,7 +147,7 @@ pub(crate) async fn accept(
                 Ok(greeted) => each(greeted),
                 Err(Stranger { refusal, problem }) => {
                     counters.refused(refusal);
-                    complaints.say(&problem);
+                    problem.iter().for_each(|problem| complaints.say(problem));
                 }
             }
         });
