@@ -125,6 +125,7 @@ impl Running {
 
     fn notice(&self, event: Event) {
         match event {
+            Event::Message(rank, message) if !self.may_say(rank, &message) => {}
             Event::Message(rank, Message::Verdict(verdict)) => {
                 if let Some(link) = self.control.links.borrow().get(&rank) {
                     link.knows_verdict.set(true);
@@ -172,6 +173,22 @@ impl Running {
             Event::Greeted(greeted) => {
                 tokio::task::spawn_local(refuse(self.world.clone(), *greeted));
             }
+        }
+    }
+
+    /// Whether the words are possible from `rank`: where all have links to each other nobody speaks
+    /// for others, and every rank that is named is one of the world.
+    fn may_say(&self, rank: u32, message: &Message) -> bool {
+        let size = self.world.peers.len();
+        let speaks_for = |origin: u32| {
+            origin == rank || size > ALL_WATCH_ALL as usize && (origin as usize) < size
+        };
+        match message {
+            Message::Goodbye { origin, .. } | Message::Leave { origin } => speaks_for(*origin),
+            Message::Verdict(verdict) => {
+                (verdict.culprit as usize) < size && (verdict.seen_by as usize) < size
+            }
+            _ => true,
         }
     }
 
