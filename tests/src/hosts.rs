@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::process::getuid;
+use rustix::process::{Pid, Signal, getuid, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Job, Process};
@@ -95,11 +95,13 @@ impl Hosts {
         Process::start(&mut self.on(rank, &job.rank(rank, program, arguments)))
     }
 
-    /// The same command on `host`: what it starts has the command's process id.
+    /// The same command on `host`, where it is process 1; it ends with what it was started as.
     pub fn on(&self, host: usize, command: &Command) -> Command {
         let mut moved = Command::new("ip");
         moved.args(["netns", "exec", &self.name(host)]);
-        moved.args(["unshare", "--uts", "sh", "-c", "hostname \"$1\"; shift; exec \"$@\"", "sh"]);
+        // Of its own are also its processes: nobody can watch them from another host.
+        moved.args(["unshare", "--uts", "--pid", "--fork", "--kill-child"]);
+        moved.args(["sh", "-c", "hostname \"$1\"; shift; exec \"$@\"", "sh"]);
         moved.arg(host_name(host)).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
@@ -108,6 +110,18 @@ impl Hosts {
             };
         }
         moved
+    }
+
+    /// Sends a signal to a program that was started on a host.
+    pub fn signal(&self, process: &Process, signal: Signal) {
+        let id = process.id();
+        let path = format!("/proc/{id}/task/{id}/children");
+        let children = std::fs::read_to_string(&path).unwrap_or_default();
+        let program = children.split_whitespace().next().and_then(|id| id.parse().ok());
+        match program.and_then(Pid::from_raw).map(|program| kill_process(program, signal)) {
+            Some(Ok(())) => {}
+            other => panic!("{path}: {children:?}: {other:?}"),
+        }
     }
 
     /// From now on nothing of what `from` sends arrives at `to`; neither of them sees a link go

@@ -20,6 +20,10 @@ struct Job {
 
 impl Job {
     fn start(test: &str) -> Option<Self> {
+        Self::start_meeting(test, |hosts| hosts.job())
+    }
+
+    fn start_meeting(test: &str, job: impl FnOnce(&Hosts) -> allfold_tests::Job) -> Option<Self> {
         let hosts = match Hosts::on_a_switch(4) {
             Ok(hosts) => hosts,
             Err(reason) => {
@@ -27,7 +31,7 @@ impl Job {
                 return None;
             }
         };
-        let job = hosts.job();
+        let job = job(&hosts);
         let start = |rank| hosts.start(&job, rank, RANK, &["forever"]);
         let mut ranks: Vec<Process> = (0..hosts.count()).map(start).collect();
         ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
@@ -53,7 +57,7 @@ fn a_rank_that_dies_without_a_word_is_named_with_its_host() {
         let Some(job) = Job::start("a_rank_that_dies_without_a_word_is_named_with_its_host") else {
             return;
         };
-        job.ranks[lost].signal(signal);
+        job.hosts.signal(&job.ranks[lost], signal);
         for (_, ended) in job.ends(&[lost]) {
             let rank = format!("rank {lost} (host-{lost}");
             ended.assert_error(75, &[&rank, "stopped answering", "all_reduce"]);
@@ -77,7 +81,13 @@ fn a_cut_link_is_named_by_both_its_ends_and_all_others() {
 #[test]
 fn a_link_cut_one_way_is_that_of_one_of_its_ends() {
     let _one_at_a_time = machine_lock();
-    let Some(job) = Job::start("a_link_cut_one_way_is_that_of_one_of_its_ends") else { return };
+    // This job meets at rank 0's address, the others at its name.
+    let meeting = |hosts: &Hosts| {
+        let rendezvous = format!("{}:29500", Hosts::address(0));
+        allfold_tests::Job { rendezvous, ..hosts.job() }
+    };
+    let test = "a_link_cut_one_way_is_that_of_one_of_its_ends";
+    let Some(job) = Job::start_meeting(test, meeting) else { return };
     job.hosts.cut_one_way(3, 0);
     for (_, ended) in job.ends(&[]) {
         ended.assert_error(75, &[]);
@@ -103,10 +113,41 @@ fn a_host_that_is_cut_off_is_named_and_knows_it() {
     }
 }
 
+#[test]
+fn a_data_port_that_is_closed_is_found_though_heartbeats_come() {
+    let _one_at_a_time = machine_lock();
+    let test = "a_data_port_that_is_closed_is_found_though_heartbeats_come";
+    for is_closed_first in [true, false] {
+        let hosts = match Hosts::on_a_switch(3) {
+            Ok(hosts) => hosts,
+            Err(reason) => return skipped(test, &reason),
+        };
+        if is_closed_first {
+            hosts.close_port(1, CONTROL_PORT + 1);
+        }
+        let job = hosts.job();
+        let start = |rank| {
+            let mut command = job.rank(rank, RANK, &["forever"]);
+            command.env("ALLFOLD_PORT", CONTROL_PORT.to_string());
+            Process::start(&mut hosts.on(rank, &command))
+        };
+        let mut ranks: Vec<Process> = (0..hosts.count()).map(start).collect();
+        if !is_closed_first {
+            ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+            hosts.close_port(1, CONTROL_PORT + 1);
+        }
+        for (_, ended) in (Job { hosts, ranks }).ends(&[]) {
+            ended.assert_error(75, &["the link between", "rank 1 (host-1", "is down", "data"]);
+        }
+    }
+}
+
 /// The one `error:` line, without that word.
 fn error(ended: &Ended) -> &str {
     ended.errors().into_iter().find_map(|line| line.strip_prefix("error: ")).unwrap_or_default()
 }
 
+/// The data port is the one above.
+const CONTROL_PORT: u16 = 7000;
 /// The promised 3 s, on a busy machine.
 const CAP: Duration = Duration::from_secs(15);
