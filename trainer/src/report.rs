@@ -509,7 +509,7 @@ mod tests {
 
     #[test]
     fn the_slowest_rank_is_named() {
-        let peer = |rank: usize, host: &str| Peer { rank, host: host.into(), pid: 7 };
+        let peer = |rank: usize, host: &str| Peer::new(rank, host, 7);
         let line = |us: &[u64], hosts: &[&str]| {
             let arrival = |&us: &u64| {
                 let (p50, p99) = (Duration::from_micros(us), Duration::from_micros(us * 2));
