@@ -8,7 +8,7 @@ const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
 fn bad_networks_give_right_sums_or_the_right_error() {
     let _one_at_a_time = machine_lock();
     for case in networks::cases() {
-        let run = match case.run(SEED, RANK) {
+        let run = match case.run(SEED, &[RANK.into()]) {
             Ok(run) => run,
             Err(reason) => {
                 return skipped("bad_networks_give_right_sums_or_the_right_error", &reason);

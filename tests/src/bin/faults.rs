@@ -13,7 +13,7 @@ use allfold_tests::faults::judge::{Problem, judge};
 use allfold_tests::faults::table::Table;
 use allfold_tests::faults::world::{Seen, run};
 use allfold_tests::faults::{Case, Programs, busy};
-use allfold_tests::{allfold, machine_lock, rank};
+use allfold_tests::{allfold, machine_lock, networks, rank};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Some((word, rest)) if word == "rank" => return rank::main(rest),
         Some((word, rest)) if word == "matrix" => Options::parse(rest).and_then(matrix),
         Some((word, rest)) if word == "chaos" => Options::parse(rest).and_then(chaos),
+        Some((word, rest)) if word == "networks" => Options::parse(rest).and_then(bad_networks),
         Some((word, rest)) if word == "busy" => Options::parse(rest).and_then(busy_machine),
         Some((word, _)) if word.starts_with('-') => Err(Failed::usage(format!("`{word}`"))),
         Some(_) => return allfold(),
@@ -158,6 +159,20 @@ fn chaos(options: Options) -> Result<(), Failed> {
     finish(failures, total)
 }
 
+/// Hosts of their own, with a bad network between them.
+fn bad_networks(options: Options) -> Result<(), Failed> {
+    let program = programs()?.rank;
+    let (turns, out) = (options.turns as u64, &mut io::stdout());
+    match networks::table(turns, options.seed, &program, out).map_err(Failed::system)? {
+        true => Ok(()),
+        false => Err(Failed {
+            error: "not all networks gave what they must".into(),
+            help: format!("faults networks --turns {turns} --seed {} tries again", options.seed),
+            code: 1,
+        }),
+    }
+}
+
 /// Every core has four times as much to do as it can: nobody is taken for dead.
 fn busy_machine(options: Options) -> Result<(), Failed> {
     let _one_at_a_time = machine_lock();
@@ -221,5 +236,6 @@ fn shuffle(cases: &mut [Case], random: &mut Random) {
 }
 
 const USAGE: &str = "faults matrix [--turns N] [--seed S] [--launch plain|run] [--case TEXT] [--show], \
-                     faults chaos [--runs N] [--seed S] [--show], or faults busy [--seconds N]";
+                     faults chaos [--runs N] [--seed S] [--show], faults networks [--turns N] \
+                     [--seed S], or faults busy [--seconds N]";
 const REPORT_EVERY: usize = 25;

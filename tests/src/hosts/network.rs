@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use allfold::simulation::Random;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
@@ -62,7 +63,7 @@ impl Network {
             devices,
             under_way: BinaryHeap::new(),
             sent: 0,
-            random: Random(seed),
+            random: Random::new(seed),
         };
         let thread = std::thread::Builder::new()
             .name("network".into())
@@ -194,17 +195,18 @@ impl Carrier {
         let weather = self.ways[from * self.devices.len() + to].weather;
         if weather.is_down
             || weather.largest.is_some_and(|largest| bytes.len() > largest)
-            || self.random.hits(weather.loss)
+            || self.random.chance_of(weather.loss)
         {
             return;
         }
         let mut bytes = bytes.to_vec();
-        if self.random.hits(weather.corrupt) {
+        if self.random.chance_of(weather.corrupt) {
             self.corrupt(&mut bytes);
         }
-        let copies = if self.random.hits(weather.duplicate) { 2 } else { 1 };
-        let is_held = self.random.hits(weather.reorder);
-        let share = self.random.share() * 2.0 - 1.0;
+        let copies = if self.random.chance_of(weather.duplicate) { 2 } else { 1 };
+        let is_held = self.random.chance_of(weather.reorder);
+        // From -1 to 1.
+        let share = self.random.below(2001) as f64 / 1000.0 - 1.0;
         let way = &mut self.ways[from * self.devices.len() + to];
         let mut leaves = now;
         if let Some(rate) = weather.rate {
@@ -239,34 +241,8 @@ impl Carrier {
         }
         packet[header + 6..header + UDP_HEADER].fill(0);
         let data = &mut packet[header + UDP_HEADER..];
-        let at = self.random.below(data.len() * 8);
+        let at = self.random.below(data.len() as u64 * 8) as usize;
         data[at / 8] ^= 1 << (at % 8);
-    }
-}
-
-/// SplitMix64 (Guy Steele, Doug Lea, Christine Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-
-    /// From 0 to 1.
-    fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn hits(&mut self, share: f64) -> bool {
-        share > 0.0 && self.share() < share
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
     }
 }
 
