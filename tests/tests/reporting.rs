@@ -140,7 +140,7 @@ fn torchrun_finds_the_line_that_ended_a_rank() {
         assert!(extra["timestamp"].as_str().unwrap().parse::<u64>().is_ok());
     }
     let own = object(&std::fs::read_to_string(file(1)).unwrap())["message"]["message"].clone();
-    assert!(own.as_str().unwrap().ends_with(" exited without closing its communicator"), "{own}");
+    assert!(own.as_str().unwrap().contains(") exited without closing its communicator"), "{own}");
 }
 
 #[test]

@@ -208,7 +208,7 @@ fn tell(problems: &[Problem], seen: &Seen, replay: &str, shows: bool) {
 }
 
 fn progress(done: usize, total: usize, failures: usize) {
-    if done % REPORT_EVERY == 0 && done < total {
+    if done.is_multiple_of(REPORT_EVERY) && done < total {
         let line = format!("{done} of {total} cases, {failures} not as promised\n");
         let _ = io::stderr().write_all(line.as_bytes());
     }
