@@ -45,7 +45,8 @@ impl Error {
             )),
             ConnectTimeout { .. } => Some(
                 "check that every rank was started with the same rendezvous address and that UDP \
-                 passes between the hosts; ALLFOLD_CONNECT_TIMEOUT sets the wait"
+                 passes between the hosts, in packets of up to 1,252 bytes; \
+                 ALLFOLD_CONNECT_TIMEOUT sets the wait"
                     .into(),
             ),
             Refused { help, .. } | RankLost { help, .. } => help.clone(),

@@ -99,5 +99,6 @@ const MANY: usize = 400;
 const LEAST_ATTEMPTS: usize = 4;
 /// A pool holds at most 128 buffers of a segment, and every long call adds some until it does.
 const MOST_ATTEMPTS: usize = 120;
-/// For what the ranks tell each other four times a second.
-const SLACK: usize = 8;
+/// For what the ranks tell each other four times a second, on a machine that is busy; one for each
+/// of the segments would be ten times as many.
+const SLACK: usize = 40;
