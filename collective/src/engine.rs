@@ -286,6 +286,8 @@ impl Engine {
         let begun = world.begin(group, shape).inspect_err(|error| {
             if !error.is_communicator_usable() {
                 world.tell();
+                #[cfg(feature = "faults")]
+                crate::faults::failed(world.rank);
             }
         })?;
         let sequence = begun.contract.sequence;

@@ -14,7 +14,7 @@ mod socket;
 mod waiting;
 pub mod weather;
 
-pub(crate) use moments::{enter, happens};
+pub(crate) use moments::{enter, failed, happens};
 pub(crate) use peers::{meet, meet_table};
 pub(crate) use socket::open;
 

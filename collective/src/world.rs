@@ -268,6 +268,8 @@ impl World {
         self.tell();
         // A program may end right after an error: the others must have been told by then.
         self.wait_told();
+        #[cfg(feature = "faults")]
+        crate::faults::failed(self.rank);
         Err(self.error().unwrap_or(error))
     }
 

@@ -33,6 +33,11 @@ pub enum Moment {
         /// The call's label, if it has one.
         label: Option<u64>,
     },
+    /// A call returns the error that ended the world; on the caller's thread.
+    Failed {
+        /// The rank itself.
+        rank: usize,
+    },
     /// In a call, on the thread that moves its bytes: its first segment of a step is about to be
     /// sent, or what has arrived of it is about to be reduced or stored.
     Step(Step),
@@ -86,6 +91,11 @@ pub(crate) fn happens(moment: impl FnOnce(usize) -> Moment) {
     if let Some(observer) = observer {
         observer(moment(RANK.get() as usize));
     }
+}
+
+/// A call is about to return the error that ended the world.
+pub(crate) fn failed(rank: u32) {
+    happens(|_| Moment::Failed { rank: rank as usize });
 }
 
 fn set(observer: Option<Observer>) {

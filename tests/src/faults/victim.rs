@@ -51,9 +51,7 @@ impl Part {
         {
             let _ = File::open(path).and_then(|mut gate| gate.read_exact(&mut [0]));
         }
-        if rank == case.victim {
-            part.lie_in_wait();
-        }
+        part.lie_in_wait();
         Some(part)
     }
 
@@ -71,15 +69,14 @@ impl Part {
             }
         };
         let Err(error) = self.call(&world) else { return world.close() };
-        let when = now();
+        let since = now();
         let again = world.barrier();
         let (asked, dropped) = (now(), {
             drop(world);
             now()
         });
         let is_same = again.is_err_and(|again| again.to_string() == error.to_string());
-        mark(self.rank, format_args!("error {when}"));
-        let (later, drop) = (asked - when, dropped - asked);
+        let (later, drop) = (asked - since, dropped - asked);
         mark(self.rank, format_args!("again {} {later} {drop}", u8::from(is_same)));
         Err(error)
     }
@@ -151,10 +148,17 @@ impl Part {
 
     fn lie_in_wait(self) {
         let once = AtomicBool::new(false);
+        let failed = AtomicBool::new(false);
         let calls = AtomicU64::new(0);
         watch(move |moment| {
             if matches!(moment, Moment::Call { .. }) {
                 calls.fetch_add(1, Ordering::Relaxed);
+            }
+            if matches!(moment, Moment::Failed { .. }) && !failed.swap(true, Ordering::AcqRel) {
+                mark(self.rank, format_args!("error {}", now()));
+            }
+            if !self.is_victim() {
+                return;
             }
             let is_time = match &self.chaos {
                 Some(chaos) => chaos.is_time(&moment, calls.load(Ordering::Relaxed)),

@@ -45,7 +45,7 @@ pub struct Seen {
 /// What one rank said.
 #[derive(Clone, Debug, Default)]
 pub struct RankSeen {
-    /// When its first call returned the error, or `train` came to its end.
+    /// When its first call returned the error, or it had not connected, or `train` came to its end.
     pub error_at: Option<u64>,
     /// The error.
     pub error: Option<String>,
@@ -182,7 +182,8 @@ impl World {
                 seen.fault = number(1);
                 return number(2).and_then(|pid| i32::try_from(pid).ok());
             }
-            Some("error" | "ended") => said.error_at = number(1),
+            // `train` that was asked to stop has no error.
+            Some("error" | "ended") => said.error_at = said.error_at.or(number(1)),
             Some("again") => {
                 let span = |index| Duration::from_nanos(number(index).unwrap_or(u64::MAX));
                 let is_same = number(1) == Some(1);
@@ -267,10 +268,10 @@ fn read(process: usize, stream: Option<impl Read + Send + 'static>, events: &Sen
     });
 }
 
-/// `[2] words`, as the launcher shows what rank 2 prints.
+/// `[2] words`, or `[ 2] words`, as the launcher shows what rank 2 prints.
 fn unprefixed(line: &str) -> (Option<usize>, &str) {
     let rank = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
-    match rank.and_then(|(rank, words)| Some((rank.parse().ok()?, words))) {
+    match rank.and_then(|(rank, words)| Some((rank.trim_start().parse().ok()?, words))) {
         Some((rank, words)) => (Some(rank), words),
         None => (None, line),
     }
