@@ -81,6 +81,11 @@ impl ActiveCall {
         self.machine.expects(flow)
     }
 
+    /// Whether anything is still to be sent on a flow.
+    pub(crate) fn has_to_send(&self, flow: FlowKey) -> bool {
+        self.machine.has_to_send(flow)
+    }
+
     /// The next segment of a flow as one message, which `write` makes of its parts; None if there
     /// is none yet.
     pub(crate) fn next_message<M>(

@@ -342,7 +342,7 @@ impl Drop for Communicator {
         if std::thread::panicking() {
             engine.close_in_panic();
         } else if let Err(error) = engine.close() {
-            engine.world().counters.origin.warn(&error.to_string(), None);
+            engine.world().counters.origin.say(&error.to_string(), None);
         }
     }
 }

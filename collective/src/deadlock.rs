@@ -153,7 +153,7 @@ pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// ALLFOLD_LATE_AFTER, ten seconds, before it.
 const FRESH: Duration = Duration::from_millis(2500);
 /// More than this nobody reads.
-const MAX_NAMED: usize = 16;
+pub(crate) const MAX_NAMED: usize = 16;
 
 #[cfg(test)]
 mod tests {

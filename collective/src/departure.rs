@@ -2,15 +2,16 @@
 //!
 //! `std::process::exit`, or a return from `main` while a communicator lies in a static or was
 //! forgotten, runs no destructor of it. The C library still runs those of the main thread's
-//! variables, and there is such a variable here. Where the exit comes from another thread nobody is
-//! told, and the others find out by themselves.
+//! variables, and there is such a variable here. Nobody is told where the exit comes from another
+//! thread, or where the main thread never touched allfold: the others find out by themselves. A
+//! communicator in a thread-local variable of the main thread must be closed by the program: which
+//! of such variables is destroyed first is not for allfold to say.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::process::getpid;
 use rustix::thread::gettid;
 
-use crate::verdict::Loss;
 use crate::world::World;
 
 /// From now on the end of the main thread is the end of this world, if that is open then.
@@ -46,7 +47,7 @@ impl Drop for LastWords {
         let own = worlds.iter().filter(|(process, _)| *process == std::process::id());
         for world in own.filter_map(|(_, world)| world.upgrade()) {
             if !world.has_left(world.rank) && world.error().is_none() {
-                world.lose(world.rank, Loss::Departed);
+                world.depart();
                 world.wait_told();
             }
         }

@@ -147,6 +147,11 @@ impl Machine {
         find(&self.receiving, flow).is_some_and(|cursor| self.receiving[cursor].at.is_some())
     }
 
+    /// Whether anything is still to be sent on a flow.
+    pub(crate) fn has_to_send(&self, flow: FlowKey) -> bool {
+        find(&self.sending, flow).is_some_and(|cursor| self.sending[cursor].at.is_some())
+    }
+
     /// The segment that `next_receive` named has arrived and is reduced or stored.
     pub(crate) fn received(&mut self, flow: FlowKey) {
         if let Some(cursor) = find(&self.receiving, flow) {

@@ -230,7 +230,7 @@ fn start_control(
         };
         tokio::task::LocalSet::new().block_on(&runtime, async move {
             let (events, noticed) = mpsc::unbounded_channel();
-            let _line = launched.and_then(|line| listen_to_launcher(line, events.clone()));
+            let line = launched.and_then(|line| listen_to_launcher(line, events.clone()));
             let endpoint = match endpoint::open(socket, &membership, Traffic::Control) {
                 Ok(endpoint) => endpoint,
                 Err(error) => {
@@ -243,6 +243,7 @@ fn start_control(
                 membership,
                 endpoint,
                 counters,
+                is_launched: line.is_some(),
                 links: RefCell::new(BTreeMap::new()),
                 world: OnceCell::new(),
                 events,

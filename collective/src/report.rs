@@ -4,6 +4,7 @@
 
 mod last_words;
 mod origin;
+mod writer;
 
 use serde::Serialize;
 
@@ -102,12 +103,12 @@ impl Line<'_> {
 
 /// One line for the person who runs the job.
 pub(crate) fn warn(message: &str) {
-    origin::current().warn(message, None);
+    origin::warn(message, None);
 }
 
 /// As [`warn`], about a call.
 pub(crate) fn warn_of_call(message: &str, call: &str) {
-    origin::current().warn(message, Some(call));
+    origin::warn(message, Some(call));
 }
 
 /// One line that is worth knowing and needs nothing done.
@@ -123,13 +124,25 @@ pub(crate) fn speak_for(origin: &std::sync::Arc<Origin>) {
     origin::speak_for(origin);
 }
 
+/// The world of `origin` has ended. Says so without waiting for whoever reads it.
+pub(crate) fn has_ended(origin: &std::sync::Arc<Origin>, error: &Error, call: Option<String>) {
+    writer::hand_over(writer::Words::End { origin: origin.clone(), error: error.clone(), call });
+}
+
+/// Waits, for a short time, until what allfold's threads had to say is written: the program may end
+/// now.
+pub(crate) fn flush() {
+    writer::flush(FLUSH_LIMIT);
+}
+
 /// This process has no world, for this reason.
 pub(crate) fn has_failed(error: &Error) {
     origin::current().ends(error, None);
 }
 
 impl Origin {
-    pub(crate) fn warn(&self, message: &str, call: Option<&str>) {
+    /// On this very thread, which may have to wait for who reads it: not for allfold's own.
+    pub(crate) fn say(&self, message: &str, call: Option<&str>) {
         if tracing::dispatcher::has_been_set() {
             let (job, rank, host, epoch) = self.fields();
             tracing::warn!(job, rank, host, epoch, call, "{message}");
@@ -186,6 +199,8 @@ pub(crate) fn duration(duration: std::time::Duration) -> String {
 
 /// The target of the event that ends a rank: a program that prints the error itself leaves it out.
 pub const VERDICT: &str = "allfold::verdict";
+/// Where nobody reads, an error comes later by this.
+const FLUSH_LIMIT: std::time::Duration = std::time::Duration::from_millis(200);
 /// The longest description of two calls with their source lines is below half of this.
 const MAX_WORDS: usize = 1024;
 const VARIABLE: &str = "ALLFOLD_LOG_FORMAT";

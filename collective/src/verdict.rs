@@ -4,6 +4,7 @@ mod loss;
 
 use serde::{Deserialize, Serialize};
 
+use crate::deadlock::MAX_NAMED;
 use crate::report;
 
 pub(crate) use loss::{Habits, Loss};
@@ -58,9 +59,9 @@ impl Verdict {
                 Fault::Mismatch { sequence, first: clean(&first), second: clean(&second) }
             }
             Fault::CallCount { calls, call } => Fault::CallCount { calls, call: clean(&call) },
-            Fault::Deadlock { calls } => {
-                Fault::Deadlock { calls: calls.iter().map(|call| clean(call)).collect() }
-            }
+            Fault::Deadlock { calls } => Fault::Deadlock {
+                calls: calls.iter().take(MAX_NAMED + 1).map(|call| clean(call)).collect(),
+            },
             Fault::TimedOut { call, limit, late } => Fault::TimedOut {
                 call: clean(&call),
                 limit: clean(&limit),

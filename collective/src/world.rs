@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::group::{Accusation, Group};
 use crate::lane;
 use crate::plan::costs::Choice;
+use crate::report;
 use crate::statistics::Counters;
 use crate::verdict::{Fault, Loss, Verdict};
 
@@ -229,6 +230,13 @@ impl World {
         self.settle(Verdict { epoch, seen_by, culprit, fault, waiting });
     }
 
+    /// Ends the world: this rank is on its way out, and says nothing of what others may know better.
+    pub(crate) fn depart(&self) {
+        let (epoch, seen_by, culprit) = (self.epoch, self.rank, self.rank);
+        let fault = Fault::Lost { loss: Loss::Departed, last: None };
+        self.settle(Verdict { epoch, seen_by, culprit, fault, waiting: None });
+    }
+
     /// Ends the world: `rank` is lost.
     pub(crate) fn lose(&self, rank: u32, loss: Loss) {
         let last = self.last_seen(rank);
@@ -244,18 +252,16 @@ impl World {
         if self.verdict.set((verdict, error)).is_err() {
             return;
         }
-        if let Some((verdict, error)) = self.verdict.get() {
-            self.counters.aborted(&verdict.fault, &error.to_string());
-            self.counters.origin.ends(error, self.call_under_way().as_deref());
-        }
+        let call = self.call_under_way();
         if let Some(lane) = self.lane.get() {
             let _ = lane.send(lane::Command::Abort);
         }
-        if let Some((verdict, _)) = self.verdict.get()
-            && let Some(control) = self.control.get()
-        {
+        let Some((verdict, error)) = self.verdict.get() else { return };
+        self.counters.aborted(&verdict.fault, &error.to_string());
+        if let Some(control) = self.control.get() {
             control.flood(verdict);
         }
+        report::has_ended(&self.counters.origin, error, call);
     }
 
     /// What a call returns that ended with `result`. Its error is the world's.
@@ -278,11 +284,16 @@ impl World {
         if let Some(control) = self.control() {
             control.wait_flooded(FLOOD_LIMIT);
         }
+        report::flush();
     }
 
     /// A call returns the error that ended the world. True the first time.
     pub(crate) fn tell(&self) -> bool {
-        !self.told.swap(true, Ordering::Relaxed)
+        let is_first = !self.told.swap(true, Ordering::Relaxed);
+        if is_first {
+            report::flush();
+        }
+        is_first
     }
 
     /// The error every call returns, once there is a verdict.

@@ -19,6 +19,11 @@ impl Killings {
         Self { count, known }
     }
 
+    /// What was counted so far was no rank.
+    pub(crate) fn forget(&mut self) {
+        self.known = self.count.as_deref().and_then(read).unwrap_or(0);
+    }
+
     /// Whether the kernel has killed one more process.
     pub(crate) fn is_one_more(&mut self) -> bool {
         let now = self.count.as_deref().and_then(read).unwrap_or(0);

@@ -124,7 +124,9 @@ impl<'a> Supervisor<'a> {
         let until = match self.stage {
             Stage::Grace(since) => self.end_of_grace(since)?,
             Stage::Terminating(until) => until,
-            Stage::Running | Stage::Killed => return None,
+            // Other processes that are killed for want of memory are forgotten that often.
+            Stage::Running => return Some(LOOK),
+            Stage::Killed => return None,
         };
         Some(until.saturating_duration_since(Instant::now()))
     }
@@ -225,6 +227,9 @@ impl<'a> Supervisor<'a> {
             if is_killed && self.killings.is_one_more() {
                 ending.how = How::OutOfMemory;
             }
+        }
+        if endings.is_empty() {
+            self.killings.forget();
         }
         order_simultaneous(&mut endings);
         let reports = if endings.is_empty() { Vec::new() } else { (self.around.reports)() };
@@ -381,6 +386,8 @@ const SAME_WISH: Duration = Duration::from_secs(1);
 const SAME_KEY: Duration = Duration::from_millis(100);
 /// Nothing tells when a process group is empty.
 const TICK: Duration = Duration::from_millis(20);
+/// A killing and the end of its process are noticed within milliseconds of each other.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

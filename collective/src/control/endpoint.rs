@@ -123,6 +123,8 @@ pub(crate) struct Control {
     pub(crate) membership: Arc<Membership>,
     pub(crate) endpoint: Endpoint,
     pub(crate) counters: Arc<Counters>,
+    /// A launcher tells of the ends of this host's ranks.
+    pub(crate) is_launched: bool,
     pub(crate) links: RefCell<BTreeMap<u32, Rc<ControlLink>>>,
     pub(crate) world: OnceCell<Arc<World>>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
@@ -332,6 +334,11 @@ impl ControlLink {
     }
 
     fn post(&self, message: Message) {
+        // A peer that asks and never reads the answers gets no more of them.
+        let is_answer = matches!(message, Message::LeaveRead | Message::Heard { .. });
+        if is_answer && self.unwritten.get() >= MAX_UNREAD {
+            return;
+        }
         if self.outbox.send(message).is_ok() {
             self.unwritten.set(self.unwritten.get() + 1);
         }
@@ -342,5 +349,7 @@ impl ControlLink {
 const LOOKS_PER_HEARTBEAT: u32 = 5;
 /// Well below the pause after which the judge takes its own thread for stalled.
 const LONGEST_LOOK: Duration = Duration::from_millis(100);
+/// Answers are few in a world that is well.
+const MAX_UNREAD: usize = 1024;
 /// Close code of a link that another one has taken the place of.
 const REPLACED: u32 = 2;

@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::identity::host_name;
 use crate::verdict::Habits;
 
 /// Where process ids mean the same: this start of this kernel, in this pid namespace. Containers
@@ -23,7 +24,8 @@ pub(crate) fn habitat() -> u64 {
         if boot.is_empty() || space.as_os_str().is_empty() {
             return 0;
         }
-        let words = format!("{}{}", boot.trim(), space.display());
+        // Copies of a virtual machine share its boot id, and seldom their names.
+        let words = format!("{}{}{}", boot.trim(), space.display(), host_name());
         // FNV-1a (Fowler, Noll and Vo 1991): it need not be hard to find another of the same.
         words
             .bytes()

@@ -251,7 +251,7 @@ impl Running {
     /// Sees the ends of the ranks' processes on this host. Under a launcher that one does, and knows
     /// more of them.
     fn watch_processes(&self) {
-        if self.control.config.launcher.is_some() {
+        if self.control.is_launched {
             return;
         }
         for rank in self.control.links.borrow().keys().copied() {

@@ -11,7 +11,7 @@ use super::processes;
 use crate::liveness::inquiry::{ANSWER_LIMIT, Finding, Heard, Inquiry, Limits, is_cut_off};
 use crate::rendezvous::watched;
 use crate::report;
-use crate::verdict::{Fault, Loss};
+use crate::verdict::{Fault, Habits, Loss};
 use crate::world::World;
 
 /// The questions that are on their way.
@@ -33,7 +33,7 @@ impl Witnesses {
             return self.cut_off(now);
         }
         let size = self.world.peers.len() as u32;
-        let limit = self.control.config.dead_after.unwrap_or(Duration::MAX);
+        let limits = self.limits();
         let witnesses: Vec<u32> = self
             .control
             .links
@@ -41,7 +41,7 @@ impl Witnesses {
             .iter()
             .filter(|(other, link)| {
                 **other != rank
-                    && link.silence(now) < limit
+                    && link.silence(now) < limits.dead_after
                     && !self.world.has_left(**other)
                     && watched(**other, size).contains(&rank)
             })
@@ -50,7 +50,7 @@ impl Witnesses {
         for witness in &witnesses {
             self.control.post(*witness, Message::Silent { rank });
         }
-        self.inquiries.borrow_mut().insert(rank, Inquiry::new(now, witnesses));
+        self.inquiries.borrow_mut().insert(rank, Inquiry::new(now, witnesses, limits));
         let events = self.control.events.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(ANSWER_LIMIT).await;
@@ -71,7 +71,9 @@ impl Witnesses {
     pub(super) fn answer(&self, witness: u32, rank: u32, ago: Option<Duration>, left: bool) {
         {
             let mut inquiries = self.inquiries.borrow_mut();
-            let Some(inquiry) = inquiries.get_mut(&rank) else { return };
+            let Some(inquiry) = inquiries.get_mut(&rank).filter(|i| i.awaits(witness)) else {
+                return;
+            };
             inquiry.answer(witness, ago);
             if left {
                 // Its goodbye is on its way here, or lost: it needs no more watching.
@@ -94,7 +96,7 @@ impl Witnesses {
         self.inquiries.borrow_mut().remove(&rank);
         let Some(link) = self.control.links.borrow().get(&rank).cloned() else { return };
         let silence = link.silence(now);
-        let limit = self.control.config.dead_after.unwrap_or(Duration::MAX);
+        let limit = self.limits().dead_after;
         // Heard meanwhile, it was only slow.
         if self.world.has_left(rank) || silence < limit {
             return;
@@ -119,15 +121,24 @@ impl Witnesses {
     }
 
     fn is_cut_off(&self, now: Instant) -> bool {
-        let Some(dead_after) = self.control.config.dead_after else { return false };
-        let limits = Limits { heartbeat: self.control.config.heartbeat, dead_after };
         let host = |rank: u32| self.world.peers.get(rank as usize).map_or("", |peer| &peer.host);
         let links = self.control.links.borrow();
+        // Of a process that is known to be stopped no silence speaks against the network.
+        let is_stopped = |rank: u32| {
+            self.world.process_here(rank).and_then(processes::habits) == Some(Habits::Stopped)
+        };
         let others = links.iter().filter(|(rank, _)| !self.world.has_left(**rank));
         let others: Vec<_> = others
+            .filter(|(rank, _)| !is_stopped(**rank))
             .map(|(rank, link)| Heard { host: host(*rank), silence: link.silence(now) })
             .collect();
-        is_cut_off(host(self.world.rank), &others, limits)
+        is_cut_off(host(self.world.rank), &others, self.limits())
+    }
+
+    fn limits(&self) -> Limits {
+        let config = &self.control.config;
+        let dead_after = config.dead_after.unwrap_or(Duration::MAX);
+        Limits { heartbeat: config.heartbeat, dead_after }
     }
 
     fn cut_off(&self, now: Instant) {

@@ -104,7 +104,7 @@ impl Driver {
     }
 
     /// Time that this rank has missed.
-    fn missed(&self, now: Instant) -> Duration {
+    pub(super) fn missed(&self, now: Instant) -> Duration {
         self.attention.borrow_mut().look(now)
     }
 
@@ -149,6 +149,13 @@ impl Active {
     fn waited(&self, now: Instant, missed: Duration) -> Duration {
         let missed = missed.saturating_sub(self.lateness.missed_before);
         now.saturating_duration_since(self.since).saturating_sub(missed)
+    }
+}
+
+impl Lateness {
+    /// A wait, less what this rank has missed of the call.
+    pub(super) fn less_missed(&self, wait: Duration, missed: Duration) -> Duration {
+        wait.saturating_sub(missed.saturating_sub(self.missed_before))
     }
 }
 

@@ -46,12 +46,15 @@ impl Driver {
 
     fn look(&self) {
         let limits = self.world.limits;
+        let now = Instant::now();
+        let missed = self.missed(now);
         let mut late = Vec::new();
         let mut over = None;
         for active in self.calls.borrow_mut().values_mut().filter_map(|calls| calls.active.as_mut())
         {
             let Some(since) = active.done.awaited() else { continue };
-            let waited = since.elapsed();
+            // While this rank was itself stopped it has waited for nobody.
+            let waited = active.lateness.less_missed(now.saturating_duration_since(since), missed);
             if waited >= active.next_warning {
                 active.next_warning *= 2;
                 late.push((active.call.contract, waited));

@@ -15,13 +15,15 @@ pub(super) struct Silences {
     judge: Judge,
     /// Packets received, and since when no more.
     heard: HashMap<u32, (u64, Instant)>,
+    /// When this rank was last found to have been stopped.
+    woke: Instant,
 }
 
 impl Silences {
     /// `dead_after` as the control endpoint has it, which is to judge first.
     pub(super) fn new(dead_after: Option<Duration>, now: Instant) -> Self {
         let limit = dead_after.map(|limit| limit.max(SHORTEST) + HEAD_START);
-        Self { judge: Judge::new(limit, now), heard: HashMap::new() }
+        Self { judge: Judge::new(limit, now), heard: HashMap::new(), woke: now }
     }
 
     /// How long nothing has come from a peer, if that is too long.
@@ -34,7 +36,12 @@ impl Silences {
                 }
                 *entry
             }
-            LinkState::Dialling { since, .. } => (0, *since),
+            LinkState::Dialling { since, .. } => {
+                if !awake {
+                    self.woke = now;
+                }
+                (0, (*since).max(self.woke))
+            }
         };
         let silence = self.judge.silence(since, now)?;
         match state {
@@ -78,7 +85,8 @@ impl Driver {
         match self.world.counters.heartbeat_age(peer) {
             // Nobody here listens to its heartbeats.
             None => Some(Found::Silent(Loss::silent(silence, None))),
-            Some(age) if age > FRESH => None,
+            // The control endpoint is about to judge.
+            Some(age) if age >= self.world.limits.dead_after.unwrap_or_default() * 3 / 4 => None,
             Some(_) => {
                 let silence = report::duration(silence);
                 Some(Found::LinkDown(match state {
@@ -99,7 +107,13 @@ impl Driver {
     fn needs(&self, peer: u32) -> bool {
         self.calls.borrow().values().filter_map(|calls| calls.active.as_ref()).any(|active| {
             let place = active.call.members.iter().position(|member| *member == peer);
-            place.is_some_and(|place| active.call.flows().any(|key| key.peer as usize == place))
+            // Of one that has left, only what it sent matters.
+            let has_left = self.world.has_left(peer);
+            let to_send = |key| !has_left && active.call.has_to_send(key);
+            place.is_some_and(|place| {
+                let mut flows = active.call.flows().filter(|key| key.peer as usize == place);
+                flows.any(|key| active.call.expects(key) || to_send(key))
+            })
         })
     }
 }
@@ -115,5 +129,3 @@ const SHORTEST: Duration = Duration::from_secs(2);
 const HEAD_START: Duration = Duration::from_millis(500);
 /// Two attempts to dial.
 const DIALLING: Duration = Duration::from_secs(5);
-/// Heartbeats come twice a second.
-const FRESH: Duration = Duration::from_millis(1500);

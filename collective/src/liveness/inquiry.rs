@@ -11,6 +11,8 @@ use super::OWN_STALL;
 /// A question about one rank, on its way to the witnesses.
 pub(crate) struct Inquiry {
     asked: Instant,
+    /// Who was heard within this time lives.
+    recently: Duration,
     awaited: Vec<u32>,
     /// The witness that heard it last, and how long ago.
     heard: Option<(u32, Duration)>,
@@ -29,8 +31,16 @@ pub(crate) enum Finding {
 
 impl Inquiry {
     /// Begins at `now`, with a question to each of `witnesses`.
-    pub(crate) fn new(now: Instant, witnesses: Vec<u32>) -> Self {
-        Self { asked: now, awaited: witnesses, heard: None }
+    pub(crate) fn new(now: Instant, witnesses: Vec<u32>, limits: Limits) -> Self {
+        // Two heartbeats; and, of one that has just died, no witness's last is so young.
+        let young = limits.dead_after.saturating_sub(limits.heartbeat / 2);
+        let recently = limits.heartbeat.saturating_mul(2).min(young);
+        Self { asked: now, recently, awaited: witnesses, heard: None }
+    }
+
+    /// Whether this witness was asked and has not answered.
+    pub(crate) fn awaits(&self, witness: u32) -> bool {
+        self.awaited.contains(&witness)
     }
 
     /// A witness answers how long ago it heard the rank; None if it never did.
@@ -39,7 +49,7 @@ impl Inquiry {
             return;
         };
         self.awaited.swap_remove(place);
-        if let Some(ago) = ago.filter(|ago| *ago <= RECENTLY)
+        if let Some(ago) = ago.filter(|ago| *ago <= self.recently)
             && self.heard.is_none_or(|(_, best)| ago < best)
         {
             self.heard = Some((witness, ago));
@@ -91,8 +101,6 @@ pub(crate) struct Limits {
     pub(crate) dead_after: Duration,
 }
 
-/// A rank that was heard within this time by somebody lives: twice a heartbeat at the defaults.
-const RECENTLY: Duration = Duration::from_secs(1);
 /// With 2 s of silence before, and a tenth to notice it, still well below the promised 3 s.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 
@@ -106,7 +114,7 @@ mod tests {
 
     fn inquiry(answers: &[(u32, Option<u32>)]) -> impl Fn(u32) -> Option<Finding> {
         let start = Instant::now();
-        let mut inquiry = Inquiry::new(start, vec![1, 2, 3]);
+        let mut inquiry = Inquiry::new(start, vec![1, 2, 3], LIMITS);
         for (witness, ago) in answers {
             inquiry.answer(*witness, ago.map(|ago| MS * ago));
         }

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::writer::{self, Words};
 use crate::identity::{Environment, Identity, host_name};
 
 /// A rank, or a process that is none.
@@ -84,10 +85,24 @@ pub(super) fn speak_for(origin: &Arc<Origin>) {
     SPEAKS_FOR.with(|speaker| *speaker.borrow_mut() = Some(origin.clone()));
 }
 
+/// One of allfold's threads must not wait for whoever reads the warning.
+pub(super) fn warn(message: &str, call: Option<&str>) {
+    match of_thread() {
+        Some(origin) => {
+            let (message, call) = (message.to_string(), call.map(str::to_string));
+            writer::hand_over(Words::Warning { origin, message, call });
+        }
+        None => current().say(message, call),
+    }
+}
+
+/// Of one of allfold's own threads; one that is ending has none.
+fn of_thread() -> Option<Arc<Origin>> {
+    SPEAKS_FOR.try_with(|speaker| speaker.borrow().clone()).ok().flatten()
+}
+
 pub(super) fn current() -> Arc<Origin> {
-    // A thread that is ending has none.
-    let of_thread = SPEAKS_FOR.try_with(|speaker| speaker.borrow().clone()).ok().flatten();
-    of_thread.or_else(|| newest().clone()).unwrap_or_else(|| Arc::new(Origin::of_environment()))
+    of_thread().or_else(|| newest().clone()).unwrap_or_else(|| Arc::new(Origin::of_environment()))
 }
 
 fn newest() -> std::sync::MutexGuard<'static, Option<Arc<Origin>>> {

@@ -103,8 +103,8 @@ impl Loss {
                 format!("somebody killed it, or the kernel did: see `dmesg` on host {host}")
             }
             Loss::Departed | Loss::Ended(Ending::Exit(0)) => format!(
-                "rank {rank} must close its communicator, or drop it, before its program ends; and \
-                 all ranks must make the same number of calls"
+                "what rank {rank} wrote last may say why; a program that ends well closes its \
+                 communicator, or drops it, before"
             ),
             Loss::Gone | Loss::Panicked | Loss::Ended(_) | Loss::Failed { .. } => {
                 format!("what rank {rank} wrote last says why")

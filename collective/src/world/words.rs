@@ -73,6 +73,8 @@ impl World {
                 ErrorKind::RankLost { rank, at, how, call: None, help: Some(help.into()) }
             }
             Fault::Lost { loss, last } => {
+                // Who leaves does not know what the others wait in.
+                let call = call.or_else(|| self.waiting(Some(culprit)));
                 let last = last.map_or_else(String::new, |last| format!(", last heard {last}"));
                 let how = loss.how() + &last;
                 let host = self.peers.get(rank).map_or("unknown", |peer| &peer.host);
@@ -88,7 +90,7 @@ impl World {
             },
             Fault::CutOff { silent_ms } => {
                 let silence = report::duration(Duration::from_millis(silent_ms));
-                let how = format!("it has heard no other host for {silence}");
+                let how = format!("it has heard no other rank for {silence}");
                 ErrorKind::CutOff { rank, at, how, call }
             }
             Fault::Mismatch { sequence, first, second } => {

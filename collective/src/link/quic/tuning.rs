@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
-use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,9 @@ pub(crate) enum Traffic {
 /// The transport settings towards `peer`.
 pub(crate) fn transport(traffic: Traffic, peer: IpAddr) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
-    // The control endpoint judges who is dead; this only collects what it left behind.
-    config.max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_LIMIT_MS))));
+    // The control endpoint judges who is dead, and a verdict closes everything. A job that was
+    // frozen for minutes goes on; handshakes have a limit of their own.
+    config.max_idle_timeout(None);
     config.keep_alive_interval(Some(KEEP_ALIVE));
     if peer.is_loopback() {
         config.initial_rtt(LOOPBACK_RTT);
@@ -104,7 +105,6 @@ const ACK_DELAY: Duration = Duration::from_millis(2);
 const LOOPBACK_FIRST_WINDOW: u64 = 1024 * 1024;
 /// Ten times RFC 9002's: a gradient is no web page, and a switch port buffers more than this.
 const NETWORK_FIRST_WINDOW: u64 = 128 * 1024;
-const IDLE_LIMIT_MS: u32 = 30_000;
 /// A data link may lie idle while a rank computes. As often as heartbeats: `lane/silence.rs` goes by
 /// it.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
