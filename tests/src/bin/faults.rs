@@ -182,7 +182,7 @@ fn busy_machine(options: Options) -> Result<(), Failed> {
         true => Ok(()),
         false => Err(Failed {
             error: told.problems.join("; "),
-            help: format!("faults busy --seconds {} tries it again", options.seconds),
+            help: format!("`{AGAIN} busy --seconds {}` tries it again", options.seconds),
             code: 1,
         }),
     }
@@ -199,7 +199,7 @@ fn tell(problems: &[Problem], seen: &Seen, replay: &str, shows: bool) {
     let mut text = String::new();
     if !problems.is_empty() {
         let words: Vec<String> = problems.iter().map(Problem::to_string).collect();
-        text = format!("failed: {}\n  again: faults {replay} --show\n", words.join("\n        "));
+        text = format!("failed: {}\n  again: {AGAIN} {replay} --show\n", words.join("\n        "));
     }
     if shows {
         text.extend(seen.log.iter().map(|line| format!("  {line}\n")));
@@ -238,4 +238,7 @@ fn shuffle(cases: &mut [Case], random: &mut Random) {
 const USAGE: &str = "faults matrix [--turns N] [--seed S] [--launch plain|run] [--case TEXT] [--show], \
                      faults chaos [--runs N] [--seed S] [--show], faults networks [--turns N] \
                      [--seed S], or faults busy [--seconds N]";
+/// How to run this program.
+const AGAIN: &str = "cargo run --release -p allfold-tests --bin faults --";
+/// A line a minute, about.
 const REPORT_EVERY: usize = 25;
