@@ -39,7 +39,13 @@ pub struct Ended {
 impl Process {
     /// Starts `command` with its output caught.
     pub fn start(command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start_with(command, Stdio::piped())
+    }
+
+    /// Starts `command` with its output caught, but for standard error, where that is not a pipe
+    /// of this process's.
+    pub fn start_with(command: &mut Command, stderr: Stdio) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => panic!("cannot start {command:?}: {error}"),

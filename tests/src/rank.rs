@@ -45,6 +45,12 @@ fn act(words: &[String]) -> Result<()> {
         ["exit", rank, code] => after_some(&world, rank, || {
             std::process::exit(code.parse().unwrap_or(0));
         }),
+        // As `exit`, of a program that has a subscriber of its own.
+        ["exit-subscribed", rank, code] => after_some(&world, rank, || {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+            tracing::info!("this makes the subscriber's own variables of the thread");
+            std::process::exit(code.parse().unwrap_or(0));
+        }),
         ["panic", rank] => after_some(&world, rank, || panic!("told to")),
         ["close", rank] => {
             if world.rank().to_string() == *rank {

@@ -201,7 +201,8 @@ fn tell(problems: &[Problem], seen: &Seen, replay: &str, shows: bool) {
         let words: Vec<String> = problems.iter().map(Problem::to_string).collect();
         text = format!("failed: {}\n  again: {AGAIN} {replay} --show\n", words.join("\n        "));
     }
-    if shows {
+    // A hang is seldom seen twice.
+    if shows || problems.iter().any(|problem| matches!(problem, Problem::Hang(_))) {
         text.extend(seen.log.iter().map(|line| format!("  {line}\n")));
     }
     let _ = io::stderr().write_all(text.as_bytes());

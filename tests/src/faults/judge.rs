@@ -53,15 +53,21 @@ impl Problem {
 pub fn judge(case: &Case, seen: &Seen) -> Verdict {
     let mut verdict = Verdict::default();
     let Some(fault) = seen.fault else {
-        let what = format!("it never came to the moment; {} lines were printed", seen.log.len());
+        let all: Vec<String> = (0..seen.ranks.len()).map(|rank| printed(seen, rank)).collect();
+        let what = format!("it never came to the moment; {}", all.join("; "));
         verdict.problems.push(Problem::Hang(what));
         return verdict;
     };
     if seen.hung {
         let silent = |(_, rank): &(usize, &RankSeen)| rank.error_at.is_none();
         let ranks = seen.ranks.iter().enumerate().filter(silent).map(|(rank, _)| rank);
-        let ranks: Vec<usize> = ranks.filter(|rank| !is_gone(case, *rank)).collect();
-        verdict.problems.push(Problem::Hang(format!("ranks {ranks:?} had said nothing")));
+        let silent = ranks.filter(|rank| !is_gone(case, *rank));
+        let silent: Vec<String> = silent.map(|rank| printed(seen, rank)).collect();
+        let what = match silent.is_empty() {
+            true => "all had said their error, and not all ended".into(),
+            false => format!("no error; {}", silent.join("; ")),
+        };
+        verdict.problems.push(Problem::Hang(what));
     }
     for (rank, said) in seen.ranks.iter().enumerate() {
         if said.is_wrong {
@@ -79,6 +85,17 @@ pub fn judge(case: &Case, seen: &Seen) -> Verdict {
         judge_launcher(case, error.as_deref(), *code, &mut verdict);
     }
     verdict
+}
+
+/// The last thing that a rank printed: where it hangs.
+fn printed(seen: &Seen, rank: usize) -> String {
+    let who = format!("rank {rank}: ");
+    let mut lines = seen.log.iter().filter_map(|line| line.strip_prefix(&who));
+    let count = lines.clone().count();
+    match lines.next_back() {
+        Some(last) => format!("rank {rank} had printed {count} lines, the last `{last}`"),
+        None => format!("rank {rank} had printed nothing"),
+    }
 }
 
 /// Whether the rank is in no state to say anything.
@@ -297,6 +314,24 @@ mod tests {
         let way = case("cut-one-way/idle/2/4/plain");
         assert!(names_culprit(&way, 0, "rank 3 (h, pid 8) stopped answering 2.1 s ago"));
         assert!(!names_culprit(&way, 0, "rank 1 (h, pid 8) stopped answering 2.1 s ago"));
+    }
+
+    #[test]
+    fn a_hang_tells_what_the_rank_had_printed() {
+        let killed = case("kill/idle/2/3/plain");
+        let log = ["rank 0: @ 0 error 5", "rank 1: warning: one", "rank 1: warning: two"];
+        let mut seen = Seen { fault: Some(1), hung: true, ..Seen::default() };
+        seen.ranks = vec![RankSeen::default(); 3];
+        seen.log = log.map(String::from).to_vec();
+        seen.ranks[0].error_at = Some(5);
+        seen.ranks[0].error = Some("rank 2 (h, pid 7) was killed by signal 9".into());
+        let hang = "no error; rank 1 had printed 2 lines, the last `warning: two`";
+        assert_eq!(judge(&killed, &seen).problems, [Problem::Hang(hang.into())]);
+        seen.fault = None;
+        let problems = judge(&killed, &seen).problems;
+        let [Problem::Hang(words)] = &problems[..] else { panic!("{problems:?}") };
+        assert!(words.starts_with("it never came to the moment; rank 0 had printed 1 lines"));
+        assert!(words.ends_with("rank 2 had printed nothing"), "{words}");
     }
 
     #[test]
