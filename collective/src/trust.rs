@@ -15,6 +15,8 @@ pub(crate) mod secret;
 #[cfg(test)]
 mod strangers;
 pub(crate) mod verifier;
+#[cfg(test)]
+mod words;
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::{mpsc, watch};
 
 use super::{Flow, FlowReceiver, FlowSender, Incoming, LinkState};
@@ -100,7 +100,9 @@ impl QuicLinks {
             Err(_) => None,
         };
         let connection = connection.ok_or("the lane is closing")?;
-        let mut stream = connection.open_uni().await.map_err(|error| error.to_string())?;
+        // A peer that closes the connection gives its reason in its own words.
+        let lost = |error: ConnectionError| report::printable(&error.to_string());
+        let mut stream = connection.open_uni().await.map_err(lost)?;
         let Flow { group, stripe, .. } = flow;
         let preamble = Preamble { epoch: self.0.epoch, from: self.0.rank, group, stripe, lane: 0 };
         stream.write_all(&preamble.to_wire()).await.map_err(|error| error.to_string())?;

@@ -256,7 +256,9 @@ impl Attending {
                     self.out.push(Action::Finish(Ok(meeting), ahead));
                 }
             }
-            Message::Refused { reason, again } => return Err(refused(reason, again)),
+            Message::Refused { reason, again } => {
+                return Err(refused(report::printable(&reason), again));
+            }
             Message::Commit { .. }
             | Message::Prepared { .. }
             | Message::Goodbye { .. }
@@ -270,9 +272,11 @@ impl Attending {
         Ok(())
     }
 
-    fn check(&self, table: Vec<Entry>) -> Result<Vec<Entry>> {
+    /// The world table, with hosts that a person can be shown, if it has the right form.
+    fn check(&self, mut table: Vec<Entry>) -> Result<Vec<Entry>> {
         let in_order = table.iter().zip(0..).all(|(entry, rank)| entry.rank == rank);
         if table.len() == self.terms.size as usize && in_order {
+            table.iter_mut().for_each(|entry| entry.host = report::printable(&entry.host));
             return Ok(table);
         }
         let problem = format!("a world table of {} ranks, or out of order", table.len());

@@ -12,6 +12,7 @@ use super::hello::DialError;
 use super::names::{listed, names_of, secret_in};
 use super::own;
 use super::verifier::{Seen, Shown};
+use crate::report;
 
 /// Why dialling `rank` failed. `seen` belongs to the connection's verifier.
 pub(super) fn why_not_reached(
@@ -21,8 +22,10 @@ pub(super) fn why_not_reached(
     seen: &Seen,
     error: &ConnectionError,
 ) -> DialError {
+    // Whoever answers there gives its own words when it hangs up.
+    let words = report::printable(&error.to_string());
     let Some(alert) = alert_of(error) else {
-        return DialError::Retry(format!("{address}: {error}"));
+        return DialError::Retry(format!("{address}: {words}"));
     };
     let shown = seen.get();
     let reason = match &shown {
@@ -37,7 +40,7 @@ pub(super) fn why_not_reached(
         why_refused_there(membership, rank, &names, alert)
     });
     DialError::Final(reason.unwrap_or_else(|| {
-        format!("rank {rank} at {address} and this process do not accept each other: {error}")
+        format!("rank {rank} at {address} and this process do not accept each other: {words}")
     }))
 }
 
@@ -82,7 +85,10 @@ pub(super) fn why_not_let_in(
         (_, Alert::BAD_CERTIFICATE) if !refused_here => {
             "it awaited another rank or another job here".into()
         }
-        _ => format!("it and this rank do not accept each other: {error}"),
+        _ => {
+            let words = report::printable(&error.to_string());
+            format!("it and this rank do not accept each other: {words}")
+        }
     };
     Some(format!("refused a process at {from}: {reason}"))
 }

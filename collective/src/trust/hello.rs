@@ -40,6 +40,22 @@ pub(crate) enum Purpose {
     Lane { epoch: u64, lane: u16 },
 }
 
+impl Hello {
+    /// The same, of words that a person can be shown: it came from a peer.
+    fn printable(self) -> Self {
+        let clean = |words: &str| report::printable(words);
+        let purpose = match self.purpose {
+            Purpose::Join { settings, control_port, lane_port } => {
+                let both = |(name, value): &(String, String)| (clean(name), clean(value));
+                let settings = settings.iter().map(both).collect();
+                Purpose::Join { settings, control_port, lane_port }
+            }
+            other => other,
+        };
+        Self { version: clean(&self.version), host: clean(&self.host), purpose, ..self }
+    }
+}
+
 /// What the other side answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
@@ -112,7 +128,9 @@ pub(crate) async fn introduce(
     let refused = |error: &ConnectionError| {
         handshake::why_not_reached(membership, rank, address, seen, error)
     };
-    let lost = |error: &dyn std::fmt::Display| DialError::Retry(format!("{address}: {error}"));
+    let lost = |error: &dyn std::fmt::Display| {
+        DialError::Retry(report::printable(&format!("{address}: {error}")))
+    };
     let connection = connecting.await.map_err(|error| refused(&error))?;
     let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
     // One that judges our certificate only now may have hung up; its answer says it.
@@ -175,8 +193,9 @@ pub(crate) async fn greet(
         match handshake::why_not_let_in(membership, from, server_name.as_deref(), &error) {
             Some(problem) => Stranger { refusal: Refusal::Untrusted, problem: Some(problem) },
             None => {
-                let problem = (error != ConnectionError::LocallyClosed)
-                    .then(|| format!("refused a connection from {from}: {error}"));
+                let problem = (error != ConnectionError::LocallyClosed).then(|| {
+                    report::printable(&format!("refused a connection from {from}: {error}"))
+                });
                 Stranger { refusal: Refusal::NoHello, problem }
             }
         }
@@ -184,8 +203,7 @@ pub(crate) async fn greet(
     let (refusal, reason) = match said {
         Ok(hello) => match identify(&connection, membership, hello.rank) {
             Some(leaf) => {
-                let host = report::printable(&hello.host);
-                let hello = Hello { host, ..hello };
+                let hello = hello.printable();
                 return Ok(Greeted { hello, leaf, connection, sender, receiver });
             }
             None => (Refusal::Untrusted, format!("its certificate is not for rank {}", hello.rank)),

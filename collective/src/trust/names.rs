@@ -86,9 +86,14 @@ pub(crate) fn of_secret(fingerprint: &str) -> String {
     format!("s{fingerprint}{SECRET_DOMAIN}")
 }
 
-/// The fingerprint of the secret that a leaf with these names was made of.
+/// The fingerprint of the secret that a leaf with these names was made of. A URI can hold anything,
+/// and a fingerprint is shown.
 pub(crate) fn secret_in(names: &[String]) -> Option<&str> {
-    names.iter().find_map(|name| name.strip_prefix('s')?.strip_suffix(SECRET_DOMAIN))
+    names.iter().find_map(|name| {
+        let found = name.strip_prefix('s')?.strip_suffix(SECRET_DOMAIN)?;
+        let is_one = found.len() == 8 && found.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_one.then_some(found)
+    })
 }
 
 const DOMAIN: &str = ".allfold";
@@ -118,5 +123,15 @@ mod tests {
         assert!(names.is_another_job(&JobNames::new("other").dns(0)));
         assert!(!names.is_another_job("example.org"));
         assert_eq!(JobNames::new("a b/c").uri(0), "allfold://a%20b%2Fc/0");
+    }
+
+    #[test]
+    fn a_fingerprint_is_eight_digits_and_nothing_else() {
+        let found = |name: &str| secret_in(&[name.to_string()]).map(str::to_string);
+        assert_eq!(found(&of_secret("3f9a12c4")).as_deref(), Some("3f9a12c4"));
+        // What a URI in a stranger's certificate may hold.
+        for other in ["3f9a\x1b[2J", "3f9a12c", "3f9a12c4\n", "", &"3".repeat(10_000)] {
+            assert_eq!(found(&of_secret(other)), None, "{other:?}");
+        }
     }
 }
