@@ -54,21 +54,18 @@ pub(super) fn why_not_let_in(
 ) -> Option<String> {
     let alert = alert_of(error)?;
     let refused_here = matches!(error, ConnectionError::TransportError(_));
-    let another_job = server_name.is_some_and(|name| membership.names.is_another_job(name));
-    let reason = match (&membership.proof, alert) {
-        (_, Alert::NO_APPLICATION_PROTOCOL) => {
+    let another_job = another_job(membership, server_name);
+    let reason = match (&membership.proof, alert, another_job) {
+        (_, Alert::NO_APPLICATION_PROTOCOL, _) => {
             let ours = String::from_utf8_lossy(ALPN);
             format!("it does not speak {ours}: it is another version of allfold, or no allfold")
         }
-        _ if another_job => {
-            let job = membership.names.job();
-            format!("it belongs to another job (ALLFOLD_JOB is {job} here)")
-        }
-        (Proof::Secret(known), Alert::UNKNOWN_CA) => {
+        (_, _, Some(reason)) => reason,
+        (Proof::Secret(known), Alert::UNKNOWN_CA, _) => {
             let secrets = secrets(known);
             format!("it has another secret (here: {secrets}), or certificates of its own")
         }
-        (Proof::Certificate { issuer, .. }, Alert::UNKNOWN_CA) => match refused_here {
+        (Proof::Certificate { issuer, .. }, Alert::UNKNOWN_CA, _) => match refused_here {
             true => "its certificate is of an authority that ALLFOLD_TLS_CA here does not hold, \
                      or made of a secret"
                 .to_string(),
@@ -77,12 +74,12 @@ pub(super) fn why_not_let_in(
                  a secret and no certificates"
             ),
         },
-        (_, Alert::EXPIRED) => match refused_here {
+        (_, Alert::EXPIRED, _) => match refused_here {
             true => "its certificate has expired or is not valid yet".into(),
             false => "it takes this rank's certificate for expired or not valid yet".into(),
         },
-        (_, Alert::CERTIFICATE_REQUIRED) => "it showed no certificate".into(),
-        (_, Alert::BAD_CERTIFICATE) if !refused_here => {
+        (_, Alert::CERTIFICATE_REQUIRED, _) => "it showed no certificate".into(),
+        (_, Alert::BAD_CERTIFICATE, _) if !refused_here => {
             "it awaited another rank or another job here".into()
         }
         _ => {
@@ -91,6 +88,13 @@ pub(super) fn why_not_let_in(
         }
     };
     Some(format!("refused a process at {from}: {reason}"))
+}
+
+/// The words for who dialled another job's rank here; None for one who did not.
+pub(super) fn another_job(membership: &Membership, server_name: Option<&str>) -> Option<String> {
+    let job = membership.names.job();
+    let is_another = server_name.is_some_and(|name| membership.names.is_another_job(name));
+    is_another.then(|| format!("it belongs to another job (ALLFOLD_JOB is {job} here)"))
 }
 
 /// This process did not accept the certificate that rank `rank` showed.

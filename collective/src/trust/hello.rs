@@ -200,18 +200,27 @@ pub(crate) async fn greet(
             }
         }
     })?;
-    let (refusal, reason) = match said {
-        Ok(hello) => match identify(&connection, membership, hello.rank) {
+    let another_job = handshake::another_job(membership, server_name.as_deref());
+    // Most reasons read alike at both ends.
+    let mut told = None;
+    let (refusal, reason) = match (said, another_job) {
+        (Err(problem), _) => (Refusal::NoHello, format!("its hello cannot be read: {problem}")),
+        // The certificates of a cluster may be good for both.
+        (Ok(_), Some(reason)) => {
+            let job = membership.names.job();
+            told = Some(format!("another job, under another ALLFOLD_JOB ({job}), answers there"));
+            (Refusal::Untrusted, reason)
+        }
+        (Ok(hello), None) => match identify(&connection, membership, hello.rank) {
             Some(leaf) => {
                 let hello = hello.printable();
                 return Ok(Greeted { hello, leaf, connection, sender, receiver });
             }
             None => (Refusal::Untrusted, format!("its certificate is not for rank {}", hello.rank)),
         },
-        Err(problem) => (Refusal::NoHello, format!("its hello cannot be read: {problem}")),
     };
     let problem = format!("refused a process at {from}: {reason}");
-    refuse(connection, sender, reason, Again::Never).await;
+    refuse(connection, sender, told.unwrap_or(reason), Again::Never).await;
     Err(Stranger { refusal, problem: Some(problem) })
 }
 

@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use super::Credentials;
 use super::certificates::{Membership, initial_suite};
 use super::hello::{self, Again, Answer, DialError, Hello, Purpose, Stranger};
+use super::names::JobNames;
 use super::own::OwnCertificates;
 use super::secret::{Secret, Secrets};
 use super::verifier::Seen;
@@ -169,6 +170,18 @@ fn certificates_of_an_authority_are_good_for_their_rank_and_job() {
     refusal.assert_warned("another job (ALLFOLD_JOB is job here)");
     assert!(host.security().contains("mutual TLS, certificate of CN="), "{}", host.security());
     assert!(host.security().ends_with(", expires in 12 days"), "{}", host.security());
+}
+
+#[test]
+fn certificates_for_several_jobs_let_no_job_into_another() {
+    let cluster = Cluster::new();
+    let start = |rank, job| cluster.rank(rank, job, Form::Jobs(&["job", "other"]));
+    for job in ["job", "other"] {
+        assert!(meet(&start(0, job), &start(1, job), 1).is_ok(), "{job}");
+    }
+    let refusal = refused(&start(0, "job"), &start(1, "other"), 1);
+    assert_eq!(refusal.told, "another job, under another ALLFOLD_JOB (job), answers there");
+    refusal.assert_warned("it belongs to another job (ALLFOLD_JOB is job here)");
 }
 
 #[test]
@@ -422,6 +435,8 @@ enum Form {
     /// And names that are none of allfold's.
     Both,
     Names(&'static [&'static str]),
+    /// For several jobs.
+    Jobs(&'static [&'static str]),
 }
 
 impl Cluster {
@@ -469,15 +484,19 @@ impl Cluster {
         job: &str,
         (from, to): (i64, i64),
     ) -> (CertificateDer<'static>, KeyPair) {
-        let names = super::names::JobNames::new(job);
+        let names = JobNames::new(job);
         let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
-        let uri = SanType::URI(names.uri(rank).try_into().unwrap());
+        let uri_of = |names: JobNames| SanType::URI(names.uri(rank).try_into().unwrap());
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = match form {
-            Form::Uri => vec![uri],
+            Form::Uri => vec![uri_of(names)],
             Form::Dns => vec![dns(&names.dns(rank))],
-            Form::Both => vec![dns("trainer-0.example"), uri, dns(&names.dns(rank))],
+            Form::Both => {
+                let of_rank = dns(&names.dns(rank));
+                vec![dns("trainer-0.example"), uri_of(names), of_rank]
+            }
             Form::Names(all) => all.iter().map(|name| dns(name)).collect(),
+            Form::Jobs(all) => all.iter().map(|job| uri_of(JobNames::new(job))).collect(),
         };
         let now = x509_parser::time::ASN1Time::now().to_datetime();
         params.not_before = now;
