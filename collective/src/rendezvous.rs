@@ -21,7 +21,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
@@ -183,8 +183,10 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let epoch = meeting.epoch;
     let world = Arc::new(World::new(rank, epoch, peers, limits, choice, counters.clone()));
     let counters = counters.clone();
+    // Links of data open at first use, which may be long after now.
+    let met = Arc::new(membership.after_meeting(SystemTime::now()));
     let lane = Lane::start(world.clone(), move || {
-        QuicLinks::new(lane_socket, membership, hello, epoch, lanes, counters).map(Links::Quic)
+        QuicLinks::new(lane_socket, met, hello, epoch, lanes, counters).map(Links::Quic)
     })?;
     world.attach(lane.commands(), ControlHandle::Network(control));
     departure::announce(&world);

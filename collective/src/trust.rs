@@ -5,6 +5,8 @@ mod authority;
 pub(crate) mod certificates;
 #[cfg(test)]
 mod doors;
+#[cfg(test)]
+mod expiry;
 mod handshake;
 pub(crate) mod hello;
 #[cfg(test)]

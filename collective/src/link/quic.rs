@@ -156,6 +156,7 @@ impl Shared {
             return;
         };
         let since = Instant::now();
+        let mut has_warned = false;
         loop {
             let problem = match self.dial_once(peer, address).await {
                 Ok(mut welcomed) if welcomed.leaf == leaf => {
@@ -170,7 +171,10 @@ impl Shared {
                 }
                 Err(_) if self.closed.get() => return,
                 Err(DialError::Final(reason) | DialError::Refused(reason, _)) => {
-                    report::warn(&reason);
+                    // It would be said many times a second, for as long as nobody ends the world.
+                    if !std::mem::replace(&mut has_warned, true) {
+                        report::warn(&reason);
+                    }
                     reason
                 }
                 Err(DialError::Retry(reason)) => reason,

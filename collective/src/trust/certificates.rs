@@ -24,14 +24,17 @@ use super::authority::{Authority, random_key};
 use super::names::{JobNames, listed, names_of, of_secret};
 use super::own::{self, OwnCertificates};
 use super::secret::Secrets;
-use super::verifier::{RankVerifier, Seen};
+use super::verifier::{DiallerVerifier, RankVerifier, Seen};
 use crate::error::{Error, Result};
 use crate::probe::Cipher;
 
 /// This process's membership of its job: its certificates, and the authorities it accepts.
+#[derive(Clone)]
 pub(crate) struct Membership {
     pub(super) names: Arc<JobNames>,
     pub(super) proof: Proof,
+    /// When the ranks met, for links between those who did.
+    met: Option<UnixTime>,
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     leaves: Arc<Leaves>,
@@ -39,6 +42,7 @@ pub(crate) struct Membership {
 }
 
 /// By what a process proves that it belongs to the job.
+#[derive(Clone)]
 pub(super) enum Proof {
     /// The fingerprints of all secrets that it accepts, its own first.
     Secret(Vec<String>),
@@ -138,6 +142,7 @@ impl Membership {
         Ok(Self {
             names: Arc::new(names),
             proof,
+            met: None,
             provider: Arc::new(provider()),
             roots: Arc::new(roots),
             leaves: Arc::new(Leaves(leaves)),
@@ -179,6 +184,14 @@ impl Membership {
                     error => format!("other ranks would not accept it: {error}"),
                 })
             })
+    }
+
+    /// The same for links between the ranks of a world that met at that time. A certificate that
+    /// was valid then is accepted for as long as the world lasts: for links that are held to the
+    /// keys of the world table besides.
+    pub(crate) fn after_meeting(&self, at: SystemTime) -> Self {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { met: Some(UnixTime::since_unix_epoch(since)), ..self.clone() }
     }
 
     /// The same with one cipher alone.
@@ -234,6 +247,7 @@ impl Membership {
             provider: self.provider.clone(),
             stock,
             hints: self.roots.subjects(),
+            met: self.met,
             seen,
         };
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
@@ -250,10 +264,11 @@ impl Membership {
 
     /// TLS for accepting: only members of the job.
     pub(crate) fn server(&self) -> Result<ServerConfig> {
+        let verifier = DiallerVerifier { stock: self.client_verifier()?, met: self.met };
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| failed(&e))?
-            .with_client_cert_verifier(self.client_verifier()?)
+            .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(self.leaves.clone());
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

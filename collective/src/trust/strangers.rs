@@ -261,24 +261,24 @@ fn one_job_has_one_kind_of_credentials() {
 
 /// A refusal, as both sides hear of it.
 #[derive(Debug)]
-struct Refused {
-    told: String,
-    warned: String,
+pub(super) struct Refused {
+    pub(super) told: String,
+    pub(super) warned: String,
 }
 
 impl Refused {
-    fn assert_warned(&self, words: &str) {
+    pub(super) fn assert_warned(&self, words: &str) {
         assert!(self.warned.contains(words), "no `{words}` in {self:#?}");
         assert!(self.warned.starts_with("refused a process at 127.0.0.1:"), "{self:#?}");
     }
 }
 
-fn refused(host: &Membership, guest: &Membership, claims: u32) -> Refused {
+pub(super) fn refused(host: &Membership, guest: &Membership, claims: u32) -> Refused {
     meet(host, guest, claims).expect_err("let in")
 }
 
 /// `guest` dials `host`, which should be rank 0, and says that it is rank `claims`.
-fn meet(host: &Membership, guest: &Membership, claims: u32) -> Result<(), Refused> {
+pub(super) fn meet(host: &Membership, guest: &Membership, claims: u32) -> Result<(), Refused> {
     on_runtime(async {
         let (address, door) = open(host);
         let (_, endpoint) = open(guest);
@@ -422,14 +422,14 @@ impl rustls::client::danger::ServerCertVerifier for Credulous {
 }
 
 /// A cluster's authority, with one between it and the leaves.
-struct Cluster {
+pub(super) struct Cluster {
     root: CertificateDer<'static>,
     between: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Form {
+pub(super) enum Form {
     Uri,
     Dns,
     /// And names that are none of allfold's.
@@ -440,7 +440,7 @@ enum Form {
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let authority = |name: &str| {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.distinguished_name.push(DnType::CommonName, name);
@@ -460,13 +460,13 @@ impl Cluster {
         vec![self.root.clone()]
     }
 
-    fn rank(&self, rank: u32, job: &str, form: Form) -> Membership {
+    pub(super) fn rank(&self, rank: u32, job: &str, form: Form) -> Membership {
         let own = self.issue(form, rank, job, DAYS_12);
         Membership::new(&Credentials::Certificates(Arc::new(own)), job, rank).unwrap()
     }
 
     /// A certificate that expires in so many seconds.
-    fn issue(&self, form: Form, rank: u32, job: &str, expires: i64) -> OwnCertificates {
+    pub(super) fn issue(&self, form: Form, rank: u32, job: &str, expires: i64) -> OwnCertificates {
         let (leaf, key) = self.leaf(form, rank, job, (-7200, expires));
         OwnCertificates {
             chain: vec![leaf, self.between.clone()],

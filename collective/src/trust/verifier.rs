@@ -1,4 +1,4 @@
-//! Judges the certificate of a rank that was dialled.
+//! Judges the certificates of ranks: of one that was dialled, and of one that dialled.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,6 +7,7 @@ use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_an
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
 };
@@ -26,7 +27,16 @@ pub(crate) struct RankVerifier {
     pub(crate) stock: Arc<WebPkiServerVerifier>,
     /// Tells the peer which of its leaves is of use.
     pub(crate) hints: Vec<DistinguishedName>,
+    pub(crate) met: Option<UnixTime>,
     pub(crate) seen: Seen,
+}
+
+/// The stock verifier, but for when it takes a certificate for expired. The name is checked with
+/// the hello, which says as which rank the peer comes.
+#[derive(Debug)]
+pub(crate) struct DiallerVerifier {
+    pub(crate) stock: Arc<dyn ClientCertVerifier>,
+    pub(crate) met: Option<UnixTime>,
 }
 
 /// The certificate that the peer showed, and why it was not accepted if it was not: for the error.
@@ -52,17 +62,32 @@ impl RankVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let leaf_read = &ParsedCertificate::try_from(leaf)?;
+        let (roots, between) = (&self.roots, intermediates);
+        unexpired(now, self.met, |at| {
+            verify_server_cert_signed_by_trust_anchor(leaf_read, roots, between, at, algorithms)
+        })?;
         match self.names.allow(&names_of(leaf), self.rank) {
             true => Ok(()),
             false => Err(CertificateError::NotValidForName.into()),
         }
+    }
+}
+
+/// As `judge` says at `now`. Where the ranks have met, a certificate that has expired since is as
+/// good as it was then: a job outlives it.
+fn unexpired<T>(
+    now: UnixTime,
+    met: Option<UnixTime>,
+    judge: impl Fn(UnixTime) -> Result<T, rustls::Error>,
+) -> Result<T, rustls::Error> {
+    use CertificateError::{Expired, ExpiredContext};
+    match (judge(now), met) {
+        (Err(rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. })), Some(met)) => {
+            judge(met)
+        }
+        (judgement, _) => judgement,
     }
 }
 
@@ -106,5 +131,43 @@ impl ServerCertVerifier for RankVerifier {
 
     fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
         Some(&self.hints)
+    }
+}
+
+impl ClientCertVerifier for DiallerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.stock.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let judge = |at| self.stock.verify_client_cert(end_entity, intermediates, at);
+        unexpired(now, self.met, judge)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.stock.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.stock.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.stock.supported_verify_schemes()
     }
 }
