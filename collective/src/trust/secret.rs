@@ -124,7 +124,10 @@ impl Secrets {
         let in_kubernetes = environment.get("KUBERNETES_SERVICE_HOST").is_some();
         if let Some(path) = environment.get("ALLFOLD_SECRET_FILE") {
             let text = read_file(Path::new(path)).map_err(|e| {
-                let help = format!("`allfold secret > {path}` makes one; give it to every rank");
+                let help = match e.kind() {
+                    io::ErrorKind::FileTooLarge => LONG.into(),
+                    _ => format!("`allfold secret > {path}` makes one; give it to every rank"),
+                };
                 secret_error(format!("ALLFOLD_SECRET_FILE={path}: {e}"), Some(help))
             })?;
             let secrets = Self::from_lines(&text, path)?;
@@ -159,7 +162,10 @@ impl Secrets {
         let path = PathBuf::from(home).join(".allfold").join("secret");
         let shown = path.display().to_string();
         let text = home_secret(&path).map_err(|e| {
-            let help = "set ALLFOLD_SECRET_FILE to a file that only you can read";
+            let help = match e.kind() {
+                io::ErrorKind::FileTooLarge => LONG,
+                _ => "set ALLFOLD_SECRET_FILE to a file that only you can read",
+            };
             secret_error(format!("the job secret {shown}: {e}"), Some(help.into()))
         })?;
         Self::from_lines(&text, &shown)
@@ -207,9 +213,17 @@ fn home_secret(path: &Path) -> io::Result<Zeroizing<String>> {
 
 fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
     use std::io::Read;
-    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES as usize));
-    fs::File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
-    Ok(text)
+    // At its full length from the start: growing would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES as usize + 1));
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let problem = format!("holds more than {MAX_FILE_BYTES} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_string())),
+        Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "is no text in UTF-8")),
+    }
 }
 
 pub(crate) fn fill_random(into: &mut [u8]) -> Result<()> {
@@ -233,6 +247,8 @@ const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 const MAX_SECRETS: usize = 8;
 /// Eight secrets and some comments.
 const MAX_FILE_BYTES: u64 = 4096;
+/// What to do about more.
+const LONG: &str = "a line of 64 hexadecimal digits is enough; shorten the comments";
 
 #[cfg(test)]
 mod tests {
@@ -273,6 +289,25 @@ mod tests {
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
         assert!(home_secret(&path).unwrap_err().to_string().contains("chmod 600"));
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_refused_whole() {
+        let path = std::env::temp_dir().join(format!("allfold-long-{}", std::process::id()));
+        let secrets = [Secret::random().unwrap(), Secret::random().unwrap()];
+        let [new, old] = secrets.map(|secret| secret.to_line().to_string());
+        let read = |length: usize| {
+            let comment = "#".repeat(length - 2 * 65 - 1);
+            fs::write(&path, format!("{new}\n{comment}\n{old}\n")).unwrap();
+            let environment = Environment::from([("ALLFOLD_SECRET_FILE", path.to_str().unwrap())]);
+            Secrets::from_environment(&environment, &Identity::explicit(0, 2))
+        };
+        let all = read(MAX_FILE_BYTES as usize).unwrap();
+        assert_eq!(all.all().len(), 2);
+        let error = read(MAX_FILE_BYTES as usize + 1).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert!(error.to_string().ends_with(": holds more than 4096 bytes"), "{error}");
+        assert!(error.help().unwrap().contains("shorten the comments"), "{:?}", error.help());
     }
 
     #[test]
