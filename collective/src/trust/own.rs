@@ -14,6 +14,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 use zeroize::Zeroizing;
 
+use super::secret::is_no_path;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Environment;
 use crate::report;
@@ -68,6 +69,20 @@ impl OwnCertificates {
 
     /// Reads chain, key and authorities.
     pub(crate) fn read([chain, key, authorities]: [PathBuf; 3]) -> Result<Self> {
+        for (path, name) in [&chain, &key, &authorities].into_iter().zip(NAMES) {
+            if is_no_path(&path.to_string_lossy()) {
+                return Err(ErrorKind::Setting {
+                    name: name.into(),
+                    value: None,
+                    problem: "holds a key or certificate itself, not the path of a file".into(),
+                    help: Some(format!(
+                        "put it into a file, a key into one that only you can read, and the path of \
+                         that into {name}"
+                    )),
+                }
+                .into());
+            }
+        }
         let place = chain.display().to_string();
         let certificates = |path: &Path, name| {
             let text = read_file(path, name)?;
@@ -234,3 +249,25 @@ const MAX_CERTIFICATES: usize = 64;
 const MAX_FILE_BYTES: u64 = 256 * 1024;
 /// A week: the person who renews them has weekends.
 const WARN_BEFORE_END: Duration = Duration::from_secs(7 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_the_place_of_its_path_is_not_shown() {
+        let key =
+            "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIDI\n-----END PRIVATE KEY-----\n";
+        for wrong in 0..NAMES.len() {
+            let mut values = ["/no/cert.pem", "/no/key.pem", "/no/ca.pem"];
+            values[wrong] = key;
+            let pairs = [0, 1, 2].map(|at| (NAMES[at], values[at]));
+            let read = OwnCertificates::from_environment(&Environment::from(pairs), 0);
+            let error = read.unwrap_err();
+            let problem = "holds a key or certificate itself, not the path of a file";
+            assert_eq!(error.to_string(), format!("{} {problem}", NAMES[wrong]));
+            let help = error.help().unwrap();
+            assert!(help.contains(NAMES[wrong]) && !help.contains("MC4C"), "{help}");
+        }
+    }
+}

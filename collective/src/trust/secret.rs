@@ -123,6 +123,12 @@ impl Secrets {
     pub(crate) fn from_environment(environment: &Environment, who: &Identity) -> Result<Self> {
         let in_kubernetes = environment.get("KUBERNETES_SERVICE_HOST").is_some();
         if let Some(path) = environment.get("ALLFOLD_SECRET_FILE") {
+            if is_no_path(path) {
+                let problem = "ALLFOLD_SECRET_FILE holds a secret itself, not the path of a file";
+                let help = "put it into ALLFOLD_SECRET, or into a file that only you can read, and \
+                            the path of that into ALLFOLD_SECRET_FILE";
+                return Err(secret_error(problem.into(), Some(help.into())));
+            }
             let text = read_file(Path::new(path)).map_err(|e| {
                 let help = match e.kind() {
                     io::ErrorKind::FileTooLarge => LONG.into(),
@@ -226,6 +232,13 @@ fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
     }
 }
 
+/// Whether what should be the path of a file is what should be in it: nobody may be shown that.
+pub(crate) fn is_no_path(value: &str) -> bool {
+    let value = value.trim();
+    let is_secret = value.len() == 2 * SECRET_BYTES && value.bytes().all(|b| b.is_ascii_hexdigit());
+    is_secret || value.contains('\n') || value.starts_with("-----BEGIN")
+}
+
 pub(crate) fn fill_random(into: &mut [u8]) -> Result<()> {
     rand::fill(into).map_err(|_| {
         into.zeroize();
@@ -308,6 +321,26 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(error.to_string().ends_with(": holds more than 4096 bytes"), "{error}");
         assert!(error.help().unwrap().contains("shorten the comments"), "{:?}", error.help());
+    }
+
+    #[test]
+    fn a_secret_in_the_place_of_its_path_is_not_shown() {
+        let line = Secret::random().unwrap().to_line().to_string();
+        let key = "-----BEGIN PRIVATE KEY-----";
+        for value in [line.clone(), line.to_uppercase(), format!("# mine\n{line}"), key.into()] {
+            let environment = Environment::from([("ALLFOLD_SECRET_FILE", value.as_str())]);
+            let who = Identity::explicit(0, 2);
+            let error = Secrets::from_environment(&environment, &who).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "ALLFOLD_SECRET_FILE holds a secret itself, not the path of a file"
+            );
+            let help = error.help().unwrap();
+            assert!(help.starts_with("put it into ALLFOLD_SECRET, or"), "{help}");
+            assert!(!help.contains(&value), "{help}");
+        }
+        assert!(!is_no_path("/run/secrets/allfold"));
+        assert!(!is_no_path(&line[1..]));
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn what_makes_no_sense_is_refused_before_any_rank_starts() {
         (&["-n", "2", "-x", "NOT_SET"], "--env NOT_SET: not set here"),
         (
             &["-n", "2", "--env", "ALLFOLD_RANK=1"],
-            "--env ALLFOLD_RANK=1: allfold run itself sets or removes ALLFOLD_RANK",
+            "--env ALLFOLD_RANK: allfold run itself sets or removes ALLFOLD_RANK",
         ),
         (
             &["-n", "2", "--grace", "soon"],
