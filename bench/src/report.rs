@@ -1,6 +1,6 @@
 //! The JSON report of `-J`: the keys of nccl-tests' version 3, so that what reads theirs reads ours.
 //!
-//! Three differences. `env` holds only allfold's variables, and never the secret. Without `-I`
+//! Three differences. `env` holds only allfold's settings, and never the secret. Without `-I`
 //! `out_of_place_per_iter` and `in_place_per_iter` are there too, as statistics without the list of
 //! all times. `allfold_version` stands beside a `nccl_version` of null.
 
@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use allfold::config::is_setting;
 use serde::{Serialize, Serializer};
 
 use crate::destination::{self, plain};
@@ -298,9 +299,10 @@ fn word<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(if *value { "true" } else { "false" })
 }
 
-/// nccl-tests write the whole environment; a report that is passed on must not hold secrets.
+/// nccl-tests write the whole environment; a report that is passed on must not hold secrets, not
+/// those either that stand under a name that is none of allfold's.
 fn may_be_told(name: &str) -> bool {
-    name.starts_with("ALLFOLD_") && !name.starts_with("ALLFOLD_SECRET")
+    is_setting(name) && !name.starts_with("ALLFOLD_SECRET") && name != "ALLFOLD_TLS_KEY"
 }
 
 /// Its letter.

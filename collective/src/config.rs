@@ -365,11 +365,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
+/// Whether this version has a setting in a variable of that name, such as `ALLFOLD_RANK`.
+pub fn is_setting(name: &str) -> bool {
+    name.strip_prefix("ALLFOLD_").is_some_and(|name| NAMES.contains(&name))
+}
+
 fn warn_of_unknown(environment: &Environment) {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         for name in environment.names().filter(|name| name.starts_with("ALLFOLD_")) {
-            if NAMES.iter().any(|known| name.strip_prefix("ALLFOLD_") == Some(known)) {
+            if is_setting(name) {
                 continue;
             }
             let nearest = NAMES.iter().min_by_key(|known| distance(&name[8..], known));

@@ -209,5 +209,10 @@ fn the_secret_is_never_told() {
     assert!(may_be_told("ALLFOLD_RANK"));
     assert!(!may_be_told("ALLFOLD_SECRET"));
     assert!(!may_be_told("ALLFOLD_SECRET_FILE"));
+    assert!(!may_be_told("ALLFOLD_TLS_KEY"));
+    // What the user may have meant to be the secret.
+    for name in ["ALLFOLD_JOB_SECRET", "ALLFOLD_SECERT", "ALLFOLD_KEY", "ALLFOLD_", "RANK"] {
+        assert!(!may_be_told(name), "{name}");
+    }
     assert!(!may_be_told("AWS_SECRET_ACCESS_KEY"));
 }
