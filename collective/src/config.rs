@@ -22,7 +22,8 @@ pub struct Config {
     pub(crate) identity: Identity,
     pub(crate) rendezvous: HostPort,
     pub(crate) job: String,
-    pub(crate) credentials: Credentials,
+    /// None: those that the environment names when the rank connects.
+    pub(crate) credentials: Option<Credentials>,
     /// This rank's first port; 0 lets the system choose.
     pub(crate) port: u16,
     pub(crate) connect_timeout: Duration,
@@ -47,10 +48,11 @@ pub(crate) struct HostPort {
 
 impl Config {
     /// `rank` of `size`, meeting at `rendezvous` (`host:port`); everything else from the
-    /// environment or its default.
+    /// environment or its default. Secret and certificates are only looked for when the rank
+    /// connects, if [`secret`](Self::secret) or [`certificates`](Self::certificates) gave none.
     ///
     /// # Errors
-    /// [`ErrorKind::Setting`] or [`ErrorKind::Secret`] where a setting cannot be used.
+    /// [`ErrorKind::Setting`] where a setting cannot be used.
     pub fn new(rank: usize, size: usize, rendezvous: &str) -> Result<Self> {
         if rank >= size {
             let problem = format!("must be below the world size, {size}; ranks count from 0");
@@ -84,7 +86,7 @@ impl Config {
     /// [`ErrorKind::Secret`] if it is not 64 hexadecimal digits.
     pub fn secret(mut self, line: &str) -> Result<Self> {
         let secrets = Secrets::from_lines(line, "the secret given to Config")?;
-        self.credentials = Credentials::Secrets(secrets);
+        self.credentials = Some(Credentials::Secrets(secrets));
         Ok(self)
     }
 
@@ -104,7 +106,7 @@ impl Config {
     ) -> Result<Self> {
         let files = [certificate.as_ref(), key.as_ref(), authorities.as_ref()];
         let own = OwnCertificates::read(files.map(Path::to_path_buf))?;
-        self.credentials = Credentials::Certificates(Arc::new(own));
+        self.credentials = Some(Credentials::Certificates(Arc::new(own)));
         Ok(self)
     }
 
@@ -198,7 +200,6 @@ impl Config {
                 .into());
             }
         };
-        let credentials = Credentials::from_environment(environment, &identity)?;
         let heartbeat = duration(environment, "ALLFOLD_HEARTBEAT", HEARTBEAT)?;
         let dead_after = match environment.get("ALLFOLD_DEAD_AFTER") {
             Some("off") => None,
@@ -225,7 +226,7 @@ impl Config {
                 .map(str::to_string)
                 .or_else(|| identity.job.clone())
                 .unwrap_or_else(|| "default".into()),
-            credentials,
+            credentials: None,
             port,
             connect_timeout: duration(environment, "ALLFOLD_CONNECT_TIMEOUT", patient)?,
             heartbeat,
@@ -477,6 +478,23 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_secret_from_the_program_needs_none_in_the_environment() {
+        let folder = std::env::temp_dir().join(format!("allfold-config-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let home = ("HOME", folder.to_str().unwrap());
+        let missing = ("ALLFOLD_SECRET_FILE", "/no/such/file");
+        for more in [home, ("KUBERNETES_SERVICE_HOST", "10.0.0.1"), missing] {
+            let mut identity = Identity::explicit(1, 2);
+            identity.rendezvous = Some("node-0:29500".into());
+            let config = Config::read(identity, &Environment::from([home, more])).unwrap();
+            let given = config.secret(&"ab".repeat(32)).unwrap().credentials;
+            assert!(matches!(given, Some(Credentials::Secrets(_))), "{more:?}");
+        }
+        // And none is made: the folder is empty.
+        std::fs::remove_dir(&folder).unwrap();
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::departure;
 use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 #[cfg(feature = "faults")]
 use crate::faults;
-use crate::identity::host_name;
+use crate::identity::{Environment, host_name};
 use crate::lane::Lane;
 use crate::link::Links;
 use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
@@ -115,7 +115,10 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     #[cfg(feature = "faults")]
     faults::happens(|_| faults::Moment::BeforeConnect { rank: rank as usize });
     // The secret is wiped as soon as there are certificates.
-    let credentials = std::mem::replace(&mut config.credentials, Credentials::Unused);
+    let credentials = match config.credentials.take() {
+        Some(given) => given,
+        None => Credentials::from_environment(&Environment::of_process(), &config.identity)?,
+    };
     let membership = Arc::new(Membership::new(&credentials, &config.job, rank)?);
     drop(credentials);
     let security = membership.security();

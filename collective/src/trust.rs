@@ -30,8 +30,6 @@ use secret::Secrets;
 /// What makes this process a member of its job.
 #[derive(Clone, Debug)]
 pub(crate) enum Credentials {
-    /// For a world of one, which connects to nobody.
-    Unused,
     Secrets(Secrets),
     Certificates(Arc<OwnCertificates>),
 }
@@ -39,9 +37,6 @@ pub(crate) enum Credentials {
 impl Credentials {
     /// Own certificates where they are given, else the secret.
     pub(crate) fn from_environment(environment: &Environment, who: &Identity) -> Result<Self> {
-        if who.size == 1 {
-            return Ok(Self::Unused);
-        }
         if let Some(own) = OwnCertificates::from_environment(environment, who.rank)? {
             return Ok(Self::Certificates(Arc::new(own)));
         }

@@ -67,7 +67,6 @@ impl Membership {
                 own::warn_of_end(&own.place, end, now);
                 Ok(membership)
             }
-            Credentials::Unused => Err(failed(&"there is no secret")),
         }
     }
 
