@@ -96,6 +96,29 @@ fn an_error_about_a_secret_does_not_quote_it() {
     Forms { line: wrong, bytes: Vec::new() }.assert_not_printed(&ended);
 }
 
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    let job = Job::new(2);
+    let secret = Forms::of(&job.secret);
+    let place = "holds a secret itself, not the path of a file";
+    let mut command = job.rank(0, RANK, &["forever"]);
+    command.env_remove("ALLFOLD_SECRET").env("ALLFOLD_SECRET_FILE", &job.secret);
+    let ended = Process::start(&mut command).wait();
+    ended.assert_error(2, &["ALLFOLD_SECRET_FILE ", place]);
+    secret.assert_not_printed(&ended);
+    let mut command = job.rank(0, RANK, &["forever"]);
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{}\n", job.secret);
+    command.env("ALLFOLD_TLS_CERT", "a").env("ALLFOLD_TLS_CA", "b").env("ALLFOLD_TLS_KEY", key);
+    let ended = Process::start(&mut command).wait();
+    ended.assert_error(2, &["ALLFOLD_TLS_KEY holds a key or certificate itself"]);
+    secret.assert_not_printed(&ended);
+    let mut command = clean_command(ALLFOLD);
+    command.args(["run", "-n", "2", "--env"]).arg(format!("ALLFOLD_SECRET={}", job.secret));
+    let ended = Process::start(command.args([RANK, "forever"])).wait();
+    ended.assert_error(2, &["--env ALLFOLD_SECRET: allfold run itself sets or removes"]);
+    secret.assert_not_printed(&ended);
+}
+
 /// A secret, and the forms in which it could show.
 struct Forms {
     line: String,
