@@ -314,7 +314,9 @@ impl Group {
         if calls == self.begun && hash != self.hash {
             let ours = self.history.back().map_or_else(String::new, |past| self.describe(past));
             let theirs = match &progress.standing {
-                standing if standing.calls == calls && standing.ended + 1 >= calls => {
+                standing
+                    if standing.calls == calls && standing.ended.saturating_add(1) >= calls =>
+                {
                     &standing.call
                 }
                 _ => "something else",
@@ -376,3 +378,23 @@ const ALL_HEARD: usize = 8;
 /// Calls kept to compare with ranks that are behind; a one-way call may run this far ahead and
 /// still have its difference shown in words. All outstanding calls are among them.
 const MAX_HISTORY: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_of_the_largest_numbers_upsets_nothing() {
+        let mut group = Group::new(1, 0, "", vec![0, 1], 0);
+        for calls in [0, 1, u64::MAX - 1, u64::MAX] {
+            for ended in [0, 1, u64::MAX - 1, u64::MAX] {
+                let standing = Standing { group: 0, calls, hash: 7, ended, call: "it".into() };
+                assert_eq!(group.note_standing(1, standing, Instant::now()), None);
+                let accusation = group.note_goodbye(1, 0, 7).map(|accusation| accusation.culprit);
+                assert_eq!(accusation, Some(1), "{calls} calls, {ended} ended");
+                let _ = group.note_goodbye(1, u64::MAX, 7);
+                assert!(group.late(u64::MAX).count() <= 1);
+            }
+        }
+    }
+}
