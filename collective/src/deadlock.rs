@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::MAX_COMMUNICATORS;
 use crate::report;
 
 /// What a rank says that cannot go on.
@@ -19,6 +20,17 @@ pub(crate) struct Stuck {
     /// Calls begun on each of its communicators, and the rolling hash after them.
     pub(crate) calls: Vec<(u64, u64, u64)>,
     pub(crate) waits: Vec<Wait>,
+}
+
+impl Stuck {
+    /// Whether a rank of a world of `size` can be stuck so.
+    pub(crate) fn is_within_limits(&self, size: usize) -> bool {
+        // Messages to each other rank and from it: two pairs with each, on every communicator.
+        let pairs = 2 * size.saturating_sub(1);
+        self.calls.len() <= MAX_KNOWN * (1 + pairs)
+            && self.waits.len() <= MAX_WAITS
+            && self.waits.iter().all(|wait| wait.members.len() <= size)
+    }
 }
 
 /// A call that a thread waits for.
@@ -83,7 +95,16 @@ impl Threads {
 /// One rank's collection of what all ranks say.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
-    latest: HashMap<u32, (Instant, Stuck)>,
+    latest: HashMap<u32, Latest>,
+}
+
+/// What a rank has said last.
+#[derive(Debug)]
+struct Latest {
+    said: Instant,
+    /// Calls begun and the rolling hash after them, by communicator.
+    calls: HashMap<u64, (u64, u64)>,
+    waits: Vec<Wait>,
 }
 
 impl Reports {
@@ -96,19 +117,21 @@ impl Reports {
         now: Instant,
         ranks: impl Iterator<Item = u32>,
     ) -> Option<Vec<String>> {
-        self.latest.insert(rank, (now, report));
-        self.latest.retain(|_, (said, _)| now.saturating_duration_since(*said) <= FRESH);
-        let reports: Option<Vec<(u32, &Stuck)>> =
-            ranks.map(|rank| self.latest.get(&rank).map(|(_, stuck)| (rank, stuck))).collect();
+        let Stuck { calls, waits } = report;
+        let calls = calls.into_iter().map(|(group, calls, hash)| (group, (calls, hash))).collect();
+        self.latest.insert(rank, Latest { said: now, calls, waits });
+        self.latest.retain(|_, latest| now.saturating_duration_since(latest.said) <= FRESH);
+        let reports: Option<Vec<(u32, &Latest)>> =
+            ranks.map(|rank| self.latest.get(&rank).map(|latest| (rank, latest))).collect();
         let reports = reports?;
-        let hopeless = |(rank, stuck): &(u32, &Stuck)| {
-            !stuck.waits.is_empty() && stuck.waits.iter().all(|wait| self.is_in_vain(*rank, wait))
+        let hopeless = |(rank, latest): &(u32, &Latest)| {
+            !latest.waits.is_empty() && latest.waits.iter().all(|wait| self.is_in_vain(*rank, wait))
         };
         if !reports.iter().all(hopeless) {
             return None;
         }
-        let named = reports.iter().take(MAX_NAMED).map(|(rank, stuck)| {
-            let calls: Vec<_> = stuck.waits.iter().map(|w| report::printable(&w.call)).collect();
+        let named = reports.iter().take(MAX_NAMED).map(|(rank, latest)| {
+            let calls: Vec<_> = latest.waits.iter().map(|w| report::printable(&w.call)).collect();
             format!("rank {rank} waits in {}", calls.join(" and "))
         });
         let more = reports.len().saturating_sub(MAX_NAMED);
@@ -120,9 +143,8 @@ impl Reports {
     /// place, which the two would only find if they had anything to send to each other.
     fn is_in_vain(&self, rank: u32, wait: &Wait) -> bool {
         let standing = |rank: &u32| {
-            let (_, stuck) = self.latest.get(rank)?;
-            let calls = stuck.calls.iter().find(|(group, ..)| *group == wait.group);
-            Some(calls.map_or((0, 0), |(_, calls, hash)| (*calls, *hash)))
+            let latest = self.latest.get(rank)?;
+            Some(latest.calls.get(&wait.group).copied().unwrap_or_default())
         };
         let ours = standing(&rank);
         wait.members.iter().filter(|member| **member != rank).any(|member| {
@@ -152,6 +174,10 @@ pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Reports that lie closer together than this speak of one moment: each of them covers
 /// ALLFOLD_LATE_AFTER, ten seconds, before it.
 const FRESH: Duration = Duration::from_millis(2500);
+/// Communicators that are open, and as many that only others still have open.
+const MAX_KNOWN: usize = 2 * MAX_COMMUNICATORS;
+/// One for each thread that waits: more than this many no program has in calls.
+const MAX_WAITS: usize = 1024;
 /// More than this nobody reads.
 pub(crate) const MAX_NAMED: usize = 16;
 
@@ -206,6 +232,23 @@ mod tests {
         let later = now + Duration::from_secs(3);
         assert_eq!(reports.note(1, second, later, 0..2), None);
         assert!(reports.note(0, first, later, 0..2).is_some());
+    }
+
+    #[test]
+    fn a_rank_waits_in_no_more_calls_and_for_no_more_ranks_than_there_can_be() {
+        let with = |calls: usize, waits: usize, members: u32| {
+            let report = stuck(&[(1, 5)], 1, 4, &(0..members).collect::<Vec<_>>());
+            Stuck {
+                calls: vec![report.calls[0]; calls],
+                waits: vec![report.waits[0].clone(); waits],
+            }
+        };
+        // Of three ranks each has two pairs with each of the two others.
+        let most = 5 * MAX_KNOWN;
+        assert!(with(most, MAX_WAITS, 3).is_within_limits(3));
+        assert!(!with(most + 1, 1, 3).is_within_limits(3));
+        assert!(!with(1, MAX_WAITS + 1, 3).is_within_limits(3));
+        assert!(!with(1, 1, 4).is_within_limits(3));
     }
 
     #[test]

@@ -200,6 +200,9 @@ impl World {
 
     /// On the collector: a rank says at `now` that it cannot go on.
     pub(crate) fn note_stuck(&self, rank: u32, stuck: Stuck, now: Instant) {
+        if !stuck.is_within_limits(self.peers.len()) {
+            return;
+        }
         let calls = {
             let mut state = self.state();
             let State { stuck: reports, left, .. } = &mut *state;
@@ -327,3 +330,37 @@ pub(crate) const WHOLE_WORLD: u64 = 0;
 /// Writing a verdict to open connections takes microseconds; a peer that does not take it is not
 /// waited for.
 const FLOOD_LIMIT: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::costs::CostTable;
+
+    /// Rank 0's view of a world of three.
+    pub(super) fn of_three() -> World {
+        let late_after = Duration::from_secs(10);
+        let limits = Limits { late_after, timeout: None, dead_after: None };
+        let choice = Choice { costs: CostTable::default(), forced: None };
+        let peers = (0..3).map(|rank| Peer::new(rank, "host", 1)).collect();
+        World::new(0, 1, peers, limits, choice, Arc::new(Counters::new(0, 3, "memory")))
+    }
+
+    #[test]
+    fn a_report_beyond_all_limits_counts_for_nothing() {
+        let world = of_three();
+        let now = Instant::now();
+        // Each waits for a call that the others have not made.
+        let report = |rank: u32, members: u32| {
+            let members = (0..members).collect();
+            let wait = Wait { group: u64::from(rank), sequence: 0, members, call: "it".into() };
+            Stuck { calls: vec![(u64::from(rank), 1, 7)], waits: vec![wait] }
+        };
+        for rank in [0, 1] {
+            world.note_stuck(rank, report(rank, 3), now);
+        }
+        world.note_stuck(2, report(2, 4), now);
+        assert_eq!(world.verdict(), None, "of a world of four");
+        world.note_stuck(2, report(2, 3), now);
+        assert!(matches!(world.verdict().map(|v| &v.fault), Some(Fault::Deadlock { .. })));
+    }
+}
