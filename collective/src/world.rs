@@ -80,8 +80,8 @@ struct State {
     groups: HashMap<u64, Group>,
     /// The pairs that this rank has made, by communicator.
     pairs: HashMap<u64, Vec<u64>>,
-    /// Goodbyes on communicators that this rank has not made yet.
-    early: Vec<EarlyGoodbye>,
+    /// Each rank's goodbyes on communicators that this one has not made yet, by communicator.
+    early: Vec<HashMap<u64, EarlyGoodbye>>,
     /// Communicators that all members have closed: words about them may still come.
     over: VecDeque<u64>,
     /// Which ranks have left the world.
@@ -108,7 +108,7 @@ impl World {
         let state = State {
             groups: HashMap::from([(WHOLE_WORLD, whole)]),
             pairs: HashMap::new(),
-            early: Vec::new(),
+            early: peers.iter().map(|_| HashMap::new()).collect(),
             over: VecDeque::new(),
             left: vec![false; peers.len()],
             threads: Threads::default(),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{State, WHOLE_WORLD, World};
 use crate::contract::{self, CallShape, Contract};
+use crate::engine::MAX_COMMUNICATORS;
 use crate::error::{ErrorKind, Result};
 use crate::group::{Accusation, Begun, Group, Standing};
 use crate::verdict::Fault;
@@ -28,8 +29,6 @@ impl Goodbye {
 
 /// A goodbye on a communicator that this rank has not made yet.
 pub(super) struct EarlyGoodbye {
-    rank: u32,
-    group: u64,
     calls: u64,
     hash: u64,
 }
@@ -41,12 +40,9 @@ impl World {
         {
             let mut state = self.state();
             let id = group.id();
-            let (known, early) =
-                std::mem::take(&mut state.early).into_iter().partition(|early| early.group == id);
-            state.early = early;
-            let known: Vec<EarlyGoodbye> = known;
-            for EarlyGoodbye { rank, calls, hash, .. } in known {
-                if let Some(place) = group.place_of(rank) {
+            for (place, rank) in (0..).zip(group.members().clone().iter()) {
+                let early = state.early.get_mut(*rank as usize).and_then(|of| of.remove(&id));
+                if let Some(EarlyGoodbye { calls, hash }) = early {
                     accusation = accusation.or(group.note_goodbye(place, calls, hash));
                 }
             }
@@ -75,7 +71,7 @@ impl World {
             // One that has closed the communicator without a word of this pair makes no call on it.
             let told = |group: &Group| group.place_of(peer).is_some_and(|p| group.has_told(p));
             if state.groups.get(&group).is_some_and(told)
-                && !state.early.iter().any(|early| early.group == id)
+                && !state.early.get(peer as usize).is_some_and(|of| of.contains_key(&id))
             {
                 let _ = pair.note_goodbye(1 - place, 0, contract::first_hash(self.epoch, id));
             }
@@ -250,8 +246,10 @@ impl World {
                     drop(state);
                     return self.accuse(Some(unread(self.rank, rank, calls)));
                 }
-                if early.len() < MAX_EARLY {
-                    early.push(EarlyGoodbye { rank, group, calls, hash });
+                if let Some(of) = early.get_mut(rank as usize)
+                    && (of.len() < MAX_EARLY || of.contains_key(&group))
+                {
+                    of.insert(group, EarlyGoodbye { calls, hash });
                 }
                 return;
             }
@@ -277,23 +275,18 @@ impl World {
                 return goodbyes;
             };
             let others = members.iter().filter(|member| **member != self.rank);
-            for (from, to) in others.flat_map(|&m| [(self.rank, m), (m, self.rank)]) {
+            for (peer, from, to) in others.flat_map(|&m| [(m, self.rank, m), (m, m, self.rank)]) {
                 let pair = pair_id(id, from, to);
                 threads.forget(pair);
                 if let Some(pair) = groups.get_mut(&pair) {
                     accusation = accusation.or(pair.close());
                     goodbyes.push(Goodbye::on(pair));
                 }
-                if let Some(lost) =
-                    early.iter().find(|early| early.group == pair && early.calls > 0)
-                {
-                    accusation = accusation.or(Some(unread(self.rank, lost.rank, lost.calls)));
+                let lost = early.get_mut(peer as usize).and_then(|of| of.remove(&pair));
+                if let Some(EarlyGoodbye { calls: calls @ 1.., .. }) = lost {
+                    accusation = accusation.or(Some(unread(self.rank, peer, calls)));
                 }
             }
-            early.retain(|early| {
-                let pair = |(from, to)| pair_id(id, from, to) == early.group;
-                !pair((self.rank, early.rank)) && !pair((early.rank, self.rank))
-            });
             if let Some(group) = groups.get_mut(&id)
                 && !group.is_closed()
             {
@@ -352,8 +345,37 @@ const MAX_OUTSTANDING: u64 = 1024;
 /// A heartbeat fits the smallest datagram that QUIC promises, 1,200 bytes, with three calls in
 /// words of some 200 bytes each.
 const MAX_STANDINGS: usize = 3;
-/// Goodbyes for communicators that this rank has still to make.
-const MAX_EARLY: usize = 65_536;
+/// Goodbyes of one rank for communicators that this one has still to make: as many as it may have
+/// open, with two pairs each, and as much again.
+const MAX_EARLY: usize = 6 * MAX_COMMUNICATORS;
 /// A goodbye comes twice, over control and behind the data; these are closed long before the
 /// second one can still be on its way.
 const MAX_OVER: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::tests::of_three;
+
+    #[test]
+    fn a_rank_that_says_goodbye_without_end_crowds_out_only_itself() {
+        let world = of_three();
+        for group in 100..100_000 {
+            world.note_goodbye(2, group, 0, 7);
+        }
+        assert_eq!(world.state().early[2].len(), MAX_EARLY);
+        // Another rank's goodbye, of calls that were never made here.
+        world.note_goodbye(1, 9, 0, 7);
+        world.add_group(Group::new(1, 9, "", vec![0, 1], 0));
+        assert_eq!(world.verdict().expect("it was forgotten").culprit, 1);
+    }
+
+    #[test]
+    fn goodbyes_of_ranks_that_do_not_exist_are_no_harm() {
+        let world = of_three();
+        world.note_goodbye(3, 9, 0, 7);
+        world.note_goodbye(u32::MAX, 9, u64::MAX, 7);
+        world.add_group(Group::new(1, 9, "", vec![0, 1, 2], 0));
+        assert!(world.verdict().is_none());
+    }
+}
