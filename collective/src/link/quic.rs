@@ -44,6 +44,8 @@ struct Shared {
     rank: u32,
     addresses: Vec<LaneAddress>,
     connections: RefCell<HashMap<u32, watch::Sender<Option<Connection>>>>,
+    /// Of each peer that dialled, the attempt whose welcome it has not confirmed yet.
+    welcoming: RefCell<HashMap<u32, Connection>>,
     /// Peers that are dialled in vain: since when, and why.
     in_vain: RefCell<HashMap<u32, (Instant, String)>>,
     flows: mpsc::UnboundedSender<Incoming>,
@@ -73,6 +75,7 @@ impl QuicLinks {
             epoch,
             addresses,
             connections: RefCell::new(HashMap::new()),
+            welcoming: RefCell::default(),
             in_vain: RefCell::default(),
             flows,
             counters: counters.clone(),
@@ -213,11 +216,23 @@ impl Shared {
             return greeted.refuse(reason, Again::Soon).await;
         }
         let Greeted { hello, connection, mut sender, mut receiver, .. } = greeted;
+        // Who dials again has given up on the attempt before.
+        let earlier = self.welcoming.borrow_mut().insert(hello.rank, connection.clone());
+        if let Some(earlier) = earlier {
+            earlier.close(REPLACED.into(), b"dialled again");
+        }
         // The dialler ends its stream once it has the welcome; one that gave up never does, and its
-        // connection must not be taken for the link.
-        if hello::send(&mut sender, &Answer::Welcome).await.is_ok()
-            && receiver.read_to_end(0).await.is_ok()
-        {
+        // connection must not be taken for the link. No time limit: a job that was frozen goes on.
+        let is_heard = hello::send(&mut sender, &Answer::Welcome).await.is_ok()
+            && receiver.read_to_end(0).await.is_ok();
+        let mut welcoming = self.welcoming.borrow_mut();
+        let latest = welcoming.get(&hello.rank).map(Connection::stable_id);
+        if latest != Some(connection.stable_id()) {
+            return;
+        }
+        welcoming.remove(&hello.rank);
+        drop(welcoming);
+        if is_heard {
             self.joined(hello.rank, connection);
         }
     }
@@ -230,7 +245,10 @@ impl Shared {
             .entry(peer)
             .or_insert_with(|| watch::channel(None).0)
             .clone();
-        sender.send_replace(Some(connection.clone()));
+        // A peer has one link, as it has one lane.
+        if let Some(earlier) = sender.send_replace(Some(connection.clone())) {
+            earlier.close(REPLACED.into(), b"replaced");
+        }
         // Whoever asks for the round trip must not keep the connection open.
         let connection = Arc::new(connection);
         let link = Arc::downgrade(&connection);
@@ -257,6 +275,7 @@ impl Shared {
 /// Close codes, as the peer sees them.
 const CLOSED: u32 = 0;
 const REFUSED: u32 = 1;
+const REPLACED: u32 = 2;
 /// One attempt; the handshake's own retransmissions lie within it.
 const DIAL_LIMIT: Duration = Duration::from_secs(2);
 const DIAL_PAUSE: Duration = Duration::from_millis(50);

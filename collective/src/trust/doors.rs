@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use quinn::Endpoint;
 
 use super::certificates::Membership;
-use super::hello::{DialError, Hello, Purpose};
+use super::hello::{DialError, Hello, Purpose, Welcomed};
 use super::secret::Secret;
 use super::strangers::{PATIENCE, config, of_secrets, on_runtime, open, said_by};
 use super::verifier::Seen;
@@ -18,8 +18,10 @@ use crate::communicator::Communicator;
 use crate::config::Config;
 use crate::link::quic::endpoint::{self, Caller};
 use crate::link::quic::tuning::{HALF_OPEN_BEFORE_RETRY, HALF_OPEN_MAX, Traffic};
+use crate::link::quic::{LaneAddress, QuicLinks};
 use crate::reduce::ReduceOp;
 use crate::statistics::Counters;
+use crate::wire::Preamble;
 
 #[test]
 fn an_address_must_prove_itself_above_sixteen_half_open_connections() {
@@ -141,6 +143,43 @@ fn a_job_goes_on_while_others_are_refused_at_each_of_its_doors() {
             let counted = refused.iter().find(|count| count.reason == reason).unwrap();
             assert!(counted.count >= 1, "{refused:?}");
         }
+    });
+}
+
+#[test]
+fn a_peer_has_one_data_link_and_one_attempt_at_it() {
+    const EPOCH: u64 = 7;
+    let secret = Secret::random().unwrap();
+    let [host, guest] = [1, 0].map(|rank| Arc::new(of_secrets(&[&secret], rank)));
+    on_runtime(async {
+        let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let of = |membership: &Membership| LaneAddress { address, leaf: membership.leaf_hash() };
+        let addresses = vec![of(&guest), of(&host)];
+        let counters = Arc::new(Counters::new(1, 2, "quic"));
+        let links = QuicLinks::new(socket, host, said_by(1), EPOCH, addresses, counters).unwrap();
+        let (_, endpoint) = open(&guest);
+        let caller = Caller { endpoint: &endpoint, membership: &guest, traffic: Traffic::Data };
+        let hello = Hello { purpose: Purpose::Lane { epoch: EPOCH, lane: 0 }, ..said_by(0) };
+        let dial = async || caller.dial(1, address, &hello, PATIENCE).await.unwrap();
+        let carries = async |link: &Welcomed, group| {
+            let mut stream = link.connection.open_uni().await.unwrap();
+            let preamble = Preamble { epoch: EPOCH, from: 0, group, stripe: 0, lane: 0 };
+            stream.write_all(&preamble.to_wire()).await.unwrap();
+            assert_eq!(links.next_incoming().await.unwrap().flow.group, group);
+        };
+        // It never says that it has heard its welcome, and dials again.
+        let first = dial().await;
+        let mut second = dial().await;
+        first.connection.closed().await;
+        second.sender.finish().unwrap();
+        carries(&second, 1).await;
+        // One link takes the other's place, and only once it stands.
+        let mut third = dial().await;
+        carries(&second, 2).await;
+        third.sender.finish().unwrap();
+        second.connection.closed().await;
+        carries(&third, 3).await;
     });
 }
 
