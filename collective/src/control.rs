@@ -2,6 +2,7 @@
 //! runtime, so that a full lane never looks like a dead rank.
 
 pub(crate) mod endpoint;
+mod hearsay;
 pub(crate) mod launched;
 pub(crate) mod processes;
 pub(crate) mod running;

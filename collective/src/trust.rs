@@ -7,6 +7,8 @@ pub(crate) mod certificates;
 mod doors;
 #[cfg(test)]
 mod expiry;
+#[cfg(test)]
+mod floods;
 mod handshake;
 pub(crate) mod hello;
 #[cfg(test)]

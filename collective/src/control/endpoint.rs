@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::launched::Obituary;
 use crate::config::Config;
@@ -22,7 +22,7 @@ use crate::rendezvous::Entry;
 use crate::report;
 use crate::statistics::Counters;
 use crate::trust::certificates::Membership;
-use crate::trust::hello::{self, Again, Greeted};
+use crate::trust::hello::{self, Again, Answer, Greeted};
 use crate::verdict::Verdict;
 use crate::wire;
 use crate::world::World;
@@ -87,13 +87,10 @@ pub(crate) enum Message {
 pub(crate) enum Event {
     /// A peer dialled and said hello; nobody has answered it yet.
     Greeted(Box<Greeted>),
-    Message(u32, Message),
+    /// What a rank said on its link, and the share that this takes of it until it is dealt with.
+    Message(u32, Message, Option<Share>),
     /// A link ended: its connection is closed, or its peer was silent for too long.
-    Ended {
-        rank: u32,
-        link: usize,
-        how: LinkEnd,
-    },
+    Ended { rank: u32, link: usize, how: LinkEnd },
     /// The launcher saw a rank end.
     Obituary(Obituary),
     /// A rank's process on this host has ended.
@@ -103,6 +100,9 @@ pub(crate) enum Event {
     /// A dialling task of the rendezvous has something to say.
     Dialled(crate::rendezvous::Dialled),
 }
+
+/// A part of what a link may have read and not dealt with; given back when dropped.
+pub(crate) type Share = OwnedSemaphorePermit;
 
 #[derive(Clone, Debug)]
 pub(crate) enum LinkEnd {
@@ -135,9 +135,10 @@ pub(crate) struct Control {
 /// The control connection to one rank.
 pub(crate) struct ControlLink {
     pub(crate) connection: Connection,
-    outbox: mpsc::UnboundedSender<Message>,
-    /// Messages posted and not yet written.
+    outbox: mpsc::UnboundedSender<Bytes>,
+    /// Messages posted and not yet written, and what they take.
     unwritten: Cell<usize>,
+    unwritten_bytes: Cell<usize>,
     /// When the peer was heard last.
     pub(crate) heard: Cell<Instant>,
     /// Since when its silence counts.
@@ -165,7 +166,19 @@ impl Control {
         self.config.rank() as u32
     }
 
-    /// Takes a greeted or welcomed connection as the link to `rank`, in place of an older one.
+    /// Takes a greeted connection as the link to `rank`, and makes the peer welcome on it; false if
+    /// it has ended meanwhile. A peer that does not read its welcome holds up nobody but itself.
+    pub(crate) fn welcome(self: &Rc<Self>, rank: u32, greeted: Greeted) -> bool {
+        let Greeted { connection, sender, receiver, .. } = greeted;
+        if connection.close_reason().is_some() {
+            return false;
+        }
+        self.add_link(rank, connection, sender, receiver);
+        self.say(rank, &Answer::Welcome);
+        true
+    }
+
+    /// Takes a connection as the link to `rank`, in place of an older one.
     pub(crate) fn add_link(
         self: &Rc<Self>,
         rank: u32,
@@ -173,12 +186,13 @@ impl Control {
         sender: SendStream,
         receiver: RecvStream,
     ) {
-        let (outbox, messages) = mpsc::unbounded_channel();
+        let (outbox, frames) = mpsc::unbounded_channel();
         let now = Instant::now();
         let link = Rc::new(ControlLink {
             connection,
             outbox,
             unwritten: Cell::new(0),
+            unwritten_bytes: Cell::new(0),
             heard: Cell::new(now),
             listening: Cell::new(now),
             suspected: Cell::new(false),
@@ -188,7 +202,7 @@ impl Control {
         if let Some(old) = self.links.borrow_mut().insert(rank, link.clone()) {
             old.connection.close(REPLACED.into(), b"replaced");
         }
-        tokio::task::spawn_local(self.clone().write(link.clone(), sender, messages));
+        tokio::task::spawn_local(self.clone().write(link.clone(), sender, frames));
         tokio::task::spawn_local(self.clone().read(rank, link.clone(), receiver));
         tokio::task::spawn_local(self.clone().hear(rank, link));
         self.changed.notify_waiters();
@@ -202,14 +216,48 @@ impl Control {
     }
 
     pub(crate) fn post(&self, rank: u32, message: Message) {
-        if let Some(link) = self.links.borrow().get(&rank) {
-            link.post(message);
+        // A peer that asks and never reads the answers gets no more of them.
+        let is_answer = matches!(message, Message::LeaveRead | Message::Heard { .. });
+        let unread = self.links.borrow().get(&rank).map_or(0, |link| link.unwritten.get());
+        if !is_answer || unread < MAX_UNREAD {
+            self.say(rank, &message);
         }
     }
 
     pub(crate) fn post_all(&self, message: &Message) {
-        for link in self.links.borrow().values() {
-            link.post(message.clone());
+        self.post_some(message, |_| true);
+    }
+
+    /// Tells those of the linked ranks that are wanted; all have the message's bytes in common.
+    pub(crate) fn post_some(&self, message: &Message, wanted: impl Fn(u32) -> bool) {
+        let Ok(frame) = wire::encode_control(message).map(Bytes::from) else { return };
+        for (rank, link) in self.links.borrow().iter().filter(|(rank, _)| wanted(**rank)) {
+            self.enqueue(*rank, link, frame.clone());
+        }
+    }
+
+    fn say<T: Serialize>(&self, rank: u32, message: &T) {
+        let Ok(frame) = wire::encode_control(message) else { return };
+        if let Some(link) = self.links.borrow().get(&rank) {
+            self.enqueue(rank, link, frame.into());
+        }
+    }
+
+    /// Gives a message to the task that writes. A link whose peer reads nothing is lost at last.
+    fn enqueue(&self, rank: u32, link: &ControlLink, frame: Bytes) {
+        let bytes = link.unwritten_bytes.get() + taken_by(&frame);
+        if bytes > max_unwritten(self.config.size()) {
+            if !link.is_closed() {
+                link.connection.close(REPLACED.into(), b"nothing is read");
+                let how = LinkEnd::Closed("it does not read what it is sent".into());
+                let link = link.connection.stable_id();
+                let _ = self.events.send(Event::Ended { rank, link, how });
+            }
+            return;
+        }
+        if link.outbox.send(frame).is_ok() {
+            link.unwritten.set(link.unwritten.get() + 1);
+            link.unwritten_bytes.set(bytes);
         }
     }
 
@@ -268,11 +316,13 @@ impl Control {
         self: Rc<Self>,
         link: Rc<ControlLink>,
         mut sender: SendStream,
-        mut messages: mpsc::UnboundedReceiver<Message>,
+        mut frames: mpsc::UnboundedReceiver<Bytes>,
     ) {
-        while let Some(message) = messages.recv().await {
-            let written = hello::send(&mut sender, &message).await;
+        while let Some(frame) = frames.recv().await {
+            let taken = taken_by(&frame);
+            let written = sender.write_chunk(frame).await;
             link.unwritten.set(link.unwritten.get() - 1);
+            link.unwritten_bytes.set(link.unwritten_bytes.get() - taken);
             self.changed.notify_waiters();
             if written.is_err() {
                 return;
@@ -281,11 +331,19 @@ impl Control {
     }
 
     async fn read(self: Rc<Self>, rank: u32, link: Rc<ControlLink>, mut receiver: RecvStream) {
+        let unhandled = Arc::new(Semaphore::new(MAX_UNHANDLED));
         let end = loop {
-            match hello::receive::<Message>(&mut receiver, wire::MAX_CONTROL_BYTES).await {
+            let body = match hello::receive_bytes(&mut receiver, wire::MAX_CONTROL_BYTES).await {
+                Ok(body) => body,
+                Err(problem) => break problem,
+            };
+            link.note_heard();
+            // Of one that says more than is dealt with, no more is read for now: QUIC tells it so.
+            let share = body.len().clamp(LEAST_SHARE, MAX_UNHANDLED) as u32;
+            let Ok(share) = unhandled.clone().acquire_many_owned(share).await else { return };
+            match wire::decode_control::<Message>(&body) {
                 Ok(message) => {
-                    link.note_heard();
-                    let _ = self.events.send(Event::Message(rank, message));
+                    let _ = self.events.send(Event::Message(rank, message, Some(share)));
                 }
                 Err(problem) => break problem,
             }
@@ -332,17 +390,18 @@ impl ControlLink {
         self.heard.set(now);
         self.listen_anew(now);
     }
+}
 
-    fn post(&self, message: Message) {
-        // A peer that asks and never reads the answers gets no more of them.
-        let is_answer = matches!(message, Message::LeaveRead | Message::Heard { .. });
-        if is_answer && self.unwritten.get() >= MAX_UNREAD {
-            return;
-        }
-        if self.outbox.send(message).is_ok() {
-            self.unwritten.set(self.unwritten.get() + 1);
-        }
-    }
+/// What a frame that waits to be written takes.
+fn taken_by(frame: &Bytes) -> usize {
+    frame.len() + FRAME_COST
+}
+
+/// What a link of a world of `size` may have unwritten.
+fn max_unwritten(size: usize) -> usize {
+    // A goodbye names the members.
+    let goodbyes = size.saturating_mul(2 * size * size_of::<u32>());
+    goodbyes.saturating_add(MAX_UNWRITTEN)
 }
 
 /// Silence is noticed a fifth of a heartbeat late at most.
@@ -351,5 +410,13 @@ const LOOKS_PER_HEARTBEAT: u32 = 5;
 const LONGEST_LOOK: Duration = Duration::from_millis(100);
 /// Answers are few in a world that is well.
 const MAX_UNREAD: usize = 1024;
+/// Four messages of the largest size; to it come two goodbyes of each rank, in large worlds more.
+const MAX_UNWRITTEN: usize = 4 * wire::MAX_CONTROL_BYTES;
+/// Beside its bytes a frame takes an allocation and a place in the queue.
+const FRAME_COST: usize = 64;
+/// Read and not dealt with, of each link: one message of the largest size, or
+const MAX_UNHANDLED: usize = wire::MAX_CONTROL_BYTES;
+/// 1,024 small ones.
+const LEAST_SHARE: usize = MAX_UNHANDLED / 1024;
 /// Close code of a link that another one has taken the place of.
 const REPLACED: u32 = 2;

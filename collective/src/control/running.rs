@@ -2,7 +2,6 @@
 //! losses, and refuses newcomers with a reason.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::endpoint::{Control, Event, LinkEnd, Message};
+use super::hearsay::{Hearsay, word_of};
 use super::launched::{Ending, Obituary};
 use super::witnesses::Witnesses;
 use super::{Command, Flooded, processes};
@@ -37,14 +37,14 @@ pub(crate) async fn serve(
     let _ = control.world.set(world.clone());
     control.send_beats();
     let witnesses = Witnesses::new(control.clone(), world.clone());
-    let running = Running {
+    let running = Rc::new(Running {
         control,
         world,
         flooded,
         witnesses,
         left: Cell::new(None),
-        spread: RefCell::default(),
-    };
+        hearsay: RefCell::default(),
+    });
     running.watch_processes();
     let mut closing = false;
     while !closing {
@@ -82,8 +82,7 @@ struct Running {
     witnesses: Witnesses,
     /// When this rank left.
     left: Cell<Option<Instant>>,
-    /// Whose goodbyes were passed on: on a communicator, or to the world.
-    spread: RefCell<VecDeque<(u32, Option<u64>)>>,
+    hearsay: RefCell<Hearsay>,
 }
 
 impl Running {
@@ -123,46 +122,40 @@ impl Running {
         }
     }
 
-    fn notice(&self, event: Event) {
+    fn notice(self: &Rc<Self>, event: Event) {
         match event {
-            Event::Message(rank, message) if !self.may_say(rank, &message) => {}
-            Event::Message(rank, Message::Verdict(verdict)) => {
+            Event::Message(rank, message, _) if !self.may_say(rank, &message) => {}
+            Event::Message(rank, Message::Verdict(verdict), _) => {
                 if let Some(link) = self.control.links.borrow().get(&rank) {
                     link.knows_verdict.set(true);
                 }
                 self.control.changed.notify_waiters();
                 self.world.settle(verdict.printable());
             }
-            Event::Message(rank, message @ Message::Goodbye { .. }) => {
-                if let Message::Goodbye { origin, group, ref members, calls, hash } = message
-                    && members.contains(&self.world.rank)
-                {
-                    self.world.note_goodbye(origin, group, calls, hash);
-                }
-                self.spread(Some(rank), message);
+            Event::Message(
+                rank,
+                message @ (Message::Goodbye { .. } | Message::Leave { .. }),
+                _,
+            ) => {
+                self.hear_goodbye(rank, message);
             }
-            Event::Message(rank, Message::Stuck(stuck)) => {
+            Event::Message(rank, Message::Stuck(stuck), _) => {
                 self.world.note_stuck(rank, stuck, Instant::now());
             }
-            Event::Message(rank, Message::Leave { origin }) => {
-                self.world.note_left(origin);
-                self.spread(Some(rank), Message::Leave { origin });
-                if origin == rank {
-                    self.control.post(rank, Message::LeaveRead);
-                }
-                self.control.changed.notify_waiters();
-            }
-            Event::Message(rank, Message::LeaveRead) => {
+            Event::Message(rank, Message::LeaveRead, _) => {
                 if let Some(link) = self.control.links.borrow().get(&rank) {
                     link.leave_read.set(true);
                 }
                 self.control.changed.notify_waiters();
             }
-            Event::Message(rank, Message::Silent { rank: about }) => {
+            Event::Message(rank, Message::Silent { rank: about }, _) => {
                 self.witnesses.testify(rank, about);
             }
-            Event::Message(rank, Message::Heard { rank: about, ago_ms, left }) => {
+            Event::Message(rank, Message::Heard { rank: about, ago_ms, left }, _) => {
                 self.witnesses.answer(rank, about, ago_ms.map(Duration::from_millis), left);
+                if self.world.has_left(about) {
+                    self.believe(about);
+                }
             }
             Event::Asked(rank) => self.witnesses.conclude(rank),
             Event::Gone(rank) => self.lose_after(GONE_GRACE, rank, Loss::Gone),
@@ -177,14 +170,18 @@ impl Running {
     }
 
     /// Whether the words are possible from `rank`: where all have links to each other nobody speaks
-    /// for others, and every rank that is named is one of the world.
+    /// for others, nowhere for this rank, and every rank that is named is one of the world.
     fn may_say(&self, rank: u32, message: &Message) -> bool {
         let size = self.world.peers.len();
         let speaks_for = |origin: u32| {
-            origin == rank || size > ALL_WATCH_ALL as usize && (origin as usize) < size
+            let for_others = size > ALL_WATCH_ALL as usize && origin != self.world.rank;
+            origin == rank || for_others && (origin as usize) < size
         };
         match message {
-            Message::Goodbye { origin, .. } | Message::Leave { origin } => speaks_for(*origin),
+            Message::Goodbye { origin, members, .. } => {
+                speaks_for(*origin) && members.len() <= size
+            }
+            Message::Leave { origin } => speaks_for(*origin),
             Message::Verdict(verdict) => {
                 (verdict.culprit as usize) < size && (verdict.seen_by as usize) < size
             }
@@ -192,35 +189,78 @@ impl Running {
         }
     }
 
+    /// A goodbye, from its origin or passed on by another rank.
+    fn hear_goodbye(&self, from: u32, message: Message) {
+        let Some(word) = word_of(&message) else { return };
+        let (origin, _) = word;
+        if origin != from {
+            if self.hearsay.borrow().is_stale(word) {
+                return;
+            }
+            if self.speaks_itself(origin) {
+                return self.hearsay.borrow_mut().keep(from, word, message);
+            }
+            // What came before it, first.
+            self.believe(origin);
+        }
+        self.take_goodbye(from, message);
+    }
+
+    /// Whether a rank's own goodbyes are still to come, over a link.
+    fn speaks_itself(&self, rank: u32) -> bool {
+        let links = self.control.links.borrow();
+        links.get(&rank).is_some_and(|link| !link.is_closed()) && !self.world.has_left(rank)
+    }
+
+    /// Takes what others said of a rank that says no more itself.
+    fn believe(&self, rank: u32) {
+        let kept = self.hearsay.borrow_mut().take(rank);
+        for (from, message) in kept {
+            if word_of(&message).is_some_and(|word| !self.hearsay.borrow().is_stale(word)) {
+                self.take_goodbye(from, message);
+            }
+        }
+    }
+
+    fn take_goodbye(&self, from: u32, message: Message) {
+        match message {
+            Message::Goodbye { origin, group, ref members, calls, hash } => {
+                if members.contains(&self.world.rank) {
+                    self.world.note_goodbye(origin, group, calls, hash);
+                }
+                self.spread(Some(from), message);
+            }
+            Message::Leave { origin } => {
+                self.world.note_left(origin);
+                self.spread(Some(from), message);
+                if origin == from {
+                    self.hearsay.borrow_mut().complete(origin);
+                    self.control.post(from, Message::LeaveRead);
+                }
+                self.control.changed.notify_waiters();
+            }
+            _ => {}
+        }
+    }
+
     /// Tells the other ranks of a goodbye: in small worlds each has a link, in large ones every rank
     /// passes it on, once. On every link a rank's goodbyes keep their order.
     fn spread(&self, from: Option<u32>, message: Message) {
-        let (origin, group) = match &message {
-            Message::Goodbye { origin, group, .. } => (*origin, Some(*group)),
-            Message::Leave { origin } => (*origin, None),
-            _ => return,
-        };
+        let Some(word) = word_of(&message) else { return };
+        let (origin, _) = word;
         if self.world.peers.len() <= ALL_WATCH_ALL as usize {
             if from.is_none() {
                 self.control.post_all(&message);
             }
             return;
         }
-        let mut spread = self.spread.borrow_mut();
-        if spread.contains(&(origin, group)) {
+        if !self.hearsay.borrow_mut().note(word) {
             return;
         }
-        spread.push_back((origin, group));
-        if spread.len() > MAX_SPREAD {
-            spread.pop_front();
-        }
-        let links: Vec<u32> = self.control.links.borrow().keys().copied().collect();
-        for rank in links.into_iter().filter(|rank| Some(*rank) != from && *rank != origin) {
-            self.control.post(rank, message.clone());
-        }
+        self.control.post_some(&message, |rank| Some(rank) != from && rank != origin);
     }
 
-    fn link_ended(&self, rank: u32, link: usize, how: LinkEnd) {
+    fn link_ended(self: &Rc<Self>, rank: u32, link: usize, how: LinkEnd) {
         let current = self.control.links.borrow().get(&rank).map(|l| l.connection.stable_id());
         if current != Some(link) || self.world.has_left(rank) {
             return;
@@ -234,7 +274,7 @@ impl Running {
         }
     }
 
-    fn rank_ended(&self, obituary: &Obituary) {
+    fn rank_ended(self: &Rc<Self>, obituary: &Obituary) {
         let Obituary { rank, ending, .. } = *obituary;
         // A rank that this one does not watch has said its goodbye to others only: they judge.
         if !self.control.links.borrow().contains_key(&rank) {
@@ -265,16 +305,17 @@ impl Running {
     }
 
     /// Declares `rank` lost unless it turns out that it said goodbye.
-    fn lose_after(&self, grace: Duration, rank: u32, loss: Loss) {
-        let world = self.world.clone();
+    fn lose_after(self: &Rc<Self>, grace: Duration, rank: u32, loss: Loss) {
+        let this = self.clone();
         tokio::task::spawn_local(async move {
             // In turns: after each, what has come meanwhile has been read, also where this thread
             // was not scheduled for long.
             for _ in 0..GRACE_TURNS {
                 tokio::time::sleep(grace / GRACE_TURNS).await;
             }
-            if !world.has_left(rank) {
-                world.lose(rank, loss);
+            this.believe(rank);
+            if !this.world.has_left(rank) {
+                this.world.lose(rank, loss);
             }
         });
     }
@@ -352,5 +393,3 @@ const GRACE_TURNS: u32 = 5;
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// After a verdict the drop is prompt; the others hear of it from each other too.
 const VERDICT_LIMIT: Duration = Duration::from_millis(300);
-/// A goodbye goes round in milliseconds; it is known for as long as so many others have come.
-const MAX_SPREAD: usize = 65_536;

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::faults;
 use crate::link::quic::{endpoint, tuning::Traffic};
 use crate::report;
-use crate::trust::hello::{self, Answer, DialError, Greeted, Hello, Purpose, Welcomed};
+use crate::trust::hello::{DialError, Greeted, Hello, Purpose, Welcomed};
 
 /// The outcome of a dialling task.
 pub(crate) enum Dialled {
@@ -75,7 +75,9 @@ impl Guest<'_> {
                 self.knocking.insert(knock.link, greeted);
                 attending::Event::Knocked(knock)
             }
-            Event::Message(rank, message) => {
+            Event::Message(rank, message, share) => {
+                // How many are held over has a limit of its own.
+                drop(share);
                 #[cfg(feature = "faults")]
                 if let Message::Prepare { table, .. } = &message {
                     faults::meet_table(table, self.me.address.ip());
@@ -124,12 +126,13 @@ impl Guest<'_> {
                 match action {
                     Action::Finish(outcome, ahead) => {
                         for (rank, message) in ahead {
-                            let _ = self.control.events.send(Event::Message(rank, message));
+                            let _ = self.control.events.send(Event::Message(rank, message, None));
                         }
                         return Some(outcome);
                     }
                     Action::Welcome { rank, link } => {
-                        if self.welcome(rank, link).await {
+                        let greeted = self.knocking.remove(&link);
+                        if greeted.is_some_and(|greeted| self.control.welcome(rank, *greeted)) {
                             let linked = attending::Event::Linked { rank, link };
                             next.extend(attending.on(Instant::now(), linked));
                         }
@@ -177,17 +180,6 @@ impl Guest<'_> {
             // Done in `carry_out`.
             Action::Welcome { .. } | Action::Finish(..) => {}
         }
-    }
-
-    /// Makes a peer that knocked welcome; whether it heard that.
-    async fn welcome(&mut self, rank: u32, link: usize) -> bool {
-        let Some(greeted) = self.knocking.remove(&link) else { return false };
-        let Greeted { connection, mut sender, receiver, .. } = *greeted;
-        let heard = hello::send(&mut sender, &Answer::Welcome).await.is_ok();
-        if heard {
-            self.control.add_link(rank, connection, sender, receiver);
-        }
-        heard
     }
 
     /// Looks for rank 0 anew after a pause: its name may lead elsewhere by then.

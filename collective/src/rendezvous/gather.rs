@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::faults;
 use crate::report;
 use crate::statistics::Refusal;
-use crate::trust::hello::{self, Again, Answer, Greeted, Purpose};
+use crate::trust::hello::{Again, Greeted, Purpose};
 use crate::trust::secret::fill_random;
 
 /// Gathers the world.
@@ -108,7 +108,7 @@ impl Door<'_> {
                 self.waiting.insert(knock.link, greeted);
                 Some(gathering::Event::Knocked(knock))
             }
-            Event::Message(rank, Message::Prepared { epoch }) => {
+            Event::Message(rank, Message::Prepared { epoch }, _) => {
                 #[cfg(feature = "faults")]
                 faults::happens(|rank| faults::Moment::Prepared { rank });
                 Some(gathering::Event::Prepared { rank, epoch })
@@ -123,14 +123,12 @@ impl Door<'_> {
     async fn act(&mut self, action: Action) -> Option<gathering::Event> {
         match action {
             Action::Welcome { rank, link } => {
-                let Greeted { connection, mut sender, receiver, .. } =
-                    *self.waiting.remove(&link)?;
-                if hello::send(&mut sender, &Answer::Welcome).await.is_err() {
+                let greeted = self.waiting.remove(&link)?;
+                #[cfg(feature = "faults")]
+                faults::meet(rank, greeted.connection.remote_address());
+                if !self.control.welcome(rank, *greeted) {
                     return Some(gathering::Event::Ended { rank, link });
                 }
-                #[cfg(feature = "faults")]
-                faults::meet(rank, connection.remote_address());
-                self.control.add_link(rank, connection, sender, receiver);
                 #[cfg(feature = "faults")]
                 faults::happens(|rank| faults::Moment::Gathering { rank });
             }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use quinn::Endpoint;
+use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig};
 
 use super::certificates::Membership;
-use super::hello::{DialError, Hello, Purpose, Welcomed};
+use super::hello::{self, DialError, Hello, Purpose, Welcomed};
 use super::secret::Secret;
 use super::strangers::{PATIENCE, config, of_secrets, on_runtime, open, said_by};
 use super::verifier::Seen;
@@ -147,6 +147,40 @@ fn a_job_goes_on_while_others_are_refused_at_each_of_its_doors() {
 }
 
 #[test]
+fn a_member_that_reads_nothing_holds_up_no_other_at_the_door() {
+    let secret = Secret::random().unwrap();
+    let line = secret.to_line();
+    let (place, _) = two_ports();
+    let settings = move |rank| {
+        let config = Config::new(rank, 3, &place.to_string()).unwrap().secret(&line).unwrap();
+        config.job("job").connect_timeout(PATIENCE).timeout(PATIENCE)
+    };
+    let join = Purpose::Join { settings: settings(2).job_wide(), control_port: 1, lane_port: 1 };
+    let rank = move |number| {
+        let config = settings(number);
+        // Not a scope: one that hangs must not keep the test from failing.
+        std::thread::spawn(move || Communicator::connect(config).unwrap().close().unwrap())
+    };
+    let zero = rank(0);
+    on_runtime(async {
+        let (one, two) = (of_secrets(&[&secret], 1), of_secrets(&[&secret], 2));
+        let (_, endpoint) = open(&two);
+        let version = env!("CARGO_PKG_VERSION").to_string();
+        let hello = Hello { version, purpose: join.clone(), ..said_by(2) };
+        let (connection, _stream) = silent_member(&endpoint, &two, place, &hello).await;
+        let other_version = Hello { version: "9.9.9".into(), purpose: join, ..said_by(1) };
+        for _ in 0..3 {
+            let told = told(&one, place, &other_version).await;
+            assert!(told.starts_with("rank 1 runs allfold 9.9.9"), "{told}");
+        }
+        assert_eq!(connection.close_reason(), None);
+    });
+    for rank in [rank(1), rank(2), zero] {
+        rank.join().expect("the ranks that read have met");
+    }
+}
+
+#[test]
 fn a_peer_has_one_data_link_and_one_attempt_at_it() {
     const EPOCH: u64 = 7;
     let secret = Secret::random().unwrap();
@@ -185,19 +219,44 @@ fn a_peer_has_one_data_link_and_one_attempt_at_it() {
 
 /// What a process is told that is refused.
 fn refusal(guest: &Membership, address: SocketAddr, hello: &Hello) -> String {
-    on_runtime(async {
-        let (_, endpoint) = open(guest);
-        let caller = Caller { endpoint: &endpoint, membership: guest, traffic: Traffic::Control };
-        loop {
-            match caller.dial(0, address, hello, PATIENCE).await.err().expect("let in") {
-                DialError::Refused(told, _) => return told,
-                // A reason that may pass; or nobody listens there yet.
-                DialError::Retry(told) if !told.contains("127.0.0.1") => return told,
-                DialError::Retry(_) => {}
-                DialError::Final(told) => panic!("{told}"),
-            }
+    on_runtime(told(guest, address, hello))
+}
+
+async fn told(guest: &Membership, address: SocketAddr, hello: &Hello) -> String {
+    let (_, endpoint) = open(guest);
+    let caller = Caller { endpoint: &endpoint, membership: guest, traffic: Traffic::Control };
+    loop {
+        match caller.dial(0, address, hello, PATIENCE).await.err().expect("let in") {
+            DialError::Refused(told, _) => return told,
+            // A reason that may pass; or nobody listens there yet.
+            DialError::Retry(told) if !told.contains("127.0.0.1") => return told,
+            DialError::Retry(_) => {}
+            DialError::Final(told) => panic!("{told}"),
         }
-    })
+    }
+}
+
+/// A member that says hello to rank 0 and lets it send nothing on that stream.
+pub(super) async fn silent_member(
+    endpoint: &Endpoint,
+    membership: &Membership,
+    address: SocketAddr,
+    hello: &Hello,
+) -> (Connection, (SendStream, RecvStream)) {
+    let mut transport = TransportConfig::default();
+    transport.stream_receive_window(0u32.into());
+    transport.datagram_receive_buffer_size(Some(1 << 16));
+    let transport = Arc::new(transport);
+    loop {
+        let mut client = config(membership.client(0, Seen::default()).unwrap());
+        client.transport_config(transport.clone());
+        let connecting = endpoint.connect_with(client, address, &membership.name_of(0)).unwrap();
+        // Or nobody listens there yet.
+        let Ok(connection) = connecting.await else { continue };
+        let mut streams = connection.open_bi().await.unwrap();
+        hello::send(&mut streams.0, hello).await.unwrap();
+        return (connection, streams);
+    }
 }
 
 /// A door that lets everybody in and keeps them there.

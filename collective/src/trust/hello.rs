@@ -254,6 +254,14 @@ pub(crate) async fn receive<T: DeserializeOwned>(
     stream: &mut RecvStream,
     limit: usize,
 ) -> Result<T, String> {
+    wire::decode_control(&receive_bytes(stream, limit).await?)
+}
+
+/// Receives the bytes of one control message, of at most `limit`.
+pub(crate) async fn receive_bytes(
+    stream: &mut RecvStream,
+    limit: usize,
+) -> Result<Vec<u8>, String> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.map_err(|error| error.to_string())?;
     let length = u32::from_le_bytes(length) as usize;
@@ -262,7 +270,7 @@ pub(crate) async fn receive<T: DeserializeOwned>(
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.map_err(|error| error.to_string())?;
-    wire::decode_control(&body)
+    Ok(body)
 }
 
 fn identify(connection: &Connection, membership: &Membership, rank: u32) -> Option<LeafHash> {

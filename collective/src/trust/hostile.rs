@@ -25,6 +25,7 @@ use crate::link::{Flow, Links};
 use crate::plan::Algorithm;
 use crate::plan::costs::{Choice, CostTable};
 use crate::reduce::ReduceOp;
+use crate::rendezvous;
 use crate::simulation::Random;
 use crate::statistics::Counters;
 use crate::verdict::{Fault, Loss, Verdict};
@@ -140,7 +141,7 @@ fn a_member_that_breaks_the_protocol_on_a_connection_is_named() {
     ];
     let before = resident_bytes();
     for (number, attack) in attacks.into_iter().enumerate() {
-        let ends = with_impostor(attack);
+        let ends = with_impostor(3, attack);
         for (rank, end) in ends.iter().enumerate() {
             let error = end.as_ref().unwrap_err();
             let text = error.to_string();
@@ -158,7 +159,21 @@ fn a_member_that_breaks_the_protocol_on_a_connection_is_named() {
     assert!(grown < MEMORY_LIMIT, "{grown} bytes more");
 }
 
-/// How the two other ranks' calls ended.
+#[test]
+fn in_a_large_world_a_member_says_no_goodbye_for_a_rank_that_says_it_itself() {
+    let message = |message: &Message| wire::encode_control(message).unwrap();
+    let (members, hash) = ((0..9).collect(), 7);
+    // Whoever believes this blames rank 1, which has made its first call.
+    let goodbye = Message::Goodbye { origin: 1, group: 0, members, calls: 0, hash };
+    let forged = [message(&goodbye), message(&Message::Leave { origin: 1 })].concat();
+    for (rank, end) in with_impostor(9, Attack::Control(forged)).iter().enumerate() {
+        let error = end.as_ref().unwrap_err();
+        let named = matches!(error.kind(), ErrorKind::RankLost { rank: 2, .. });
+        assert!(named, "{rank} of the other ranks: {error}");
+    }
+}
+
+/// How the other ranks' calls ended.
 type Ends = Vec<Result<()>>;
 
 fn assert_named(ends: &Ends, what: &str) {
@@ -269,9 +284,9 @@ enum Attack {
     Streams(usize),
 }
 
-/// A world of three over QUIC whose rank 2 is played: it takes part until the world has begun,
-/// does what it does, and is gone.
-fn with_impostor(attack: Attack) -> Ends {
+/// A world over QUIC whose rank 2 is played: it takes part until the world has begun, does what it
+/// does, and is gone.
+fn with_impostor(size: usize, attack: Attack) -> Ends {
     let secret = Secret::random().unwrap().to_line();
     let place = {
         // Free a moment ago, which is as good as it gets.
@@ -279,7 +294,7 @@ fn with_impostor(attack: Attack) -> Ends {
         socket.local_addr().unwrap()
     };
     let settings = |rank| {
-        let config = Config::new(rank, 3, &place.to_string()).unwrap().secret(&secret).unwrap();
+        let config = Config::new(rank, size, &place.to_string()).unwrap().secret(&secret).unwrap();
         config.connect_timeout(PATIENCE).timeout(PATIENCE)
     };
     let rank = |rank| {
@@ -289,10 +304,11 @@ fn with_impostor(attack: Attack) -> Ends {
         }
     };
     std::thread::scope(|scope| {
-        let ends = [0, 1].map(|number| scope.spawn(move || rank(number)));
+        let others = (0..size).filter(|rank| *rank != 2);
+        let ends: Vec<_> = others.map(|number| scope.spawn(move || rank(number))).collect();
         let secrets = Secrets::from_lines(&secret, "the test").unwrap();
         on_runtime(Impostor::take_part(settings(2), secrets, place, attack));
-        ends.map(|end| end.join().expect("no panic")).into_iter().collect()
+        ends.into_iter().map(|end| end.join().expect("no panic")).collect()
     })
 }
 
@@ -322,20 +338,29 @@ impl Impostor {
             purpose: Purpose::Join { settings: config.job_wide(), control_port, lane_port },
         };
         let impostor = Self { membership, control, lane };
-        let (connection, mut sender, mut receiver) = impostor.knock(place, &hello).await;
-        let epoch = loop {
+        let (connection, mut sender, mut receiver) = impostor.knock(0, place, &hello).await;
+        let (epoch, table) = loop {
             match hello::receive(&mut receiver, wire::MAX_CONTROL_BYTES).await.unwrap() {
-                Message::Prepare { epoch, .. } => break epoch,
+                Message::Prepare { epoch, table } => break (epoch, table),
                 Message::Missing(_) | Message::Restart => {}
                 other => panic!("{other:?}"),
             }
         };
         let _watcher = Self::let_in(&impostor.control, &impostor.membership).await;
+        let mut watched = Vec::new();
+        for rank in rendezvous::watched(2, table.len() as u32).into_iter().filter(|rank| *rank > 2)
+        {
+            let address = SocketAddr::new(place.ip(), table[rank as usize].control_port);
+            let hello = Hello { purpose: Purpose::Watch { epoch }, ..hello.clone() };
+            watched.push(impostor.knock(rank, address, &hello).await);
+        }
         hello::send(&mut sender, &Message::Prepared { epoch }).await.unwrap();
-        // Rank 0 sends its first data to rank 1 only; to be dialled, rank 2 waits for both.
-        let first = Self::let_in(&impostor.lane, &impostor.membership).await;
-        let second = Self::let_in(&impostor.lane, &impostor.membership).await;
-        let data = if first.0 == 0 { &first.1 } else { &second.1 };
+        // Rank 0 of three sends its first data to rank 1 only; to be dialled, rank 2 waits for both.
+        let mut lanes = Vec::new();
+        for _ in 0..if table.len() == 3 { 2 } else { 0 } {
+            lanes.push(Self::let_in(&impostor.lane, &impostor.membership).await);
+        }
+        let data = lanes.iter().find(|lane| lane.0 == 0).map(|lane| &lane.1);
         let _ = impostor.attack(epoch, attack, (&connection, &mut sender), data).await;
         // What was sent arrives before the end does.
         let _ = tokio::time::timeout(HURRY, connection.closed()).await;
@@ -349,21 +374,22 @@ impl Impostor {
         epoch: u64,
         attack: Attack,
         (control, sender): (&Connection, &mut SendStream),
-        data: &Connection,
+        data: Option<&Connection>,
     ) -> std::result::Result<(), String> {
         let failed = |error: &dyn std::fmt::Display| error.to_string();
+        let data = || data.ok_or("no data link to rank 0");
         match attack {
             Attack::Control(bytes) => sender.write_all(&bytes).await.map_err(|e| failed(&e)),
             Attack::Datagram(bytes) => {
                 control.send_datagram(Bytes::from(bytes)).map_err(|e| failed(&e))
             }
             Attack::Stream(bytes) => {
-                let mut stream = data.open_uni().await.map_err(|e| failed(&e))?;
+                let mut stream = data()?.open_uni().await.map_err(|e| failed(&e))?;
                 stream.write_all(&bytes(epoch)).await.map_err(|e| failed(&e))
             }
             Attack::Streams(count) => {
                 for group in 0..count as u64 {
-                    let opening = tokio::time::timeout(HURRY, data.open_uni());
+                    let opening = tokio::time::timeout(HURRY, data()?.open_uni());
                     // Beyond the limit on flows there is none.
                     let Ok(stream) = opening.await else { break };
                     let mut stream = stream.map_err(|e| failed(&e))?;
@@ -378,9 +404,10 @@ impl Impostor {
         }
     }
 
-    /// Joins rank 0, as soon as there is one.
+    /// Becomes a link of `rank`, as soon as that is there.
     async fn knock(
         &self,
+        rank: u32,
         place: SocketAddr,
         hello: &Hello,
     ) -> (Connection, SendStream, RecvStream) {
@@ -390,7 +417,7 @@ impl Impostor {
             traffic: Traffic::Control,
         };
         loop {
-            if let Ok(welcomed) = caller.dial(0, place, hello, PATIENCE).await {
+            if let Ok(welcomed) = caller.dial(rank, place, hello, PATIENCE).await {
                 return (welcomed.connection, welcomed.sender, welcomed.receiver);
             }
         }
