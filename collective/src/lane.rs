@@ -8,6 +8,8 @@ mod completion;
 mod lateness;
 mod patience;
 mod reading;
+#[cfg(test)]
+mod ring;
 mod silence;
 mod writing;
 
@@ -177,6 +179,16 @@ struct Active {
     next_warning: Duration,
 }
 
+impl Calls {
+    /// Since when somebody waits for the call under way, or for one behind it: that one cannot
+    /// begin before.
+    fn awaited(&self) -> Option<Instant> {
+        let active = self.active.as_ref().map(|active| &active.done);
+        let queued = self.queue.iter().map(|call| &call.done);
+        active.into_iter().chain(queued).filter_map(Completer::awaited).min()
+    }
+}
+
 impl Driver {
     fn new(world: Arc<World>, links: Links) -> Rc<Self> {
         Rc::new(Self {
@@ -324,7 +336,7 @@ impl Driver {
         }
         let memory = CallMemory::new(lent, relay, element_bytes);
         let call = ActiveCall::new(contract, location, hash, members, machine, memory);
-        let next_warning = self.world.limits.late_after;
+        let next_warning = patience::first_warning(&self.world.limits);
         let since = Instant::now();
         let lateness = self.begin_waiting(since);
         Active { call, done, algorithm, lateness, since, next_warning }

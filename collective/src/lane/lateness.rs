@@ -201,74 +201,30 @@ const GAP: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
-    use std::panic::Location;
     use std::rc::Rc;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::buffer::{self, Parts};
-    use crate::contract::CallShape;
-    use crate::lane::{Call, completion};
-    use crate::link::{Links, memory};
-    use crate::machine::Machine;
-    use crate::plan::Algorithm;
-    use crate::plan::costs::{Choice, CostTable};
-    use crate::reduce::{ElementType, ReduceOp};
-    use crate::statistics::{Counters, LateStatistics};
+    use crate::lane::ring;
+    use crate::statistics::LateStatistics;
     use crate::verdict::Loss;
     use crate::wire::MessageKind;
-    use crate::world::{Limits, Peer, WHOLE_WORLD, World};
+    use crate::world::{Limits, WHOLE_WORLD};
 
     /// Rank 1 of a ring of three, which receives from rank 0, on a clock that the test moves.
     struct Ring {
         driver: Rc<Driver>,
         now: Instant,
-        /// The other ranks' ends, so that they do not hang up.
-        _peers: Vec<memory::MemoryLinks>,
     }
 
     impl Ring {
-        /// In a runtime, as activating a call starts tasks; none of them gets its turn.
         fn with(test: impl FnOnce(&mut Self)) {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            tokio::task::LocalSet::new().block_on(&runtime, async {
-                let peer = |rank| Peer::new(rank, "", 0);
-                let choice = Choice { costs: CostTable::default(), forced: Some(Algorithm::Ring) };
-                let limits = Limits { late_after: Duration::MAX, timeout: None, dead_after: None };
-                let counters = Arc::new(Counters::new(1, 3, "memory"));
-                let peers = (0..3).map(peer).collect();
-                let world = World::new(1, 0, peers, limits, choice, counters);
-                let mut links = memory::Hub::links(3);
-                let own = Links::Memory(links.remove(1));
-                let driver = Driver::new(Arc::new(world), own);
-                test(&mut Self { driver, now: Instant::now(), _peers: links });
-            });
+            let limits = Limits { late_after: Duration::MAX, timeout: None, dead_after: None };
+            ring::with(limits, |driver| test(&mut Self { driver, now: Instant::now() }));
         }
 
         /// This rank's next call.
         fn call(&mut self) {
-            let shape = CallShape {
-                collective: Collective::AllReduce,
-                splits: false,
-                op: Some(ReduceOp::Sum),
-                element: ElementType::F32,
-                count: 6,
-                counts: None,
-                label: None,
-                location: Location::caller(),
-            };
-            let begun = self.driver.world.begin(WHOLE_WORLD, &shape).unwrap();
-            let (_, lent) = buffer::hold(vec![0.0f32; 6], Parts { input: 0..6, output: 0..6 });
-            self.driver.queue(Call {
-                contract: begun.contract,
-                location: String::new(),
-                hash: begun.hash,
-                members: begun.members,
-                algorithm: begun.plan.algorithm(),
-                machine: Machine::new(begun.plan, 1024),
-                lent,
-                done: completion().0,
-            });
+            drop(ring::call(&self.driver));
             self.now = self.now.max(Instant::now());
         }
 

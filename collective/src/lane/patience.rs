@@ -10,6 +10,7 @@ use crate::contract::Contract;
 use crate::deadlock::REPORT_EVERY;
 use crate::report;
 use crate::verdict::Fault;
+use crate::world::Limits;
 
 /// Since when nothing has moved.
 struct Stillness {
@@ -34,7 +35,7 @@ impl Driver {
                 still.since = Instant::now();
             }
             tokio::time::sleep(pause).await;
-            self.look();
+            self.look(Instant::now());
             self.count_waits(Instant::now());
             self.look_for_deadlock(&mut still);
             self.look_for_silence(&mut silences);
@@ -44,20 +45,26 @@ impl Driver {
         }
     }
 
-    fn look(&self) {
+    fn look(&self, now: Instant) {
         let limits = self.world.limits;
-        let now = Instant::now();
         let missed = self.missed(now);
         let mut late = Vec::new();
         let mut over = None;
-        for active in self.calls.borrow_mut().values_mut().filter_map(|calls| calls.active.as_mut())
-        {
-            let Some(since) = active.done.awaited() else { continue };
+        for calls in self.calls.borrow_mut().values_mut() {
+            let Some(since) = calls.awaited() else { continue };
+            let Some(active) = calls.active.as_mut() else { continue };
             // While this rank was itself stopped it has waited for nobody.
-            let waited = active.lateness.less_missed(now.saturating_duration_since(since), missed);
-            if waited >= active.next_warning {
-                active.next_warning *= 2;
-                late.push((active.call.contract, waited));
+            let wait = |since| {
+                let wait = now.saturating_duration_since(since);
+                active.lateness.less_missed(wait, missed)
+            };
+            // A warning is of this call alone, which may have begun behind many others.
+            let (waited, waited_in_it) = (wait(since), wait(since.max(active.since)));
+            if waited_in_it >= active.next_warning {
+                while active.next_warning <= waited_in_it {
+                    active.next_warning = active.next_warning.saturating_mul(2);
+                }
+                late.push((active.call.contract, waited_in_it));
             }
             over =
                 over.or(limits.timeout.filter(|t| waited >= *t).map(|t| (active.call.contract, t)));
@@ -98,8 +105,77 @@ impl Driver {
     }
 }
 
+/// How long a call is waited for before the first warning.
+pub(super) fn first_warning(limits: &Limits) -> Duration {
+    limits.late_after.max(SHORTEST_LOOK)
+}
+
 /// A limit is noticed an eighth late at most.
 const LOOKS: u32 = 8;
 const SHORTEST_LOOK: Duration = Duration::from_millis(5);
 /// Four looks a second cost nothing.
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::lane::ring;
+    use crate::verdict::Verdict;
+    use crate::world::WHOLE_WORLD;
+
+    const LATE: Duration = Duration::from_secs(10);
+
+    fn limits(timeout: Option<Duration>) -> Limits {
+        Limits { late_after: LATE, timeout, dead_after: None }
+    }
+
+    /// Somebody waits from now on.
+    fn ask(call: &crate::lane::Completion) {
+        assert!(call.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    fn next_warning(driver: &Driver) -> Duration {
+        driver.calls.borrow()[&WHOLE_WORLD].active.as_ref().unwrap().next_warning
+    }
+
+    #[test]
+    fn who_waits_behind_a_started_call_waits_for_that_one() {
+        let timeout = 2 * LATE;
+        ring::with(limits(Some(timeout)), |driver| {
+            let (_started, behind) = (ring::call(&driver), ring::call(&driver));
+            ask(&behind);
+            let now = Instant::now();
+            // In steps, as one long one would be this rank's own stop.
+            let looks = |from: Duration, to: Duration| {
+                let at = |look| from + LONGEST_LOOK * look;
+                (0..).map(at).take_while(|at| *at < to).for_each(|at| driver.look(now + at));
+            };
+            looks(Duration::ZERO, LATE);
+            assert_eq!(next_warning(&driver), LATE);
+            looks(LATE, timeout);
+            assert_eq!(next_warning(&driver), 2 * LATE, "a warning");
+            assert_eq!(driver.world.verdict(), None);
+            driver.look(now + timeout);
+            let fault = driver.world.verdict().map(|Verdict { fault, .. }| fault.clone());
+            let Some(Fault::TimedOut { call, .. }) = fault else { panic!("{fault:?}") };
+            assert!(call.starts_with("all_reduce #0"), "{call}");
+        });
+    }
+
+    #[test]
+    fn a_late_look_gives_one_warning_and_no_patience_gives_no_endless_ones() {
+        let impatient = Limits { late_after: Duration::ZERO, ..limits(None) };
+        ring::with(impatient, |driver| {
+            let call = ring::call(&driver);
+            ask(&call);
+            let now = Instant::now() + LONGEST_LOOK;
+            driver.look(now);
+            let next = next_warning(&driver);
+            assert!(next > LONGEST_LOOK, "{next:?}");
+            driver.look(now);
+            assert_eq!(next_warning(&driver), next);
+        });
+    }
+}
