@@ -4,6 +4,8 @@
 //! rank that has not left, with what it waits for and how far it is on every communicator. That one
 //! compares.
 
+mod rest;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::MAX_COMMUNICATORS;
 use crate::report;
+
+pub(crate) use rest::{Rest, is_only_thread};
 
 /// What a rank says that cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,13 +87,24 @@ impl Threads {
         self.unused.remove(&group);
     }
 
-    /// What the threads wait for, if none is left that could make another call.
-    pub(crate) fn blocked(&self) -> Option<Vec<(u64, u64)>> {
+    /// What the threads wait for, if none is left that is known to make other calls.
+    pub(crate) fn blocked(&self) -> Option<Blocked> {
         let mut callers = self.callers.values().filter(|(_, life)| life.strong_count() > 0);
         let all = callers.all(|(thread, _)| self.waiting.contains_key(thread));
-        let all = all && (self.unused.is_empty() || is_only_thread());
-        (all && !self.waiting.is_empty()).then(|| self.waiting.values().copied().collect())
+        (all && !self.waiting.is_empty()).then(|| Blocked {
+            calls: self.waiting.values().copied().collect(),
+            unless_another: !self.unused.is_empty(),
+        })
     }
+}
+
+/// Every thread that is known to make calls waits.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Blocked {
+    /// Communicator and sequence.
+    pub(crate) calls: Vec<(u64, u64)>,
+    /// Any other thread of the program may make the first call on a communicator.
+    pub(crate) unless_another: bool,
 }
 
 /// One rank's collection of what all ranks say.
@@ -154,14 +169,6 @@ impl Reports {
             })
         })
     }
-}
-
-/// Whether the program has one thread only, next to those of this crate.
-fn is_only_thread() -> bool {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return false };
-    let names = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
-    let others = names.flatten().filter(|name| !name.starts_with("allfold-"));
-    others.count() <= 1
 }
 
 thread_local! {
@@ -269,7 +276,10 @@ mod tests {
         assert_eq!(threads.blocked(), None, "the other thread may call on 2");
         drop(end);
         other.join().unwrap();
-        assert_eq!(threads.blocked(), Some(vec![(1, 0)]));
+        let blocked = Blocked { calls: vec![(1, 0)], unless_another: false };
+        assert_eq!(threads.blocked(), Some(blocked));
+        threads.awaits_caller(3);
+        assert!(threads.blocked().unwrap().unless_another);
         threads.goes_on();
         assert_eq!(threads.blocked(), None);
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::control::ControlHandle;
-use crate::deadlock::{Reports, Stuck, Threads, Wait};
+use crate::deadlock::{Blocked, Reports, Stuck, Threads, Wait, is_only_thread};
 use crate::error::{Error, Result};
 use crate::group::{Accusation, Group};
 use crate::lane;
@@ -176,9 +176,17 @@ impl World {
 
     /// What this rank says to rank 0 if every thread that could make a call waits for one.
     pub(crate) fn stuck(&self) -> Option<Stuck> {
+        let (stuck, unless_another) = self.blocked()?;
+        // The state is not locked while /proc is read.
+        (!unless_another || is_only_thread()).then_some(stuck)
+    }
+
+    /// What the threads that are known to make calls wait for, if all do; and whether it counts
+    /// only if there is no other.
+    fn blocked(&self) -> Option<(Stuck, bool)> {
         let state = self.state();
-        let blocked = state.threads.blocked()?;
-        let waits = blocked.into_iter().filter_map(|(id, sequence)| {
+        let Blocked { calls, unless_another } = state.threads.blocked()?;
+        let waits = calls.into_iter().filter_map(|(id, sequence)| {
             let group = state.groups.get(&id)?;
             let call = group.describe_call(sequence)?;
             Some(Wait { group: id, sequence, members: group.members().to_vec(), call })
@@ -189,7 +197,7 @@ impl World {
             .iter()
             .map(|(id, group)| (*id, group.calls().0, group.calls().1))
             .collect();
-        (!waits.is_empty()).then_some(Stuck { calls, waits })
+        (!waits.is_empty()).then_some((Stuck { calls, waits }, unless_another))
     }
 
     /// The lowest rank that has not left, which collects what the stuck ranks say.

@@ -228,6 +228,32 @@ fn a_thread_that_is_late_with_its_first_call_is_no_deadlock() {
 }
 
 #[test]
+fn a_new_thread_that_computes_before_its_call_is_no_deadlock() {
+    let soon = Duration::from_millis(400);
+    let world = InMemory::new(2).unwrap().late_after(soon).start().unwrap();
+    let ends = results(world, |rank| -> Result<()> {
+        let (x, y) = (rank.split(Some(0), 0)?.unwrap(), rank.split(Some(0), 0)?.unwrap());
+        // This thread has made the last call on both, and then waits in one.
+        (x.barrier()?, y.barrier()?);
+        let (now, later) = if rank.rank() == 0 { (&x, &y) } else { (&y, &x) };
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| {
+                let began = std::time::Instant::now();
+                while began.elapsed() < soon * 5 {
+                    std::hint::spin_loop();
+                }
+                later.barrier()
+            });
+            now.barrier()?;
+            late.join().unwrap()
+        })
+    });
+    for end in ends {
+        end.unwrap();
+    }
+}
+
+#[test]
 fn a_split_is_numbered_alike_whatever_other_threads_call() {
     for round in 0..40 {
         let world = Communicator::in_memory(2).unwrap();

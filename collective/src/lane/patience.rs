@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use super::silence::Silences;
 use crate::contract::Contract;
-use crate::deadlock::REPORT_EVERY;
+use crate::deadlock::{REPORT_EVERY, Rest};
 use crate::report;
 use crate::verdict::Fault;
 use crate::world::Limits;
@@ -16,6 +16,8 @@ use crate::world::Limits;
 struct Stillness {
     moved: u64,
     since: Instant,
+    /// What the program's other threads do meanwhile; None as long as that does not take long.
+    rest: Option<Rest>,
     reported: Option<Instant>,
 }
 
@@ -26,13 +28,13 @@ impl Driver {
         let shortest = limits.timeout.map_or(limits.late_after, |t| t.min(limits.late_after));
         let pause = (shortest / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK);
         let now = Instant::now();
-        let mut still = Stillness { moved: 0, since: now, reported: None };
+        let mut still = Stillness { moved: 0, since: now, rest: None, reported: None };
         let mut silences = Silences::new(limits.dead_after, now);
         loop {
             let begun = self.begun.notified();
             if !self.is_busy() {
                 begun.await;
-                still.since = Instant::now();
+                (still.since, still.rest) = (Instant::now(), None);
             }
             tokio::time::sleep(pause).await;
             self.look(Instant::now());
@@ -91,14 +93,23 @@ impl Driver {
     fn look_for_deadlock(&self, still: &mut Stillness) {
         let now = Instant::now();
         if self.moved.get() != still.moved {
-            (still.moved, still.since) = (self.moved.get(), now);
+            (still.moved, still.since, still.rest) = (self.moved.get(), now, None);
         }
-        if now.duration_since(still.since) < self.world.limits.late_after
+        let (still_for, patience) = (now.duration_since(still.since), self.world.limits.late_after);
+        if still_for < patience / 2 {
+            return;
+        }
+        let rest = still.rest.get_or_insert_with(|| Rest::begin(now));
+        if still_for < patience
             || still.reported.is_some_and(|said| now.duration_since(said) < REPORT_EVERY)
         {
             return;
         }
-        if let (Some(stuck), Some(control)) = (self.world.stuck(), self.world.control()) {
+        let (Some(stuck), Some(control)) = (self.world.stuck(), self.world.control()) else {
+            return;
+        };
+        // A thread that computes may be about to make the call that is missing.
+        if rest.lasts(now, patience / 4) {
             still.reported = Some(now);
             control.report_stuck(self.world.collector(), stuck);
         }
