@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use crate::link::LinkState;
 use crate::liveness::Judge;
+use crate::liveness::inquiry::ANSWER_LIMIT;
 use crate::report;
 use crate::verdict::{Fault, Loss};
 
 /// When each data link was heard last.
 pub(super) struct Silences {
     judge: Judge,
+    /// Of ranks whose heartbeats go to others.
+    unwatched: Judge,
     /// Packets received, and since when no more.
     heard: HashMap<u32, (u64, Instant)>,
     /// When this rank was last found to have been stopped.
@@ -23,11 +26,18 @@ impl Silences {
     /// `dead_after` as the control endpoint has it, which is to judge first.
     pub(super) fn new(dead_after: Option<Duration>, now: Instant) -> Self {
         let limit = dead_after.map(|limit| limit.max(SHORTEST) + HEAD_START);
-        Self { judge: Judge::new(limit, now), heard: HashMap::new(), woke: now }
+        let unwatched = Judge::new(limit.map(|limit| limit + ANSWER_LIMIT), now);
+        Self { judge: Judge::new(limit, now), unwatched, heard: HashMap::new(), woke: now }
     }
 
     /// How long nothing has come from a peer, if that is too long.
-    fn note(&mut self, awake: bool, state: &LinkState<'_>, now: Instant) -> Option<Duration> {
+    fn note(
+        &mut self,
+        awake: bool,
+        is_watched: bool,
+        state: &LinkState<'_>,
+        now: Instant,
+    ) -> Option<Duration> {
         let (received, since) = match state {
             LinkState::Open { received, .. } => {
                 let entry = self.heard.entry(state.peer()).or_insert((*received, now));
@@ -43,7 +53,8 @@ impl Silences {
                 (0, (*since).max(self.woke))
             }
         };
-        let silence = self.judge.silence(since, now)?;
+        let judge = if is_watched { &self.judge } else { &self.unwatched };
+        let silence = judge.silence(since, now)?;
         match state {
             LinkState::Open { .. } => self.heard.insert(state.peer(), (received, now)),
             // A handshake takes longer than an answer.
@@ -60,7 +71,8 @@ impl Driver {
         let awake = silences.judge.is_awake(now);
         let mut fault = None;
         self.links.each_state(&mut |state| {
-            if let Some(silence) = silences.note(awake, &state, now)
+            let is_watched = self.world.counters.heartbeat_age(state.peer()).is_some();
+            if let Some(silence) = silences.note(awake, is_watched, &state, now)
                 && fault.is_none()
                 && self.needs(state.peer())
             {
@@ -83,23 +95,11 @@ impl Driver {
             return Some(Found::Silent(Loss::Unread { by: this }));
         }
         match self.world.counters.heartbeat_age(peer) {
-            // Nobody here listens to its heartbeats.
-            None => Some(Found::Silent(Loss::silent(silence, None))),
+            // Others listen to its heartbeats: of one that is dead they have told by now.
+            None => Some(Found::LinkDown(problem(state, this, silence, "others hear it"))),
             // The control endpoint is about to judge.
             Some(age) if age >= self.world.limits.dead_after.unwrap_or_default() * 3 / 4 => None,
-            Some(_) => {
-                let silence = report::duration(silence);
-                Some(Found::LinkDown(match state {
-                    LinkState::Open { .. } => format!(
-                        "rank {this} has received no data packet from rank {peer} for {silence}, \
-                         but its heartbeats come"
-                    ),
-                    LinkState::Dialling { problem, .. } => format!(
-                        "rank {this} has dialled the data port of rank {peer} in vain for \
-                         {silence} ({problem}), but its heartbeats come"
-                    ),
-                }))
-            }
+            Some(_) => Some(Found::LinkDown(problem(state, this, silence, "its heartbeats come"))),
         }
     }
 
@@ -123,9 +123,68 @@ enum Found {
     LinkDown(String),
 }
 
+/// What rank `this` does not hear, although there is a sign of life.
+fn problem(state: &LinkState<'_>, this: u32, silence: Duration, sign: &str) -> String {
+    let (peer, silence) = (state.peer(), report::duration(silence));
+    match state {
+        LinkState::Open { .. } => format!(
+            "rank {this} has received no data packet from rank {peer} for {silence}, but {sign}"
+        ),
+        LinkState::Dialling { problem, .. } => format!(
+            "rank {this} has dialled the data port of rank {peer} in vain for {silence} \
+             ({problem}), but {sign}"
+        ),
+    }
+}
+
 /// A lively link is heard twice a second (`link/quic/tuning.rs`): four packets are missed.
 const SHORTEST: Duration = Duration::from_secs(2);
 /// The control endpoint judges a dead rank first.
 const HEAD_START: Duration = Duration::from_millis(500);
 /// Two attempts to dial.
 const DIALLING: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::ring;
+    use crate::world::Limits;
+
+    const LIMITS: Limits = Limits {
+        late_after: Duration::MAX,
+        timeout: None,
+        dead_after: Some(Duration::from_secs(2)),
+    };
+
+    #[test]
+    fn silence_between_two_that_do_not_watch_each_other_is_the_links() {
+        ring::with(LIMITS, |driver| {
+            let state = LinkState::Open { peer: 0, received: 7 };
+            let silence = Duration::from_secs(3);
+            let link_down = |words: &str| match driver.fault_of(&state, silence) {
+                Some(Found::LinkDown(problem)) => assert!(problem.ends_with(words), "{problem}"),
+                Some(Found::Silent(loss)) => panic!("{loss:?}"),
+                None => panic!("nothing"),
+            };
+            link_down(" from rank 0 for 3 s, but others hear it");
+            driver.world.counters.heard(0);
+            link_down(" from rank 0 for 3 s, but its heartbeats come");
+            driver.world.note_left(0);
+            assert!(matches!(driver.fault_of(&state, silence), Some(Found::Silent(_))));
+        });
+    }
+
+    #[test]
+    fn who_is_not_watched_is_judged_only_after_those_who_watch_it() {
+        let (start, limit) = (Instant::now(), LIMITS.dead_after.unwrap() + HEAD_START);
+        let found_after = |is_watched, silence| {
+            let mut silences = Silences::new(LIMITS.dead_after, start);
+            let state = LinkState::Open { peer: 0, received: 7 };
+            assert_eq!(silences.note(true, is_watched, &state, start), None);
+            silences.note(true, is_watched, &state, start + silence)
+        };
+        assert_eq!(found_after(true, limit), Some(limit));
+        assert_eq!(found_after(false, limit), None);
+        assert_eq!(found_after(false, limit + ANSWER_LIMIT), Some(limit + ANSWER_LIMIT));
+    }
+}
