@@ -9,19 +9,26 @@ use std::time::{Duration, Instant};
 /// Decides when a silent peer counts as dead.
 pub(crate) struct Judge {
     dead_after: Option<Duration>,
+    own_stall: Duration,
     looked: Instant,
 }
 
 impl Judge {
     /// `dead_after` None: silence is never death.
     pub(crate) fn new(dead_after: Option<Duration>, now: Instant) -> Self {
-        Self { dead_after, looked: now }
+        Self { dead_after, own_stall: OWN_STALL, looked: now }
+    }
+
+    /// Of peers that are heard so often: a watcher that misses one of their heartbeats may miss all
+    /// that it bears to miss. It must look several times as often.
+    pub(crate) fn of_heartbeats(self, heartbeat: Duration) -> Self {
+        Self { own_stall: heartbeat.clamp(SHORTEST_STALL, OWN_STALL), ..self }
     }
 
     /// To be called often. False if this watcher was itself not scheduled for long: then it may
     /// have missed what its peers sent, and must begin to count anew.
     pub(crate) fn is_awake(&mut self, now: Instant) -> bool {
-        let awake = now.saturating_duration_since(self.looked) < OWN_STALL;
+        let awake = now.saturating_duration_since(self.looked) < self.own_stall;
         self.looked = now;
         awake
     }
@@ -35,6 +42,8 @@ impl Judge {
 
 /// A watcher that was not scheduled for this long discards its silence counts.
 const OWN_STALL: Duration = Duration::from_millis(500);
+/// Shorter ones are too common to begin anew after each.
+const SHORTEST_STALL: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
@@ -57,5 +66,18 @@ mod tests {
         assert!(judge.is_awake(start + Duration::from_millis(100)));
         assert!(!judge.is_awake(start + Duration::from_millis(900)));
         assert!(judge.is_awake(start + Duration::from_millis(1_000)));
+    }
+
+    #[test]
+    fn what_is_a_stall_goes_by_the_heartbeat() {
+        let start = Instant::now();
+        let awake_after = |heartbeat, pause| {
+            let judge = Judge::new(Some(Duration::from_secs(2)), start);
+            let mut judge = judge.of_heartbeats(Duration::from_millis(heartbeat));
+            judge.is_awake(start + Duration::from_millis(pause))
+        };
+        assert!(awake_after(100, 99) && !awake_after(100, 100));
+        assert!(awake_after(5_000, 499) && !awake_after(5_000, 500));
+        assert!(awake_after(1, 49) && !awake_after(1, 50));
     }
 }

@@ -269,7 +269,8 @@ impl Control {
     /// Sends heartbeats and looks for silence, for as long as the endpoint lives.
     pub(crate) async fn beat(self: Rc<Self>) {
         let heartbeat = self.config.heartbeat;
-        let mut judge = Judge::new(self.config.dead_after, Instant::now());
+        let judge = Judge::new(self.config.dead_after, Instant::now());
+        let mut judge = judge.of_heartbeats(heartbeat);
         let mut sent = Instant::now() - heartbeat;
         let mut tick = tokio::time::interval((heartbeat / LOOKS_PER_HEARTBEAT).min(LONGEST_LOOK));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

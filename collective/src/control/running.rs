@@ -308,11 +308,7 @@ impl Running {
     fn lose_after(self: &Rc<Self>, grace: Duration, rank: u32, loss: Loss) {
         let this = self.clone();
         tokio::task::spawn_local(async move {
-            // In turns: after each, what has come meanwhile has been read, also where this thread
-            // was not scheduled for long.
-            for _ in 0..GRACE_TURNS {
-                tokio::time::sleep(grace / GRACE_TURNS).await;
-            }
+            in_turns(grace).await;
             this.believe(rank);
             if !this.world.has_left(rank) {
                 this.world.lose(rank, loss);
@@ -341,6 +337,14 @@ impl Running {
 pub(crate) async fn linger(control: &Control) {
     let read = || control.links.borrow().values().all(|link| link.is_closed());
     let _ = tokio::time::timeout(VERDICT_LIMIT, wait_until(control, read)).await;
+}
+
+/// Waits, in turns: after each, what has come meanwhile has been read, also where this thread was not
+/// scheduled for long.
+pub(super) async fn in_turns(grace: Duration) {
+    for _ in 0..GRACE_TURNS {
+        tokio::time::sleep(grace / GRACE_TURNS).await;
+    }
 }
 
 /// Waits for something about the links.

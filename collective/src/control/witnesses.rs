@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::{Control, Event, Message};
 use super::processes;
-use crate::liveness::inquiry::{ANSWER_LIMIT, Finding, Heard, Inquiry, Limits, is_cut_off};
+use super::running::in_turns;
+use crate::liveness::inquiry::{Finding, Heard, Inquiry, Limits, is_cut_off};
 use crate::rendezvous::watched;
 use crate::report;
 use crate::verdict::{Fault, Habits, Loss};
@@ -29,9 +30,6 @@ impl Witnesses {
     /// `rank` is silent: asks those who watch it too, and concludes when they have answered.
     pub(super) fn ask(&self, rank: u32) {
         let now = Instant::now();
-        if self.is_cut_off(now) {
-            return self.cut_off(now);
-        }
         let size = self.world.peers.len() as u32;
         let limits = self.limits();
         let witnesses: Vec<u32> = self
@@ -50,13 +48,15 @@ impl Witnesses {
         for witness in &witnesses {
             self.control.post(*witness, Message::Silent { rank });
         }
-        self.inquiries.borrow_mut().insert(rank, Inquiry::new(now, witnesses, limits));
+        let inquiry = Inquiry::new(now, witnesses, limits);
+        let patience = inquiry.patience();
+        self.inquiries.borrow_mut().insert(rank, inquiry);
         let events = self.control.events.clone();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(ANSWER_LIMIT).await;
+            // Whatever it is, it is concluded only then: what has come before has been read.
+            in_turns(patience).await;
             let _ = events.send(Event::Asked(rank));
         });
-        self.conclude(rank);
     }
 
     /// `asker` does not hear `rank`: says how long ago this rank did.

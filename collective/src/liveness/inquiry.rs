@@ -14,6 +14,8 @@ pub(crate) struct Inquiry {
     /// Who was heard within this time lives.
     recently: Duration,
     awaited: Vec<u32>,
+    /// Until then it may be what lies unread that is missing.
+    earliest: Duration,
     /// The witness that heard it last, and how long ago.
     heard: Option<(u32, Duration)>,
 }
@@ -35,7 +37,14 @@ impl Inquiry {
         // Two heartbeats; and, of one that has just died, no witness's last is so young.
         let young = limits.dead_after.saturating_sub(limits.heartbeat / 2);
         let recently = limits.heartbeat.saturating_mul(2).min(young);
-        Self { asked: now, recently, awaited: witnesses, heard: None }
+        // A witness's answer comes behind whatever else has come.
+        let earliest = if witnesses.is_empty() { SECOND_LOOK } else { Duration::ZERO };
+        Self { asked: now, recently, awaited: witnesses, earliest, heard: None }
+    }
+
+    /// When it is to be looked at if no answer comes.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.awaited.is_empty() { self.earliest } else { ANSWER_LIMIT }
     }
 
     /// Whether this witness was asked and has not answered.
@@ -62,11 +71,11 @@ impl Inquiry {
         if let Some((witness, ago)) = self.heard {
             return Some(Finding::LinkDown { witness, ago: ago + waited });
         }
-        if self.awaited.is_empty() {
-            return Some(Finding::Dead);
-        }
         if waited >= ANSWER_LIMIT + OWN_STALL {
             return Some(Finding::Overslept);
+        }
+        if self.awaited.is_empty() {
+            return (waited >= self.earliest).then_some(Finding::Dead);
         }
         (waited >= ANSWER_LIMIT).then_some(Finding::Dead)
     }
@@ -103,6 +112,9 @@ pub(crate) struct Limits {
 
 /// With 2 s of silence before, and a tenth to notice it, still well below the promised 3 s.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_millis(300);
+/// Where nobody can be asked: a rank that was itself not scheduled reads within a few turns what
+/// has come meanwhile.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -137,6 +149,15 @@ mod tests {
         assert_eq!(one_is_silent(299), None);
         assert_eq!(one_is_silent(300), Some(Finding::Dead));
         assert_eq!(one_is_silent(900), Some(Finding::Overslept));
+    }
+
+    #[test]
+    fn where_nobody_can_be_asked_it_looks_twice() {
+        let start = Instant::now();
+        let inquiry = Inquiry::new(start, Vec::new(), LIMITS);
+        assert_eq!(inquiry.finding(start), None);
+        assert_eq!(inquiry.finding(start + inquiry.patience()), Some(Finding::Dead));
+        assert_eq!(inquiry.finding(start + MS * 900), Some(Finding::Overslept));
     }
 
     #[test]
