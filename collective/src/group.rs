@@ -263,10 +263,15 @@ impl Group {
     }
 
     /// The ranks that have not begun call `sequence`, with what is known of them.
-    pub(crate) fn late(&self, sequence: u64) -> impl Iterator<Item = (u32, &Progress)> {
+    /// The whole world has `size` ranks.
+    pub(crate) fn late(
+        &self,
+        sequence: u64,
+        size: usize,
+    ) -> impl Iterator<Item = (u32, &Progress)> {
         let others = self.members.iter().zip(&self.progress).zip(0..);
         // In a large world a rank hears only some of the others: of the rest it knows nothing.
-        let hears_all = self.members.len() <= ALL_HEARD;
+        let hears_all = size <= ALL_HEARD;
         others
             .filter(move |((_, progress), place)| {
                 let is_known = hears_all || progress.heard.is_some();
@@ -393,8 +398,17 @@ mod tests {
                 let accusation = group.note_goodbye(1, 0, 7).map(|accusation| accusation.culprit);
                 assert_eq!(accusation, Some(1), "{calls} calls, {ended} ended");
                 let _ = group.note_goodbye(1, u64::MAX, 7);
-                assert!(group.late(u64::MAX).count() <= 1);
+                assert!(group.late(u64::MAX, 2).count() <= 1);
             }
         }
+    }
+
+    #[test]
+    fn in_a_large_world_those_who_are_not_heard_are_not_late() {
+        let mut group = Group::new(7, 1, " on split 1", vec![1, 4, 7, 10], 0);
+        group.note_standing(1, Standing::default(), Instant::now());
+        let late = |size| group.late(0, size).map(|(rank, _)| rank).collect::<Vec<_>>();
+        assert_eq!(late(12), [4], "rank 1 of 12 does not watch 7 and 10");
+        assert_eq!(late(ALL_HEARD), [4, 7, 10]);
     }
 }

@@ -23,6 +23,7 @@ use crate::statistics::Counters;
 use crate::verdict::{Fault, Loss, Verdict};
 
 use communicators::EarlyGoodbye;
+use communicators::{EarlyGoodbye, Turn};
 pub(crate) use communicators::Goodbye;
 
 /// A rank of the world, as it introduced itself at the start.
@@ -89,8 +90,8 @@ struct State {
     threads: Threads,
     /// On the collector.
     stuck: Reports,
-    /// The next communicator of which a heartbeat speaks.
-    turn: usize,
+    /// Whose turn it is in a heartbeat.
+    turn: Turn,
 }
 
 impl World {
@@ -113,7 +114,7 @@ impl World {
             left: vec![false; peers.len()],
             threads: Threads::default(),
             stuck: Reports::default(),
-            turn: 0,
+            turn: Turn::default(),
         };
         Self {
             rank,

@@ -155,15 +155,12 @@ impl World {
     /// What a heartbeat says of this rank: the whole world first, then in turn some of the others.
     pub(crate) fn standings(&self) -> Vec<Standing> {
         let mut state = self.state();
-        let mut others: Vec<u64> =
-            state.groups.keys().copied().filter(|id| *id != WHOLE_WORLD).collect();
-        others.sort_unstable();
-        let shown = others.len().min(MAX_STANDINGS - 1);
-        let turn = state.turn;
-        state.turn = turn.wrapping_add(shown);
-        let turns = (0..shown).map(|at| others[(turn + at) % others.len()]);
-        let ids = std::iter::once(WHOLE_WORLD).chain(turns);
-        ids.filter_map(|id| state.groups.get(&id).map(Group::standing)).collect()
+        let State { groups, turn, .. } = &mut *state;
+        let others = groups.iter().filter(|(id, _)| **id != WHOLE_WORLD);
+        let (busy, idle): (Vec<_>, Vec<_>) = others.partition(|(_, group)| group.outstanding() > 0);
+        let ids = |groups: Vec<(&u64, &Group)>| groups.into_iter().map(|(id, _)| *id).collect();
+        let ids = std::iter::once(WHOLE_WORLD).chain(turn.next(ids(busy), ids(idle)));
+        ids.filter_map(|id| groups.get(&id).map(Group::standing)).collect()
     }
 
     /// A heartbeat: keeps how far the peer is, and compares the calls both have made.
@@ -312,6 +309,35 @@ impl World {
     }
 }
 
+/// Whose turn it is in a heartbeat, which cannot speak of all communicators.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// The next of those with calls under way, and of those without.
+    next: [usize; 2],
+    /// Those without have a place of their own.
+    is_idles: bool,
+}
+
+impl Turn {
+    /// Those with calls under way go first, so that what is known of them is young; but every
+    /// second time they leave room for one of the others.
+    fn next(&mut self, busy: Vec<u64>, idle: Vec<u64>) -> Vec<u64> {
+        let room = MAX_STANDINGS - 1;
+        let busy_room = if self.is_idles && !idle.is_empty() { room - 1 } else { room };
+        self.is_idles = !self.is_idles;
+        let mut chosen = Vec::new();
+        for ((mut ids, next), room) in
+            [busy, idle].into_iter().zip(&mut self.next).zip([busy_room, room])
+        {
+            let shown = ids.len().min(room - chosen.len().min(room));
+            ids.sort_unstable();
+            chosen.extend((0..shown).map(|at| ids[(*next + at) % ids.len()]));
+            *next = next.wrapping_add(shown);
+        }
+        chosen
+    }
+}
+
 impl State {
     fn forget_what_is_over(&mut self) {
         let Self { groups, over, pairs, .. } = self;
@@ -377,5 +403,27 @@ mod tests {
         world.note_goodbye(u32::MAX, 9, u64::MAX, 7);
         world.add_group(Group::new(1, 9, "", vec![0, 1, 2], 0));
         assert!(world.verdict().is_none());
+    }
+
+    #[test]
+    fn heartbeats_speak_of_calls_under_way_first_and_of_all_in_turn() {
+        let mut turn = Turn::default();
+        let idle: Vec<u64> = (10..20).collect();
+        let mut seen: Vec<u64> = Vec::new();
+        for _ in 0..10 {
+            let said = turn.next(vec![5], idle.clone());
+            assert_eq!((said.len(), said[0]), (MAX_STANDINGS - 1, 5));
+            seen.extend(&said[1..]);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, idle);
+        // Of more calls than there is room for, each is spoken of soon; the others are not left out.
+        let said: Vec<_> = (0..8).map(|_| turn.next(vec![5, 6], idle.clone())).collect();
+        for pair in said.windows(2) {
+            assert!([5, 6].iter().all(|id| pair.concat().contains(id)), "{said:?}");
+            assert!(pair.concat().iter().any(|id| *id >= 10), "{said:?}");
+        }
+        assert_eq!(turn.next(vec![], vec![3]), [3]);
+        assert!(turn.next(vec![], vec![]).is_empty());
     }
 }

@@ -27,7 +27,7 @@ impl World {
     /// The ranks that have not begun call `sequence`, and what they did last.
     pub(crate) fn late(&self, group: u64, sequence: u64) -> Option<String> {
         let state = self.state();
-        let late = state.groups.get(&group)?.late(sequence);
+        let late = state.groups.get(&group)?.late(sequence, self.peers.len());
         let words = late.map(|(rank, progress)| self.doing(&state, rank, progress));
         let words: Vec<String> = words.take(MAX_LATE_NAMED).collect();
         (!words.is_empty()).then(|| words.join("; "))
