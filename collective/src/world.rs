@@ -22,9 +22,8 @@ use crate::report;
 use crate::statistics::Counters;
 use crate::verdict::{Fault, Loss, Verdict};
 
-use communicators::EarlyGoodbye;
-use communicators::{EarlyGoodbye, Turn};
 pub(crate) use communicators::Goodbye;
+use communicators::{EarlyGoodbye, Turn};
 
 /// A rank of the world, as it introduced itself at the start.
 #[derive(Clone, Debug)]
@@ -283,20 +282,25 @@ impl World {
         if self.error().is_none() {
             self.lose(self.rank, Loss::Failed { problem: error.to_string() });
         }
+        // A program may end right after an error: it must have been said by then, which is waited
+        // for once, and the others must have been told.
         self.tell();
-        // A program may end right after an error: the others must have been told by then.
-        self.wait_told();
+        self.wait_flooded();
         #[cfg(feature = "faults")]
         crate::faults::failed(self.rank);
         Err(self.error().unwrap_or(error))
     }
 
-    /// Waits until the verdict is on its way to the others.
+    /// Waits until the verdict is on its way to the others, and said here.
     pub(crate) fn wait_told(&self) {
+        self.wait_flooded();
+        report::flush();
+    }
+
+    fn wait_flooded(&self) {
         if let Some(control) = self.control() {
             control.wait_flooded(FLOOD_LIMIT);
         }
-        report::flush();
     }
 
     /// A call returns the error that ended the world. True the first time.
