@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
@@ -56,8 +57,12 @@ impl Launched {
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut bytes = [0; 256];
             let mut slices = [IoSliceMut::new(&mut bytes)];
-            let received =
-                recvmsg(&self.stream, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let received = match recvmsg(&self.stream, &mut slices, &mut control, flags) {
+                // A signal to the program, as of a profiler.
+                Err(Errno::INTR) => continue,
+                received => received?,
+            };
             if received.bytes == 0 {
                 return Err(io::Error::other("the launcher closed the line"));
             }
@@ -78,19 +83,25 @@ impl Launched {
     }
 
     /// Hands every obituary to `each`, until the line ends.
-    pub(crate) fn watch(mut self, each: impl Fn(Obituary)) {
-        let mut bytes = [0; 1024];
-        loop {
-            while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).collect();
-                if let Some(obituary) = parse(&String::from_utf8_lossy(&line)) {
-                    each(obituary);
-                }
+    pub(crate) fn watch(self, each: impl Fn(Obituary)) {
+        hear(self.stream, self.unread, each);
+    }
+}
+
+/// Reads the line to its end, behind what was read before.
+fn hear(mut line: impl Read, mut unread: Vec<u8>, each: impl Fn(Obituary)) {
+    let mut bytes = [0; 1024];
+    loop {
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let words: Vec<u8> = unread.drain(..=end).collect();
+            if let Some(obituary) = parse(&String::from_utf8_lossy(&words)) {
+                each(obituary);
             }
-            match self.stream.read(&mut bytes) {
-                Ok(0) | Err(_) => return,
-                Ok(count) => self.unread.extend_from_slice(&bytes[..count]),
-            }
+        }
+        match line.read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+            Ok(count) => unread.extend_from_slice(&bytes[..count]),
         }
     }
 }
@@ -159,5 +170,33 @@ mod tests {
             assert_eq!(parse(line), None, "{line}");
         }
         assert_eq!(Ending::Signal(9).describe(), "was killed by signal 9 (SIGKILL)");
+    }
+
+    /// Is interrupted before every piece.
+    struct Interrupted<'a> {
+        pieces: &'a [&'a [u8]],
+        is_next: bool,
+    }
+
+    impl Read for Interrupted<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.is_next = !self.is_next;
+            if self.is_next {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let Some((piece, rest)) = self.pieces.split_first() else { return Ok(0) };
+            self.pieces = rest;
+            into[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        }
+    }
+
+    #[test]
+    fn a_signal_to_the_program_does_not_end_the_line() {
+        let pieces: &[&[u8]] = &[b" pid 7 exit 3\nlost 2 ", b"pid 8 signal 9\n"];
+        let heard = std::cell::RefCell::new(Vec::new());
+        let line = Interrupted { pieces, is_next: false };
+        hear(line, b"lost 1".to_vec(), |obituary| heard.borrow_mut().push(obituary.rank));
+        assert_eq!(heard.into_inner(), [1, 2]);
     }
 }
