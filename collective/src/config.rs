@@ -171,11 +171,13 @@ impl Config {
 
     /// The settings that must be equal on all ranks, as they are shown when they are not.
     pub(crate) fn job_wide(&self) -> Vec<(String, String)> {
-        let dead_after = self.dead_after.map_or("off".into(), report::duration);
+        // Without rounding: they are compared as they stand here.
+        let exact = |limit| humantime::format_duration(limit).to_string();
+        let dead_after = self.dead_after.map_or("off".into(), exact);
         let algorithm = self.algorithm.map_or("auto".into(), |algorithm| algorithm.to_string());
         vec![
             ("ALLFOLD_WORLD_SIZE".into(), self.size().to_string()),
-            ("ALLFOLD_HEARTBEAT".into(), report::duration(self.heartbeat)),
+            ("ALLFOLD_HEARTBEAT".into(), exact(self.heartbeat)),
             ("ALLFOLD_DEAD_AFTER".into(), dead_after),
             ("ALLFOLD_ALGORITHM".into(), algorithm),
         ]
@@ -495,6 +497,21 @@ mod tests {
         }
         // And none is made: the folder is empty.
         std::fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
+    fn settings_that_differ_by_less_than_is_shown_differ() {
+        let dead_after = |text| {
+            let rendezvous = Some("node-0".into());
+            let identity = Identity { rendezvous, ..Identity::explicit(0, 2) };
+            let secret = "5c".repeat(32);
+            let environment =
+                Environment::from([("ALLFOLD_SECRET", &*secret), ("ALLFOLD_DEAD_AFTER", text)]);
+            let settings = Config::read(identity, &environment).unwrap().job_wide();
+            settings.into_iter().find(|(name, _)| name == "ALLFOLD_DEAD_AFTER").unwrap().1
+        };
+        assert_eq!([dead_after("2"), dead_after("2.04s")], ["2s", "2s 40ms"]);
+        assert_eq!(dead_after("off"), "off");
     }
 
     #[test]
