@@ -11,6 +11,8 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::identity::{Environment, invalid};
 
+use writer::Weight;
+
 pub use last_words::leave;
 pub(crate) use origin::Origin;
 pub use origin::name_job;
@@ -126,7 +128,12 @@ pub(crate) fn speak_for(origin: &std::sync::Arc<Origin>) {
 
 /// The world of `origin` has ended. Says so without waiting for whoever reads it.
 pub(crate) fn has_ended(origin: &std::sync::Arc<Origin>, error: &Error, call: Option<String>) {
-    writer::hand_over(writer::Words::End { origin: origin.clone(), error: error.clone(), call });
+    if origin.is_process() {
+        let error = error.clone();
+        writer::FILES.hand_over(Weight::End, move || leave_end(&error));
+    }
+    let (origin, error) = (origin.clone(), error.clone());
+    writer::LINES.hand_over(Weight::End, move || origin.ends(&error, call.as_deref()));
 }
 
 /// Waits, for a short time, until what allfold's threads had to say is written: the program may end
@@ -137,7 +144,16 @@ pub(crate) fn flush() {
 
 /// This process has no world, for this reason.
 pub(crate) fn has_failed(error: &Error) {
-    origin::current().ends(error, None);
+    let origin = origin::current();
+    if origin.is_process() {
+        leave_end(error);
+    }
+    origin.ends(error, None);
+}
+
+/// The line that ends a rank goes where its cluster looks for it.
+fn leave_end(error: &Error) {
+    leave(&error.to_string(), error.help().as_deref());
 }
 
 impl Origin {
@@ -151,13 +167,10 @@ impl Origin {
         }
     }
 
-    /// The line that ends a rank goes where its cluster looks for it. The program returns the error
-    /// to its user, so that as text it is not said twice.
+    /// Says the line that ends a rank. The program returns the error to its user, so that as text it
+    /// is not said twice.
     pub(crate) fn ends(&self, error: &Error, call: Option<&str>) {
         let (message, help) = (&*error.to_string(), error.help());
-        if self.is_process() {
-            leave(message, help.as_deref());
-        }
         if tracing::dispatcher::has_been_set() {
             let (job, rank, host, epoch) = self.fields();
             let help = help.as_deref();

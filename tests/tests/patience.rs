@@ -7,7 +7,7 @@
 use std::io::{ErrorKind, PipeReader, Read, Write, pipe};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use allfold_tests::faults::victim::FAULT;
 use allfold_tests::{Ended, Folder, Job, Process, machine_lock};
@@ -62,6 +62,39 @@ fn a_reader_who_does_not_read_holds_up_no_verdict() {
     assert_eq!(mute.wait().code(), 75);
     let text = text.join().unwrap();
     assert!(text.trim_start_matches('.').contains("error: rank 2 ("), "{text}");
+}
+
+#[test]
+fn a_reader_who_does_not_read_holds_up_no_last_words() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("last-words");
+    let (go, left) = (folder.path().join("go"), folder.path().join("error.json"));
+    let job = Job::new(3);
+    let start = |rank, stderr| {
+        let mut command = job.rank(rank, RANK, &["late", "2", go.to_str().unwrap()]);
+        command.env("ALLFOLD_LATE_AFTER", "200ms");
+        if rank == 0 {
+            command.env("TORCHELASTIC_ERROR_FILE", &left);
+        }
+        Process::start_with(&mut command, stderr)
+    };
+    let (unread, full) = full_pipe();
+    let mute = start(0, full);
+    let [mut other, late] = [1, 2].map(|rank| start(rank, Stdio::piped()));
+    // Rank 0 warns as rank 1 does, and its first warning is never written.
+    for _ in 0..3 {
+        other.wait_for_line("has waited");
+    }
+    late.signal(Signal::KILL);
+    other.wait().assert_error(75, &["rank 2 (", "is gone: its process ended"]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let words = || std::fs::read_to_string(&left).unwrap_or_default();
+    while !words().contains("is gone: its process ended") {
+        assert!(Instant::now() < deadline, "no last words, but `{}`", words());
+        std::thread::yield_now();
+    }
+    drop(unread);
+    assert_eq!(mute.wait().code(), 75);
 }
 
 #[test]

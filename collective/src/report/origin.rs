@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::writer::{self, Words};
+use super::writer::{LINES, Weight};
 use crate::identity::{Environment, Identity, host_name};
 
 /// A rank, or a process that is none.
@@ -90,7 +90,7 @@ pub(super) fn warn(message: &str, call: Option<&str>) {
     match of_thread() {
         Some(origin) => {
             let (message, call) = (message.to_string(), call.map(str::to_string));
-            writer::hand_over(Words::Warning { origin, message, call });
+            LINES.hand_over(Weight::Warning, move || origin.say(&message, call.as_deref()));
         }
         None => current().say(message, call),
     }
