@@ -4,10 +4,11 @@
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
 
-use allfold_tests::{Ended, Job, Process, machine_lock};
-use rustix::process::Signal;
+use allfold_tests::{Ended, Job, Process, clean_command, machine_lock};
+use rustix::process::{Pid, Signal, kill_process};
 
 const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
+const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
 
 /// Starts four ranks, does something to rank 2 once all are in the middle, and returns how the
 /// others ended.
@@ -33,6 +34,26 @@ fn a_killed_rank_is_named_by_all_others() {
         let words = " waiting in all_reduce #";
         ended.assert_error(75, &["rank 2 (", "is gone: its process ended", words]);
     }
+}
+
+#[test]
+fn a_killed_rank_whose_wrapper_lives_on_is_named_by_all_others() {
+    let _one_at_a_time = machine_lock();
+    let script = "[ $ALLFOLD_RANK != 2 ] && exec \"$0\" forever; \
+                  \"$0\" forever & echo \"rank 2 is pid $!\"; wait; sleep 60";
+    let words = ["run", "-n", "3", "sh", "-c", script, RANK];
+    let mut job = Process::start(clean_command(ALLFOLD).args(words));
+    let line = job.wait_for_line("rank 2 is pid ");
+    let pid = line.rsplit(' ').next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+    for _ in 0..3 {
+        job.wait_for_line("started");
+    }
+    kill_process(pid.unwrap(), Signal::KILL).unwrap();
+    let ended = job.wait();
+    let errors = ended.errors();
+    // Before its silence is.
+    let named = errors.iter().filter(|line| line.contains("is gone: its process ended"));
+    assert_eq!(named.filter(|line| line.contains("rank 2 (")).count(), 2, "{ended:#?}");
 }
 
 #[test]

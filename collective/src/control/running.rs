@@ -2,6 +2,7 @@
 //! losses, and refuses newcomers with a reason.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +45,7 @@ pub(crate) async fn serve(
         witnesses,
         left: Cell::new(None),
         hearsay: RefCell::default(),
+        mourned: RefCell::default(),
     });
     running.watch_processes();
     let mut closing = false;
@@ -83,6 +85,8 @@ struct Running {
     /// When this rank left.
     left: Cell<Option<Instant>>,
     hearsay: RefCell<Hearsay>,
+    /// The ranks of whose ends the launcher has told.
+    mourned: RefCell<HashSet<u32>>,
 }
 
 impl Running {
@@ -158,7 +162,7 @@ impl Running {
                 }
             }
             Event::Asked(rank) => self.witnesses.conclude(rank),
-            Event::Gone(rank) => self.lose_after(GONE_GRACE, rank, Loss::Gone),
+            Event::Gone(rank) => self.process_ended(rank),
             Event::Ended { rank, link, how } => self.link_ended(rank, link, how),
             Event::Obituary(obituary) => self.rank_ended(&obituary),
             // Late words of the rendezvous.
@@ -285,15 +289,27 @@ impl Running {
             // It may have said goodbye and ended well: its last packets may not be read yet.
             Ending::Exit(_) => EXIT_GRACE,
         };
+        self.mourned.borrow_mut().insert(rank);
         self.lose_after(grace, rank, Loss::Ended(ending));
     }
 
-    /// Sees the ends of the ranks' processes on this host. Under a launcher that one does, and knows
-    /// more of them.
-    fn watch_processes(&self) {
-        if self.control.is_launched {
-            return;
+    /// The process of `rank`, on this host, is gone.
+    fn process_ended(self: &Rc<Self>, rank: u32) {
+        if !self.control.is_launched {
+            return self.lose_after(GONE_GRACE, rank, Loss::Gone);
         }
+        // Its launcher knows more, unless what it started is another process, which lives on.
+        let running = self.clone();
+        tokio::task::spawn_local(async move {
+            in_turns(OBITUARY_GRACE).await;
+            if !running.mourned.borrow().contains(&rank) {
+                running.lose_after(Duration::ZERO, rank, Loss::Gone);
+            }
+        });
+    }
+
+    /// Sees the ends of the ranks' processes on this host.
+    fn watch_processes(&self) {
         for rank in self.control.links.borrow().keys().copied() {
             let Some(pid) = self.world.process_here(rank) else { continue };
             let events = self.control.events.clone();
@@ -392,6 +408,8 @@ const CLOSE_GRACE: Duration = Duration::from_millis(300);
 const EXIT_GRACE: Duration = Duration::from_millis(300);
 /// The same; all it had sent lies in this rank's socket by then.
 const GONE_GRACE: Duration = Duration::from_millis(150);
+/// The launcher tells within milliseconds.
+const OBITUARY_GRACE: Duration = Duration::from_millis(300);
 const GRACE_TURNS: u32 = 5;
 /// As on the lanes: a rank that does not answer for a second is left to itself.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
