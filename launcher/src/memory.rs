@@ -1,13 +1,17 @@
 //! Whether a process that was killed by SIGKILL was killed for want of memory: the kernel counts
 //! such ends, for the control group where there is one.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The kernel's count, and how much of it is known.
 pub(crate) struct Killings {
     count: Option<PathBuf>,
     known: u64,
+    /// Counts beyond it, and when each was first seen.
+    seen: VecDeque<(Instant, u64)>,
 }
 
 impl Killings {
@@ -16,12 +20,21 @@ impl Killings {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let count = candidates(&groups).into_iter().find(|path| read(path).is_some());
         let known = count.as_deref().and_then(read).unwrap_or(0);
-        Self { count, known }
+        Self { count, known, seen: VecDeque::new() }
     }
 
-    /// What was counted so far was no rank.
-    pub(crate) fn forget(&mut self) {
-        self.known = self.count.as_deref().and_then(read).unwrap_or(0);
+    /// To be called now and then: what was counted long ago was no rank.
+    pub(crate) fn forget(&mut self, now: Instant) {
+        let count = self.count.as_deref().and_then(read).unwrap_or(0);
+        if count > self.seen.back().map_or(self.known, |(_, count)| *count) {
+            self.seen.push_back((now, count));
+        }
+        while let Some(&(when, count)) = self.seen.front()
+            && now.duration_since(when) >= LONGEST_END
+        {
+            self.known = self.known.max(count);
+            self.seen.pop_front();
+        }
     }
 
     /// Whether the kernel has killed one more process.
@@ -56,6 +69,10 @@ fn candidates(groups: &str) -> Vec<PathBuf> {
     paths
 }
 
+/// Between the kernel's counting and the end of the process, which must give its memory back first:
+/// many gigabytes, perhaps of a device too, on a host that has none left.
+const LONGEST_END: Duration = Duration::from_secs(10);
+
 fn read(path: &Path) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
@@ -78,9 +95,32 @@ mod tests {
     fn each_killing_is_told_once() {
         let path = std::env::temp_dir().join(format!("allfold-killings-{}", std::process::id()));
         fs::write(&path, "low 0\noom 7\noom_kill 3\noom_group_kill 9\n").unwrap();
-        let mut killings = Killings { count: Some(path.clone()), known: 1 };
+        let mut killings = Killings { known: 1, ..counting(&path) };
         assert_eq!([(); 3].map(|()| killings.is_one_more()), [true, true, false]);
         fs::remove_file(&path).unwrap();
         assert!(!killings.is_one_more());
+    }
+
+    fn counting(path: &Path) -> Killings {
+        Killings { count: Some(path.into()), known: 0, seen: VecDeque::new() }
+    }
+
+    #[test]
+    fn a_killing_is_remembered_until_its_process_must_have_ended() {
+        let path = std::env::temp_dir().join(format!("allfold-remembered-{}", std::process::id()));
+        let count = |killed: u64| fs::write(&path, format!("oom_kill {killed}\n")).unwrap();
+        let (mut killings, start) = (counting(&path), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        count(1);
+        // Noticed while the process still gives back what it had.
+        (0..9).for_each(|second| killings.forget(after(second)));
+        assert!(killings.is_one_more());
+        assert!(!killings.is_one_more());
+        count(2);
+        (9..20).for_each(|second| killings.forget(after(second)));
+        assert!(!killings.is_one_more(), "that was another process");
+        count(3);
+        assert!(killings.is_one_more());
+        fs::remove_file(&path).unwrap();
     }
 }

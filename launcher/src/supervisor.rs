@@ -124,7 +124,7 @@ impl<'a> Supervisor<'a> {
         let until = match self.stage {
             Stage::Grace(since) => self.end_of_grace(since)?,
             Stage::Terminating(until) => until,
-            // Other processes that are killed for want of memory are forgotten that often.
+            // Killings for want of memory are looked for that often.
             Stage::Running => return Some(LOOK),
             Stage::Killed => return None,
         };
@@ -229,7 +229,7 @@ impl<'a> Supervisor<'a> {
             }
         }
         if endings.is_empty() {
-            self.killings.forget();
+            self.killings.forget(Instant::now());
         }
         order_simultaneous(&mut endings);
         let reports = if endings.is_empty() { Vec::new() } else { (self.around.reports)() };
@@ -386,7 +386,7 @@ const SAME_WISH: Duration = Duration::from_secs(1);
 const SAME_KEY: Duration = Duration::from_millis(100);
 /// Nothing tells when a process group is empty.
 const TICK: Duration = Duration::from_millis(20);
-/// A killing and the end of its process are noticed within milliseconds of each other.
+/// So much younger than it is may a killing seem (see `memory.rs`).
 const LOOK: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
