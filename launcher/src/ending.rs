@@ -1,6 +1,7 @@
 //! How a rank's process ended, and which rank is at fault for the job.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitIdStatus};
 use signal_hook::consts::SIGKILL;
@@ -15,6 +16,8 @@ pub(crate) struct Ending {
     pub(crate) how: How,
     /// False once the launcher itself has begun to end the ranks.
     pub(crate) by_itself: bool,
+    /// When the launcher saw it.
+    pub(crate) noticed: Instant,
 }
 
 /// Exit code or signal.
@@ -35,6 +38,22 @@ impl How {
             Some(signal) => Self::Signal(signal),
             // The kernel keeps 8 bits.
             None => Self::Exit(status.exit_status().unwrap_or(0) as u8),
+        }
+    }
+
+    /// Whether it says itself that another rank was at fault.
+    fn is_survivors(self) -> bool {
+        self == Self::Exit(exit_code::TRY_AGAIN)
+    }
+
+    /// Whether the other one, though noticed first, may be what came of this. Nobody is killed by
+    /// another's end, and a panic is seldom answered by one; but to end with 1 is how most programs
+    /// answer any error, another rank's loss among them.
+    fn explains(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Signal(_) | Self::OutOfMemory, Self::Exit(_)) => true,
+            (Self::Exit(code), Self::Exit(other)) => code == PANIC && other == ANY_ERROR,
+            _ => false,
         }
     }
 
@@ -92,20 +111,27 @@ impl fmt::Display for Ending {
 pub(crate) fn order_simultaneous(endings: &mut [Ending]) {
     endings.sort_by_key(|ending| match ending.how {
         How::Signal(_) | How::OutOfMemory => 0,
-        How::Exit(exit_code::TRY_AGAIN) => 2,
-        How::Exit(_) => 1,
+        How::Exit(PANIC) => 1,
+        How::Exit(exit_code::TRY_AGAIN) => 3,
+        How::Exit(_) => 2,
     });
 }
 
 /// The ending that decides the job's exit code, given all of them in order; None when all is well.
 ///
 /// A survivor is never at fault: 75 says that another rank was, so any other code goes before it,
-/// and what the launcher ended itself does not count.
+/// and what the launcher ended itself does not count. Of endings that lie close together the first
+/// is not always the cause: a survivor that knows by then may end before the one that it knows of.
 pub(crate) fn at_fault(endings: &[Ending]) -> Option<&Ending> {
-    let mut failed =
+    let failed =
         endings.iter().filter(|ending| ending.by_itself && ending.how.code() != exit_code::DONE);
-    let first = failed.clone().next();
-    failed.find(|ending| ending.how != How::Exit(exit_code::TRY_AGAIN)).or(first)
+    let mut causes = failed.clone().filter(|ending| !ending.how.is_survivors());
+    let first = causes.next().or_else(|| failed.clone().next())?;
+    let together = causes.filter(|ending| ending.noticed.duration_since(first.noticed) < TOGETHER);
+    Some(
+        together
+            .fold(first, |cause, other| if other.how.explains(cause.how) { other } else { cause }),
+    )
 }
 
 /// The signal's name, such as SIGKILL.
@@ -134,12 +160,20 @@ pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
     Some(name)
 }
 
+/// A survivor has its error at once where the other says itself that it fails, and that one has
+/// still to unwind, to close and perhaps to write a core.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// Of a Rust program that panicked.
+const PANIC: u8 = 101;
+/// Of a Rust program whose `main` returned an error, of Python for any exception.
+const ANY_ERROR: u8 = 1;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn ending(rank: usize, how: How, by_itself: bool) -> Ending {
-        Ending { rank, pid: 100 + rank as i32, how, by_itself }
+        Ending { rank, pid: 100 + rank as i32, how, by_itself, noticed: Instant::now() }
     }
 
     fn code(endings: &[Ending]) -> Option<(usize, u8)> {
@@ -167,15 +201,40 @@ mod tests {
     }
 
     #[test]
+    fn a_survivor_that_ends_first_is_not_blamed_for_what_it_knew() {
+        use How::{Exit, Signal};
+        let now = Instant::now();
+        let blamed = |endings: &[(How, u64)]| {
+            let endings: Vec<Ending> = (0..)
+                .zip(endings)
+                .map(|(rank, (how, ms))| Ending {
+                    noticed: now + Duration::from_millis(*ms),
+                    ..ending(rank, *how, true)
+                })
+                .collect();
+            at_fault(&endings).map(|ending| ending.rank)
+        };
+        assert_eq!(blamed(&[(Exit(1), 0), (Exit(75), 5), (Exit(101), 300)]), Some(2));
+        assert_eq!(blamed(&[(Exit(75), 0), (Exit(101), 5), (Signal(9), 300)]), Some(2));
+        assert_eq!(blamed(&[(Exit(1), 0), (Exit(101), 1_000)]), Some(0), "long after");
+        // These said first what they had to say.
+        assert_eq!(blamed(&[(Exit(7), 0), (Exit(101), 300)]), Some(0));
+        assert_eq!(blamed(&[(Exit(1), 0), (Exit(3), 300)]), Some(0));
+        assert_eq!(blamed(&[(Signal(6), 0), (Signal(9), 300), (Exit(101), 301)]), Some(0));
+        assert_eq!(blamed(&[(Exit(75), 0), (Exit(75), 5), (Exit(1), 2_000)]), Some(2));
+    }
+
+    #[test]
     fn killed_goes_before_exited_when_noticed_together() {
         let mut endings = [
             ending(3, How::Exit(75), true),
             ending(0, How::Exit(1), true),
             ending(1, How::Exit(2), true),
             ending(2, How::Signal(9), true),
+            ending(4, How::Exit(101), true),
         ];
         order_simultaneous(&mut endings);
-        assert_eq!(endings.map(|ending| ending.rank), [2, 0, 1, 3]);
+        assert_eq!(endings.map(|ending| ending.rank), [2, 4, 0, 1, 3]);
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Journal {
 impl<'a> Entry<'a> {
     /// The end of a rank, and what it left as its error.
     pub(crate) fn of_ending(ending: &Ending, said: Option<&'a str>) -> Self {
-        let Ending { rank, pid, how, by_itself } = *ending;
+        let Ending { rank, pid, how, by_itself, .. } = *ending;
         let (code, signal) = match how {
             How::Exit(code) => (Some(code), None),
             How::Signal(signal) => (None, Some(signal_text(signal))),
@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_lines() {
-        let ending = Ending { rank: 2, pid: 71, how: How::Signal(9), by_itself: true };
+        let noticed = std::time::Instant::now();
+        let ending = Ending { rank: 2, pid: 71, how: How::Signal(9), by_itself: true, noticed };
         assert_eq!(
             json(&Entry::of_ending(&ending, None)),
             r#"{"time":"T","elapsed":1.5,"event":"rank-ended","rank":2,"pid":71,"signal":"SIGKILL","by_itself":true}"#

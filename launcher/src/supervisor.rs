@@ -220,6 +220,7 @@ impl<'a> Supervisor<'a> {
                 pid: rank.pid.as_raw_pid(),
                 how: How::of(&status),
                 by_itself,
+                noticed: since,
             });
         }
         for ending in &mut endings {

@@ -216,7 +216,8 @@ mod tests {
     use super::*;
 
     fn ended(rank: usize, how: How) -> Ending {
-        Ending { rank, pid: 100 + rank as i32, how, by_itself: true }
+        let noticed = std::time::Instant::now();
+        Ending { rank, pid: 100 + rank as i32, how, by_itself: true, noticed }
     }
 
     fn report(message: &str) -> Option<Report> {
