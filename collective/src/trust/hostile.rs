@@ -355,6 +355,9 @@ impl Impostor {
             watched.push(impostor.knock(rank, address, &hello).await);
         }
         hello::send(&mut sender, &Message::Prepared { epoch }).await.unwrap();
+        // What rank 0 hears before is of no world.
+        let commit = hello::receive::<Message>(&mut receiver, wire::MAX_CONTROL_BYTES).await;
+        assert!(matches!(commit, Ok(Message::Commit { .. })), "{commit:?}");
         // Rank 0 of three sends its first data to rank 1 only; to be dialled, rank 2 waits for both.
         let mut lanes = Vec::new();
         for _ in 0..if table.len() == 3 { 2 } else { 0 } {
