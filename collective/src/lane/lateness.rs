@@ -4,7 +4,7 @@
 //! time until that message comes is the sender's lateness. It is counted when the message is here;
 //! where that takes long, also before, so that whoever looks meanwhile sees who is late.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{Active, Driver};
@@ -39,6 +39,8 @@ pub(super) struct Openings(HashMap<Flow, u64>);
 pub(super) struct Attention {
     looked: Instant,
     missed: Duration,
+    /// When each time that was missed ended, and how long it was.
+    gaps: VecDeque<(Instant, Duration)>,
 }
 
 impl Driver {
@@ -103,6 +105,14 @@ impl Driver {
         }
     }
 
+    /// How long somebody has waited who began to at `since`. While this rank was itself stopped it
+    /// has waited for nobody.
+    pub(super) fn waited(&self, since: Instant, now: Instant) -> Duration {
+        let mut attention = self.attention.borrow_mut();
+        attention.look(now);
+        now.saturating_duration_since(since).saturating_sub(attention.missed_since(since))
+    }
+
     /// Time that this rank has missed.
     pub(super) fn missed(&self, now: Instant) -> Duration {
         self.attention.borrow_mut().look(now)
@@ -152,13 +162,6 @@ impl Active {
     }
 }
 
-impl Lateness {
-    /// A wait, less what this rank has missed of the call.
-    pub(super) fn less_missed(&self, wait: Duration, missed: Duration) -> Duration {
-        wait.saturating_sub(missed.saturating_sub(self.missed_before))
-    }
-}
-
 impl Openings {
     /// A flow's first message of a call is here; false if that was known, or a later call's.
     fn note(&mut self, flow: Flow, sequence: u64) -> bool {
@@ -176,7 +179,7 @@ impl Openings {
 
 impl Attention {
     pub(super) fn new(now: Instant) -> Self {
-        Self { looked: now, missed: Duration::ZERO }
+        Self { looked: now, missed: Duration::ZERO, gaps: VecDeque::new() }
     }
 
     /// All time missed so far. Whatever looks rarely where no call is under way misses time that
@@ -185,9 +188,23 @@ impl Attention {
         let gap = now.saturating_duration_since(self.looked);
         if gap >= GAP {
             self.missed += gap;
+            self.gaps.push_back((now, gap));
+            if self.gaps.len() > MAX_GAPS
+                && let Some((_, oldest)) = self.gaps.pop_front()
+                && let Some((_, second)) = self.gaps.front_mut()
+            {
+                *second += oldest;
+            }
         }
         self.looked = self.looked.max(now);
         self.missed
+    }
+
+    /// Time missed from then on.
+    fn missed_since(&self, since: Instant) -> Duration {
+        let part =
+            |(end, gap): &(Instant, Duration)| end.saturating_duration_since(since).min(*gap);
+        self.gaps.iter().map(part).sum()
     }
 }
 
@@ -198,6 +215,8 @@ const MAX_AWAITED: usize = 64;
 /// With a call under way the lane looks at least every `LONGEST_LOOK`. Heartbeats go by the same
 /// limit: a rank that was not scheduled for so long blames nobody for it.
 const GAP: Duration = Duration::from_millis(500);
+/// So many that count for waits of any age; older ones are taken for one.
+const MAX_GAPS: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -354,6 +373,25 @@ mod tests {
             ring.pass(LOOK);
             assert!(ring.late() < 4 * LONG, "{:?}", ring.late());
         });
+    }
+
+    #[test]
+    fn a_stop_counts_for_nobody_who_waited_before_the_call_had_its_turn() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut attention = Attention::new(start);
+        // No call for long, then a stop while one is handed over, and another in it.
+        [10_000, 10_100, 11_000, 11_100].map(|ms| attention.look(after(ms)));
+        let missed_since = |ms| attention.missed_since(after(ms)).as_millis();
+        assert_eq!(missed_since(9_900), 100 + 900);
+        assert_eq!(missed_since(10_050), 900);
+        assert_eq!(missed_since(10_700), 300);
+        assert_eq!(missed_since(11_000), 0);
+        // However many there are, none is forgotten.
+        let mut attention = Attention::new(start);
+        (1..=1_000).for_each(|second| _ = attention.look(after(1_000 * second)));
+        assert_eq!(attention.gaps.len(), MAX_GAPS);
+        assert_eq!(attention.missed_since(start), Duration::from_secs(1_000));
     }
 
     /// As the lane at most, and below what counts as missed.

@@ -49,19 +49,14 @@ impl Driver {
 
     fn look(&self, now: Instant) {
         let limits = self.world.limits;
-        let missed = self.missed(now);
         let mut late = Vec::new();
         let mut over = None;
         for calls in self.calls.borrow_mut().values_mut() {
             let Some(since) = calls.awaited() else { continue };
             let Some(active) = calls.active.as_mut() else { continue };
-            // While this rank was itself stopped it has waited for nobody.
-            let wait = |since| {
-                let wait = now.saturating_duration_since(since);
-                active.lateness.less_missed(wait, missed)
-            };
             // A warning is of this call alone, which may have begun behind many others.
-            let (waited, waited_in_it) = (wait(since), wait(since.max(active.since)));
+            let (waited, waited_in_it) =
+                (self.waited(since, now), self.waited(since.max(active.since), now));
             if waited_in_it >= active.next_warning {
                 while active.next_warning <= waited_in_it {
                     active.next_warning = active.next_warning.saturating_mul(2);
