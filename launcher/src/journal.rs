@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_lines() {
-        let noticed = std::time::Instant::now();
+        let noticed = Instant::now();
         let ending = Ending { rank: 2, pid: 71, how: How::Signal(9), by_itself: true, noticed };
         assert_eq!(
             json(&Entry::of_ending(&ending, None)),
