@@ -234,7 +234,8 @@ fn a_new_thread_that_computes_before_its_call_is_no_deadlock() {
     let ends = results(world, |rank| -> Result<()> {
         let (x, y) = (rank.split(Some(0), 0)?.unwrap(), rank.split(Some(0), 0)?.unwrap());
         // This thread has made the last call on both, and then waits in one.
-        (x.barrier()?, y.barrier()?);
+        x.barrier()?;
+        y.barrier()?;
         let (now, later) = if rank.rank() == 0 { (&x, &y) } else { (&y, &x) };
         std::thread::scope(|scope| {
             let late = scope.spawn(|| {

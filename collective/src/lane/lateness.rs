@@ -381,7 +381,9 @@ mod tests {
         let after = |ms| start + Duration::from_millis(ms);
         let mut attention = Attention::new(start);
         // No call for long, then a stop while one is handed over, and another in it.
-        [10_000, 10_100, 11_000, 11_100].map(|ms| attention.look(after(ms)));
+        for ms in [10_000, 10_100, 11_000, 11_100] {
+            attention.look(after(ms));
+        }
         let missed_since = |ms| attention.missed_since(after(ms)).as_millis();
         assert_eq!(missed_since(9_900), 100 + 900);
         assert_eq!(missed_since(10_050), 900);

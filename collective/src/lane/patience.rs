@@ -139,7 +139,7 @@ mod tests {
 
     /// Somebody waits from now on.
     fn ask(call: &crate::lane::Completion) {
-        assert!(call.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(call.poll(&Context::from_waker(Waker::noop())).is_pending());
     }
 
     fn next_warning(driver: &Driver) -> Duration {
