@@ -12,8 +12,9 @@ use super::Credentials;
 use super::certificates::Membership;
 use super::hello::{self, Answer, Hello, Purpose};
 use super::secret::{Secret, Secrets};
-use crate::communicator::Communicator;
+use crate::communicator::{Communicator, Kind};
 use crate::config::Config;
+use crate::contract;
 use crate::control::endpoint::Message;
 use crate::control::{ControlHandle, MemoryControl};
 use crate::error::{ErrorKind, Result};
@@ -141,7 +142,7 @@ fn a_member_that_breaks_the_protocol_on_a_connection_is_named() {
     ];
     let before = resident_bytes();
     for (number, attack) in attacks.into_iter().enumerate() {
-        let ends = with_impostor(3, attack);
+        let ends = with_impostor(3, attack, call_on);
         for (rank, end) in ends.iter().enumerate() {
             let error = end.as_ref().unwrap_err();
             let text = error.to_string();
@@ -166,10 +167,27 @@ fn in_a_large_world_a_member_says_no_goodbye_for_a_rank_that_says_it_itself() {
     // Whoever believes this blames rank 1, which has made its first call.
     let goodbye = Message::Goodbye { origin: 1, group: 0, members, calls: 0, hash };
     let forged = [message(&goodbye), message(&Message::Leave { origin: 1 })].concat();
-    for (rank, end) in with_impostor(9, Attack::Control(forged)).iter().enumerate() {
+    for (rank, end) in with_impostor(9, Attack::Control(forged), call_on).iter().enumerate() {
         let error = end.as_ref().unwrap_err();
         let named = matches!(error.kind(), ErrorKind::RankLost { rank: 2, .. });
         assert!(named, "{rank} of the other ranks: {error}");
+    }
+}
+
+#[test]
+fn in_a_large_world_a_goodbye_that_only_one_rank_has_heard_reaches_all() {
+    let outlive = |world: Communicator| {
+        let Kind::Joined(engine) = &world.kind else { panic!("a world of one") };
+        while !engine.world().has_left(2) {
+            if let Some(error) = engine.world().error() {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        world.close()
+    };
+    for (rank, end) in with_impostor(9, Attack::LeaveByAnother, outlive).iter().enumerate() {
+        assert!(end.is_ok(), "{rank} of the other ranks: {end:?}");
     }
 }
 
@@ -194,6 +212,13 @@ fn assert_named(ends: &Ends, what: &str) {
 /// The call that all ranks make.
 fn call(rank: &Communicator) -> Result<()> {
     rank.all_reduce(&mut [1.0f32; ELEMENTS], ReduceOp::Sum)
+}
+
+/// Calls until the world ends.
+fn call_on(world: Communicator) -> Result<()> {
+    loop {
+        call(&world)?;
+    }
 }
 
 /// What rank 2 of three sends rank 0 first in that call, its payload and all.
@@ -274,6 +299,8 @@ impl InProcess {
 
 /// What the impostor does once the world has begun, to rank 0.
 enum Attack {
+    /// No harm: a goodbye to one rank only, and the end.
+    LeaveByAnother,
     /// On the control stream.
     Control(Vec<u8>),
     /// As a heartbeat.
@@ -286,7 +313,7 @@ enum Attack {
 
 /// A world over QUIC whose rank 2 is played: it takes part until the world has begun, does what it
 /// does, and is gone.
-fn with_impostor(size: usize, attack: Attack) -> Ends {
+fn with_impostor(size: usize, attack: Attack, program: fn(Communicator) -> Result<()>) -> Ends {
     let secret = Secret::random().unwrap().to_line();
     let place = {
         // Free a moment ago, which is as good as it gets.
@@ -297,12 +324,7 @@ fn with_impostor(size: usize, attack: Attack) -> Ends {
         let config = Config::new(rank, size, &place.to_string()).unwrap().secret(&secret).unwrap();
         config.connect_timeout(PATIENCE).timeout(PATIENCE)
     };
-    let rank = |rank| {
-        let world = Communicator::connect(settings(rank))?;
-        loop {
-            call(&world)?;
-        }
-    };
+    let rank = |rank| program(Communicator::connect(settings(rank))?);
     std::thread::scope(|scope| {
         let others = (0..size).filter(|rank| *rank != 2);
         let ends: Vec<_> = others.map(|number| scope.spawn(move || rank(number))).collect();
@@ -364,6 +386,15 @@ impl Impostor {
             lanes.push(Self::let_in(&impostor.lane, &impostor.membership).await);
         }
         let data = lanes.iter().find(|lane| lane.0 == 0).map(|lane| &lane.1);
+        if let Attack::LeaveByAnother = attack {
+            let (_, sender, receiver) = &mut watched[0];
+            let (members, hash) = ((0..9).collect(), contract::first_hash(epoch, 0));
+            let goodbye = Message::Goodbye { origin: 2, group: 0, members, calls: 0, hash };
+            hello::send(sender, &goodbye).await.unwrap();
+            hello::send(sender, &Message::Leave { origin: 2 }).await.unwrap();
+            let read = hello::receive(receiver, wire::MAX_CONTROL_BYTES).await;
+            assert!(matches!(read, Ok(Message::LeaveRead)), "{read:?}");
+        }
         let _ = impostor.attack(epoch, attack, (&connection, &mut sender), data).await;
         // What was sent arrives before the end does.
         let _ = tokio::time::timeout(HURRY, connection.closed()).await;
@@ -382,6 +413,7 @@ impl Impostor {
         let failed = |error: &dyn std::fmt::Display| error.to_string();
         let data = || data.ok_or("no data link to rank 0");
         match attack {
+            Attack::LeaveByAnother => Ok(()),
             Attack::Control(bytes) => sender.write_all(&bytes).await.map_err(|e| failed(&e)),
             Attack::Datagram(bytes) => {
                 control.send_datagram(Bytes::from(bytes)).map_err(|e| failed(&e))
