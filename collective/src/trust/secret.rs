@@ -306,7 +306,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_too_long_is_refused_whole() {
-        let path = std::env::temp_dir().join(format!("allfold-long-secrets-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("allfold-long-secrets-{}", std::process::id()));
         let secrets = [Secret::random().unwrap(), Secret::random().unwrap()];
         let [new, old] = secrets.map(|secret| secret.to_line().to_string());
         let read = |length: usize| {
