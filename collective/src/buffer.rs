@@ -159,6 +159,13 @@ impl Lent {
         unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
     }
 
+    /// The output, which holds the input.
+    pub(crate) fn in_place(&mut self) -> &mut [u8] {
+        let length = self.output.length;
+        self.copy_over(0..length, 0..length);
+        self.output_mut(0..length)
+    }
+
     /// Copies input to output; nothing where they are the same bytes.
     fn copy_over(&mut self, from: Range<usize>, into: Range<usize>) {
         assert_eq!(from.len(), into.len());

@@ -137,7 +137,7 @@ impl Communicator {
     pub(crate) fn of_memory(world: Arc<World>, lane: Lane) -> Self {
         let (rank, size) = (world.rank as usize, world.peers.len());
         Self {
-            kind: Kind::Joined(Engine::new(world, lane)),
+            kind: Kind::Joined(Engine::new(world, lane, None)),
             rank,
             local_rank: rank,
             local_size: size,
@@ -175,7 +175,7 @@ impl Communicator {
         };
         let joined = rendezvous::join(config, &counters).inspect_err(|_| counters.closed())?;
         Ok(Self {
-            kind: Kind::Joined(Engine::new(joined.world, joined.lane)),
+            kind: Kind::Joined(Engine::new(joined.world, joined.lane, joined.memory)),
             rank,
             local_rank,
             local_size,
@@ -250,13 +250,20 @@ impl Communicator {
     #[track_caller]
     pub fn split(&self, color: Option<u32>, key: u32) -> Result<Option<Self>> {
         let (rank, size) = (self.rank(), self.size());
-        // One word a rank: whether it takes part, color, key.
+        // Two words a rank: whether it takes part and its slot of shared memory; color and key.
         let mut words = vec![[0u64; 2]; size];
         let is_full = matches!(&self.kind, Kind::Joined(engine) if engine.is_full());
+        // Its number and 1.
+        let slot = match &self.kind {
+            Kind::Joined(engine) if color.is_some() => {
+                engine.take_slot().map_or(0, |slot| u64::from(slot) + 1)
+            }
+            _ => 0,
+        };
         if let Some(word) = words.get_mut(rank) {
             *word = match color {
                 _ if is_full => [NO_ROOM, 0],
-                Some(color) => [1, u64::from(color) << 32 | u64::from(key)],
+                Some(color) => [1 | slot << 32, u64::from(color) << 32 | u64::from(key)],
                 None => [0, 0],
             };
         }
@@ -275,17 +282,20 @@ impl Communicator {
         let mut chosen: Vec<(u32, usize)> = words
             .chunks_exact(2)
             .enumerate()
-            .filter(|(_, word)| word[0] == 1 && word[1] >> 32 == u64::from(color))
+            .filter(|(_, word)| word[0] as u32 == 1 && word[1] >> 32 == u64::from(color))
             .map(|(rank, word)| (word[1] as u32, rank))
             .collect();
         chosen.sort_unstable();
         let members: Vec<u32> =
             chosen.iter().filter_map(|(_, rank)| engine.members().get(*rank).copied()).collect();
+        let slot =
+            |(_, rank): &(u32, usize)| (words[2 * rank] >> 32).checked_sub(1).map(|s| s as u32);
+        let slots: Option<Vec<u32>> = chosen.iter().map(slot).collect();
         let suffix = match engine.suffix() {
             parent if parent.is_empty() => format!(" on split {color}"),
             parent => format!("{parent}/{color}"),
         };
-        let engine = engine.split_off(engine.child_id(sequence, color), &suffix, members);
+        let engine = engine.split_off(engine.child_id(sequence, color), &suffix, members, slots);
         let this = engine.world().rank;
         let place = |rank: u32| engine.world().peers.get(rank as usize);
         let host = place(this).map(|peer| peer.host.clone());

@@ -33,6 +33,8 @@ pub struct Config {
     pub(crate) limits: Limits,
     /// That of all-reduces; None: the one that is predicted to be fastest.
     pub(crate) algorithm: Option<Algorithm>,
+    /// Ranks of one host meet in memory.
+    pub(crate) shares_memory: bool,
     /// Where metrics are served, the local rank not yet counted in.
     pub(crate) metrics: Option<Address>,
     /// The socket of `allfold run`.
@@ -235,6 +237,7 @@ impl Config {
             dead_after,
             limits: Limits::read(environment)?,
             algorithm: algorithm(environment)?,
+            shares_memory: shares_memory(environment)?,
             metrics: metrics(environment)?,
             launcher: environment.get("ALLFOLD_LAUNCHER").map(PathBuf::from),
             identity,
@@ -255,6 +258,14 @@ pub(crate) fn metrics_from_env() -> Result<Option<Address>> {
 
 fn metrics(environment: &Environment) -> Result<Option<Address>> {
     environment.get("ALLFOLD_METRICS").map_or(Ok(None), Address::parse)
+}
+
+fn shares_memory(environment: &Environment) -> Result<bool> {
+    match environment.get("ALLFOLD_TRANSPORT") {
+        None | Some("auto") => Ok(true),
+        Some("quic") => Ok(false),
+        Some(other) => Err(invalid("ALLFOLD_TRANSPORT", other, "must be auto or quic")),
+    }
 }
 
 fn algorithm(environment: &Environment) -> Result<Option<Algorithm>> {
@@ -404,7 +415,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -423,6 +434,7 @@ const NAMES: [&str; 23] = [
     "DEAD_AFTER",
     "LATE_AFTER",
     "ALGORITHM",
+    "TRANSPORT",
     "METRICS",
     "LOG",
     "LOG_FORMAT",

@@ -4,6 +4,8 @@
 //! the caller's slices and sleeps until the lane has let go of them; one that was started owns its
 //! buffer and comes back as a [`Pending`].
 
+mod within_host;
+
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +14,15 @@ use crate::buffer::{self, Held, Lent, Loan, Parts};
 use crate::contract::{self, CallShape, Collective};
 use crate::departure;
 use crate::error::{ErrorKind, Result};
-use crate::group::Group;
+use crate::group::{Begun, Group};
+use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
 use crate::pending::Pending;
 use crate::reduce::{Element, ElementType};
 use crate::verdict::Loss;
 use crate::world::{WHOLE_WORLD, World};
+use within_host::WithinHost;
 
 /// One communicator of a world with several ranks.
 pub(crate) struct Engine {
@@ -28,6 +32,8 @@ pub(crate) struct Engine {
     /// The source line of the call under way.
     busy: Mutex<Option<&'static Location<'static>>>,
     closed: AtomicBool,
+    /// Where all its ranks share memory.
+    here: Option<Arc<WithinHost>>,
 }
 
 /// What all communicators of one world share.
@@ -38,6 +44,7 @@ struct Runtime {
     open: AtomicUsize,
     /// The process that connected: a fork has none of its threads.
     process: u32,
+    memory: Option<Arc<HostMemory>>,
 }
 
 /// A call that is on its way.
@@ -48,14 +55,17 @@ struct Issued {
 }
 
 impl Engine {
-    /// The communicator of all ranks.
-    pub(crate) fn new(world: Arc<World>, lane: Lane) -> Self {
-        let members = (0..world.peers.len() as u32).collect();
+    /// The communicator of all ranks; with the memory it shares with those of its host.
+    pub(crate) fn new(world: Arc<World>, lane: Lane, memory: Option<Arc<HostMemory>>) -> Self {
+        let members: Arc<[u32]> = (0..world.peers.len() as u32).collect();
+        let slots: Vec<(u32, Slot)> = members.iter().map(|rank| (*rank, 0)).collect();
+        let here = within_host(&world, memory.as_ref(), WHOLE_WORLD, Some(&slots));
         let runtime = Runtime {
             world,
             lane: Mutex::new(Some(lane)),
             open: AtomicUsize::new(1),
             process: std::process::id(),
+            memory,
         };
         Self {
             runtime: Arc::new(runtime),
@@ -63,6 +73,7 @@ impl Engine {
             members,
             busy: Mutex::new(None),
             closed: AtomicBool::new(false),
+            here,
         }
     }
 
@@ -78,6 +89,11 @@ impl Engine {
     /// Makes one call on borrowed memory and waits for its end; its sequence number.
     pub(crate) fn call(&self, shape: &CallShape, (loan, lent): (Loan<'_>, Lent)) -> Result<u64> {
         let _turn = self.enter(shape.location)?;
+        if let Some(here) = self.meets_here(shape) {
+            let result = self.call_here(here, shape, lent);
+            drop(loan);
+            return result;
+        }
         let issued = self.issue(self.group, shape, lent)?;
         let result = self.wait(&issued);
         drop(loan);
@@ -149,10 +165,20 @@ impl Engine {
 
     /// Adds the communicator of `members`, ranks of the world, this one among them. `id` is equal
     /// on all of them, and no other's.
-    pub(crate) fn split_off(&self, id: u64, suffix: &str, members: Vec<u32>) -> Self {
+    /// `slots`: by member, where all share memory.
+    pub(crate) fn split_off(
+        &self,
+        id: u64,
+        suffix: &str,
+        members: Vec<u32>,
+        slots: Option<Vec<Slot>>,
+    ) -> Self {
         let world = self.world();
+        let slots: Option<Vec<(u32, Slot)>> =
+            slots.map(|slots| members.iter().copied().zip(slots).collect());
         let place = members.iter().position(|member| *member == world.rank).unwrap_or(0);
         world.add_group(Group::new(world.epoch, id, suffix, members.clone(), place as u32));
+        let here = within_host(world, self.runtime.memory.as_ref(), id, slots.as_deref());
         world.note_split(id);
         self.runtime.open.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -161,7 +187,14 @@ impl Engine {
             members: members.into(),
             busy: Mutex::new(None),
             closed: AtomicBool::new(false),
+            here,
         }
+    }
+
+    /// A slot of this rank's memory for a communicator that is to come.
+    pub(crate) fn take_slot(&self) -> Option<Slot> {
+        let memory = self.runtime.memory.as_ref()?;
+        memory.take_slot(|group| self.world().members(group).is_some())
     }
 
     /// A number for the communicator that comes of call `sequence` for the ranks of `color`.
@@ -188,6 +221,9 @@ impl Engine {
             return Ok(());
         }
         self.flush();
+        if let Some(here) = &self.here {
+            here.end();
+        }
         if world.error().is_none() {
             let goodbyes = world.close_group(self.group);
             if let Some(control) = world.control() {
@@ -227,7 +263,13 @@ impl Engine {
                 continue;
             }
             let (done, completion) = lane::completion();
+            let here = self.here.as_ref().filter(|_| group == self.group);
             match &*self.runtime.lane() {
+                Some(_) if here.is_some() => {
+                    if let Some(here) = here {
+                        here.flush(done);
+                    }
+                }
                 Some(lane) => lane.send(Command::Flush(group, done)),
                 None => return,
             }
@@ -269,12 +311,42 @@ impl Engine {
         shape: &CallShape,
         (held, lent): (Held<T>, Lent),
     ) -> Result<Pending<T>> {
+        if let Some(here) = self.meets_here(shape).filter(|_| group == self.group) {
+            let begun = self.begin(group, shape)?;
+            let sequence = begun.contract.sequence;
+            let (done, completion) = lane::completion();
+            here.start(begun, lent, done);
+            return Ok(Pending::new(self.world().clone(), (group, sequence), completion, held));
+        }
         let Issued { group, sequence, completion } = self.issue(group, shape, lent)?;
         Ok(Pending::new(self.world().clone(), (group, sequence), completion, held))
     }
 
-    /// Agrees on the next call of a communicator and hands it to the lane.
-    fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
+    /// What a call is made with if its ranks meet in memory.
+    fn meets_here(&self, shape: &CallShape) -> Option<&Arc<WithinHost>> {
+        let forced = self.world().choice.forced;
+        let is_reduced = shape.collective == Collective::AllReduce && forced.is_none();
+        self.here.as_ref().filter(|_| is_reduced)
+    }
+
+    /// Makes a call on this thread.
+    fn call_here(&self, here: &Arc<WithinHost>, shape: &CallShape, lent: Lent) -> Result<u64> {
+        let world = self.world();
+        if !world.is_idle(self.group) {
+            let (done, completion) = lane::completion();
+            here.flush(done);
+            let last = world.calls(self.group).map_or(0, |(calls, _)| calls.saturating_sub(1));
+            let _waiting = world.note_waiting(self.group, last);
+            world.conclude(completion.wait())?;
+        }
+        let begun = self.begin(self.group, shape)?;
+        let sequence = begun.contract.sequence;
+        let _waiting = world.note_waiting(self.group, sequence);
+        world.conclude(here.call(&begun, lent)).map(|()| sequence)
+    }
+
+    /// Agrees on the next call of a communicator.
+    fn begin(&self, group: u64, shape: &CallShape) -> Result<Begun> {
         departure::watch_this_thread();
         let world = self.world();
         #[cfg(feature = "faults")]
@@ -283,13 +355,19 @@ impl Engine {
             collective: shape.collective.name(),
             label: shape.label,
         });
-        let begun = world.begin(group, shape).inspect_err(|error| {
+        world.begin(group, shape).inspect_err(|error| {
             if !error.is_communicator_usable() {
                 world.tell();
                 #[cfg(feature = "faults")]
                 crate::faults::failed(world.rank);
             }
-        })?;
+        })
+    }
+
+    /// Agrees on the next call of a communicator and hands it to the lane.
+    fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
+        let world = self.world();
+        let begun = self.begin(group, shape)?;
         let sequence = begun.contract.sequence;
         let segment = world.choice.costs.segment_elements(shape.element.size() as u32);
         let (done, completion) = lane::completion();
@@ -304,7 +382,14 @@ impl Engine {
             done,
         };
         match &*self.runtime.lane() {
-            Some(lane) => lane.send(Command::Run(Box::new(call))),
+            Some(lane) => {
+                let here =
+                    self.here.as_ref().filter(|here| group == self.group && here.is_queued());
+                match here {
+                    Some(here) => here.forward(Box::new(call)),
+                    None => lane.send(Command::Run(Box::new(call))),
+                }
+            }
             None => return Err(ErrorKind::Closed.into()),
         }
         Ok(Issued { group, sequence, completion })
@@ -329,6 +414,23 @@ impl Engine {
         *busy = Some(location);
         Ok(Turn(self))
     }
+}
+
+/// What a communicator is given where its ranks share memory; `slots`: by member.
+fn within_host(
+    world: &Arc<World>,
+    memory: Option<&Arc<HostMemory>>,
+    group: u64,
+    slots: Option<&[(u32, Slot)]>,
+) -> Option<Arc<WithinHost>> {
+    let slots = slots.filter(|slots| slots.len() > 1)?;
+    let shared = memory?.communicator(slots)?;
+    world.share_memory(group);
+    let own = slots.iter().find(|(rank, _)| *rank == world.rank);
+    if let Some((_, slot)) = own {
+        memory?.give_slot(*slot, group);
+    }
+    Some(WithinHost::new(world.clone(), group, shared))
 }
 
 impl Runtime {

@@ -28,6 +28,8 @@ pub(crate) struct Group {
     ended: u64,
     /// After the calls that were begun.
     hash: u64,
+    /// All its ranks share memory.
+    shares: bool,
     /// This rank makes no more calls.
     closed: bool,
     history: VecDeque<Past>,
@@ -96,9 +98,15 @@ impl Group {
             begun: 0,
             ended: 0,
             hash: contract::first_hash(epoch, id),
+            shares: false,
             closed: false,
             history: VecDeque::new(),
         }
+    }
+
+    /// From now on its ranks meet in memory.
+    pub(crate) fn share_memory(&mut self) {
+        self.shares = true;
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -139,7 +147,7 @@ impl Group {
         choice: &Choice,
     ) -> (Begun, Option<Accusation>) {
         let request = shape.request(self.members.len() as u32);
-        let plan = choice.plan(&request, self.place);
+        let plan = choice.plan(&request, self.place, self.shares);
         let contract = Contract {
             group: self.id,
             sequence: self.begun,
@@ -289,6 +297,11 @@ impl Group {
     /// back as it is kept.
     pub(crate) fn describe_call(&self, sequence: u64) -> Option<String> {
         self.past(sequence).map(|past| self.describe(past))
+    }
+
+    /// Where in the program this rank's call `sequence` was made.
+    pub(crate) fn location_of(&self, sequence: u64) -> Option<&'static Location<'static>> {
+        self.past(sequence).map(|past| past.location)
     }
 
     /// The first call that has not ended, with its number.

@@ -72,6 +72,7 @@ pub mod faults;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod group;
+mod host_memory;
 pub mod identity;
 mod in_memory;
 mod lane;

@@ -5,6 +5,7 @@
 
 pub(crate) mod memory;
 pub(crate) mod quic;
+pub(crate) mod shared_memory;
 
 use std::collections::VecDeque;
 use std::time::Instant;

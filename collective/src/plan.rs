@@ -27,6 +27,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::contract::Collective;
+use alone::Alone;
 use shape::Shape;
 
 /// What all ranks of a communicator know of a call, and all that the choice of its plan depends on.
@@ -130,6 +131,8 @@ pub(crate) enum Algorithm {
     /// send, and nothing at all in a world of one.
     Direct,
     Dissemination,
+    /// No messages: the ranks of one host meet in memory (`link/shared_memory.rs`).
+    SharedMemory,
 }
 
 impl Plan {
@@ -142,6 +145,13 @@ impl Plan {
         segment_elements: u64,
     ) -> Self {
         let shape = Shape::new(request, rank, algorithm, segment_elements);
+        let agreed = agreed(request, shape.algorithm());
+        Self { shape, agreed }
+    }
+
+    /// The plan of ranks that meet in memory: nothing is sent.
+    pub(crate) fn in_memory(request: &Request) -> Self {
+        let shape = Shape::Here(Alone);
         let agreed = agreed(request, shape.algorithm());
         Self { shape, agreed }
     }
@@ -222,7 +232,7 @@ impl Space {
 
 impl Algorithm {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Algorithm::Ring,
         Algorithm::Tree,
         Algorithm::RecursiveDoubling,
@@ -231,6 +241,7 @@ impl Algorithm {
         Algorithm::Binomial,
         Algorithm::Direct,
         Algorithm::Dissemination,
+        Algorithm::SharedMemory,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -243,6 +254,7 @@ impl Algorithm {
             Algorithm::Binomial => "binomial",
             Algorithm::Direct => "direct",
             Algorithm::Dissemination => "dissemination",
+            Algorithm::SharedMemory => "shared-memory",
         }
     }
 }

@@ -25,6 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::config::{Config, Limits};
 use crate::control::endpoint::{Control, Event};
@@ -35,10 +36,12 @@ use crate::departure;
 use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 #[cfg(feature = "faults")]
 use crate::faults;
+use crate::host_memory::{ARENA_BYTES, HostMemory};
 use crate::identity::{Environment, host_name};
 use crate::lane::Lane;
 use crate::link::Links;
 use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
+use crate::link::shared_memory::{Arena, Attached, Door, Doorway};
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
 use crate::statistics::Counters;
@@ -58,6 +61,8 @@ use sockets::{
 pub(crate) struct Joined {
     pub(crate) world: Arc<World>,
     pub(crate) lane: Lane,
+    /// What it shares with the other ranks of its host.
+    pub(crate) memory: Option<Arc<HostMemory>>,
     /// Where the other ranks find this one.
     pub(crate) address: IpAddr,
     pub(crate) transport: String,
@@ -77,6 +82,7 @@ pub(crate) struct Entry {
     pub(crate) control_port: u16,
     pub(crate) lane_port: u16,
     pub(crate) leaf: LeafHash,
+    pub(crate) door: Option<Door>,
 }
 
 /// The outcome of a rendezvous.
@@ -87,6 +93,37 @@ pub(crate) struct Meeting {
     pub(crate) rank_0: IpAddr,
     /// By which all ranks choose their plans.
     pub(crate) costs: CostTable,
+    /// By rank: whether it and all others of its home have mapped each other's memory.
+    pub(crate) shares: Vec<bool>,
+    /// The arenas that this rank has mapped, by rank.
+    pub(crate) arenas: Vec<(u32, Attached)>,
+}
+
+/// Maps the memory behind the doors, and says so in an event.
+fn map(control: &Rc<Control>, epoch: u64, doors: Vec<(u32, Door)>) {
+    let events = control.events.clone();
+    tokio::task::spawn_local(async move {
+        let mut arenas = Vec::with_capacity(doors.len());
+        let mut all = true;
+        for (rank, door) in doors {
+            match door.enter().await {
+                Ok(arena) => arenas.push((rank, arena)),
+                Err(error) => {
+                    all = false;
+                    report::info(&format!("no shared memory with rank {rank}: {error}"));
+                }
+            }
+        }
+        let _ = events.send(Event::Mapped { epoch, arenas, all });
+    });
+}
+
+/// The other ranks whose memory `rank` can map, if any can.
+fn neighbours(table: &[Entry], rank: u32) -> Vec<(u32, Door)> {
+    let home = |entry: &Entry| entry.door.map(|door| door.home);
+    let Some(own) = table.get(rank as usize).and_then(home) else { return Vec::new() };
+    let others = table.iter().filter(|entry| entry.rank != rank && home(entry) == Some(own));
+    others.filter_map(|entry| Some((entry.rank, entry.door?))).collect()
 }
 
 /// What is known of a peer that has knocked and waits to be answered.
@@ -141,6 +178,10 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     } else {
         (bind_at(listen, port_of(&config, 0))?, None)
     };
+    let memory = config.shares_memory.then(share_memory).transpose().unwrap_or_else(|error| {
+        report::info(&format!("no shared memory: {error}"));
+        None
+    });
     let hello = Hello {
         version: env!("CARGO_PKG_VERSION").into(),
         rank,
@@ -152,11 +193,15 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
             settings: config.job_wide(),
             control_port: local_port(&socket)?,
             lane_port,
+            door: memory.as_ref().map(|(_, doorway)| doorway.door()),
         },
     };
+    let (arena, doorway) = memory.unzip();
+    let door = arena.clone().zip(doorway);
     let me = Me { hello: hello.clone(), address };
+    let place = (socket, turn, door);
     let (control, meeting) =
-        start_control(config, counters, membership.clone(), (socket, turn), launched, me)?;
+        start_control(config, counters, membership.clone(), place, launched, me)?;
     let peers: Vec<Peer> = meeting
         .table
         .iter()
@@ -176,6 +221,10 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
             leaf: entry.leaf,
         })
         .collect();
+    let memory = arena.filter(|_| meeting.shares.get(rank as usize) == Some(&true));
+    let alone = neighbours(&meeting.table, rank).is_empty();
+    let memory = memory.filter(|_| !alone);
+    let memory = memory.map(|own| Arc::new(HostMemory::new(rank, own, meeting.arenas)));
     let transport = match lanes.iter().find(|lane| !lane.address.ip().is_loopback()) {
         None => format!("quic on {}", meeting.rank_0),
         Some(_) => "quic between hosts".into(),
@@ -197,7 +246,15 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     if let Some(control) = world.control() {
         control.serve(world.clone());
     }
-    Ok(Joined { world, lane, address, transport, security })
+    Ok(Joined { world, lane, memory, address, transport, security })
+}
+
+/// Memory for the ranks of this host, and a door to it.
+fn share_memory() -> std::io::Result<(Arc<Arena>, Doorway)> {
+    let random = || incarnation().map_err(std::io::Error::other);
+    let arena = Arena::new(ARENA_BYTES)?;
+    let doorway = Doorway::new(random()?, random()?, ARENA_BYTES)?;
+    Ok((Arc::new(arena), doorway))
 }
 
 /// What this process tells the others of itself.
@@ -213,7 +270,7 @@ fn start_control(
     config: Config,
     counters: &Arc<Counters>,
     membership: Arc<Membership>,
-    (socket, turn): (UdpSocket, Option<SocketTurn>),
+    (socket, turn, door): (UdpSocket, Option<SocketTurn>, Option<(Arc<Arena>, Doorway)>),
     launched: Option<Launched>,
     me: Me,
 ) -> Result<(NetworkControl, Meeting)> {
@@ -254,7 +311,9 @@ fn start_control(
                 events,
                 changed: Notify::new(),
             });
-            serve(control, me, inbox, noticed, met, flag).await;
+            // Open until the ranks have met.
+            let door = door.map(|(arena, doorway)| tokio::task::spawn_local(doorway.serve(arena)));
+            serve(control, me, inbox, noticed, (met, door), flag).await;
         });
         // A name look-up that still hangs in the system must not hold up the end.
         runtime.shutdown_background();
@@ -280,11 +339,11 @@ async fn serve(
     me: Me,
     inbox: mpsc::UnboundedReceiver<Command>,
     mut noticed: mpsc::UnboundedReceiver<Event>,
-    met: std::sync::mpsc::SyncSender<Result<Meeting>>,
+    (met, door): (std::sync::mpsc::SyncSender<Result<Meeting>>, Option<JoinHandle<()>>),
     flooded: Flooded,
 ) {
     let (events, counters) = (control.events.clone(), control.counters.clone());
-    let door = endpoint::accept(
+    let guests = endpoint::accept(
         control.endpoint.clone(),
         control.membership.clone(),
         counters,
@@ -292,7 +351,7 @@ async fn serve(
             let _ = events.send(Event::Greeted(Box::new(greeted)));
         },
     );
-    tokio::task::spawn_local(door);
+    tokio::task::spawn_local(guests);
     tokio::task::spawn_local(control.clone().beat());
     let meeting = if control.rank() == 0 {
         gather::gather(&control, &me, &mut noticed).await
@@ -301,6 +360,9 @@ async fn serve(
     };
     if meeting.is_err() {
         running::linger(&control).await;
+    }
+    if let Some(door) = door {
+        door.abort();
     }
     let _ = met.send(meeting);
     running::serve(control, inbox, noticed, flooded).await;

@@ -317,6 +317,18 @@ impl World {
         self.verdict.get().map(|(_, error)| error.clone())
     }
 
+    /// Whether the world has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.verdict.get().is_some()
+    }
+
+    /// Asks something of the lane, if there is one.
+    pub(crate) fn send_to_lane(&self, command: lane::Command) {
+        if let Some(lane) = self.lane.get() {
+            let _ = lane.send(command);
+        }
+    }
+
     /// Why the world ended, if it did.
     #[cfg(test)]
     pub(crate) fn verdict(&self) -> Option<&Verdict> {

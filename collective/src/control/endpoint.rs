@@ -16,6 +16,7 @@ use super::launched::Obituary;
 use crate::config::Config;
 use crate::deadlock::Stuck;
 use crate::group::Standing;
+use crate::link::shared_memory::Attached;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::rendezvous::Entry;
@@ -40,12 +41,16 @@ pub(crate) enum Message {
     /// To rank 0: ready.
     Prepared {
         epoch: u64,
+        /// It has mapped the memory of all ranks of its home.
+        maps: bool,
     },
     /// Rank 0: all are ready; the world begins.
     Commit {
         epoch: u64,
         /// By which all ranks choose their plans.
         costs: CostTable,
+        /// By rank: whether it and all others of its home have mapped each other's memory.
+        shares: Vec<bool>,
     },
     /// Rank 0: somebody was lost; wait for the next `Prepare`.
     Restart,
@@ -85,6 +90,12 @@ pub(crate) enum Message {
 
 /// Something happened on the endpoint.
 pub(crate) enum Event {
+    /// The memory of these ranks is mapped, in the world of this epoch; `all`: of all that were to be.
+    Mapped {
+        epoch: u64,
+        arenas: Vec<(u32, Attached)>,
+        all: bool,
+    },
     /// A peer dialled and said hello; nobody has answered it yet.
     Greeted(Box<Greeted>),
     /// What a rank said on its link, and the share that this takes of it until it is dealt with.

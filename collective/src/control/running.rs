@@ -166,7 +166,7 @@ impl Running {
             Event::Ended { rank, link, how } => self.link_ended(rank, link, how),
             Event::Obituary(obituary) => self.rank_ended(&obituary),
             // Late words of the rendezvous.
-            Event::Message(..) | Event::Dialled(_) => {}
+            Event::Message(..) | Event::Dialled(_) | Event::Mapped { .. } => {}
             Event::Greeted(greeted) => {
                 tokio::task::spawn_local(refuse(self.world.clone(), *greeted));
             }

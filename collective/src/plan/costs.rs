@@ -36,8 +36,11 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// The plan of `rank` for a call.
-    pub(crate) fn plan(&self, request: &Request, rank: u32) -> Plan {
+    /// The plan of `rank` for a call; `shares`: all ranks of the communicator share memory.
+    pub(crate) fn plan(&self, request: &Request, rank: u32, shares: bool) -> Plan {
+        if shares && self.forced.is_none() && request.collective == Collective::AllReduce {
+            return Plan::in_memory(request);
+        }
         choose(request, rank, &self.costs, self.forced)
     }
 }

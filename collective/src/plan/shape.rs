@@ -41,6 +41,8 @@ pub(super) trait Steps {
 #[derive(Clone, Debug)]
 pub(super) enum Shape {
     Alone(Alone),
+    /// In memory that all ranks have mapped.
+    Here(Alone),
     Ring(Ring),
     ReduceScatter(ReduceScatter),
     Tree(DoubleTree),
@@ -112,7 +114,7 @@ impl Shape {
 
     pub(super) fn steps(&self) -> &dyn Steps {
         match self {
-            Self::Alone(steps) => steps,
+            Self::Alone(steps) | Self::Here(steps) => steps,
             Self::Ring(steps) => steps,
             Self::ReduceScatter(steps) => steps,
             Self::Tree(steps) => steps,
@@ -144,6 +146,7 @@ impl Shape {
                 Algorithm::Direct
             }
             Self::Dissemination(_) => Algorithm::Dissemination,
+            Self::Here(_) => Algorithm::SharedMemory,
         }
     }
 }

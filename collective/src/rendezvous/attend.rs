@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::attending::{self, Action, Attending, Terms};
-use super::{Knock, Me, Meeting};
+use super::{Knock, Me, Meeting, map};
 #[cfg(feature = "faults")]
 use crate::control::endpoint::Message;
 use crate::control::endpoint::{Control, Event};
@@ -84,6 +84,7 @@ impl Guest<'_> {
                 }
                 attending::Event::Message(rank, message)
             }
+            Event::Mapped { epoch, arenas, all } => attending::Event::Mapped { epoch, arenas, all },
             Event::Ended { rank, link, how } => {
                 attending::Event::Ended { rank, link, how: how.to_string() }
             }
@@ -168,6 +169,7 @@ impl Guest<'_> {
                     greeted.refuse(reason, again).await;
                 }
             }
+            Action::Map { epoch, doors } => map(control, epoch, doors),
             Action::Drop(rank) => control.drop_link(rank),
             Action::Post(message) => {
                 control.post(0, message);

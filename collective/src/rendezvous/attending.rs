@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::roster::ranks;
 use super::{
-    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, Meeting, SAY_EVERY, ended_early, refused, watched,
+    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, Meeting, SAY_EVERY, ended_early, neighbours, refused,
+    watched,
 };
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
+use crate::link::shared_memory::{Attached, Door};
 use crate::report;
 use crate::trust::certificates::LeafHash;
 use crate::trust::hello::{Again, DialError, Purpose};
@@ -33,6 +35,8 @@ pub(super) enum Event {
     Reached { epoch: u64, rank: u32, link: usize, leaf: LeafHash },
     /// A `Dial` was not; `again` where it may yet be.
     Unreached { epoch: u64, rank: u32, again: bool },
+    /// This rank has tried to map the memory of its neighbours.
+    Mapped { epoch: u64, arenas: Vec<(u32, Attached)>, all: bool },
     /// A peer dialled and said hello; it waits for `Welcome` or `Refuse`.
     Knocked(Knock),
     /// A `Welcome` was sent, and the connection is the rank's link.
@@ -79,6 +83,11 @@ pub(super) enum Action {
         reason: String,
         again: Again,
     },
+    /// Map the memory behind these doors.
+    Map {
+        epoch: u64,
+        doors: Vec<(u32, Door)>,
+    },
     /// Close the rank's link and forget it.
     Drop(u32),
     /// To rank 0.
@@ -103,6 +112,8 @@ pub(super) struct Attending {
     missing: Option<Vec<u32>>,
     /// The world that rank 0 proposes.
     proposal: Option<(u64, Vec<Entry>)>,
+    /// Memory that this rank has mapped for it, and whether that is all.
+    mapped: Option<(Vec<(u32, Attached)>, bool)>,
     acknowledged: bool,
     /// Peers that dialled for an epoch that rank 0 has not proposed here yet.
     early: Vec<Knock>,
@@ -125,6 +136,7 @@ impl Attending {
             links: BTreeMap::new(),
             missing: None,
             proposal: None,
+            mapped: None,
             acknowledged: false,
             early: Vec::new(),
             ahead: Vec::new(),
@@ -163,6 +175,12 @@ impl Attending {
             Event::Linked { rank, link } => {
                 self.links.insert(rank, link);
                 self.acknowledge();
+            }
+            Event::Mapped { epoch, arenas, all } => {
+                if self.epoch() == Some(epoch) {
+                    self.mapped = Some((arenas, all));
+                    self.acknowledge();
+                }
             }
             Event::Message(0, message) => return self.obey(message),
             Event::Message(rank, message) => {
@@ -234,8 +252,9 @@ impl Attending {
             Message::Missing(missing) => self.missing = Some(missing),
             Message::Prepare { epoch, table } => {
                 self.forget_proposal();
-                self.proposal = Some((epoch, self.check(table)?));
-                let own = self.terms.rank;
+                let (own, table) = (self.terms.rank, self.check(table)?);
+                self.out.push(Action::Map { epoch, doors: neighbours(&table, own) });
+                self.proposal = Some((epoch, table));
                 for rank in self.to_watch().filter(|rank| *rank > own) {
                     self.dial(rank, Duration::ZERO);
                 }
@@ -245,14 +264,19 @@ impl Attending {
                 self.acknowledge();
             }
             Message::Restart => self.forget_proposal(),
-            Message::Commit { epoch, costs } if self.epoch() == Some(epoch) => {
+            Message::Commit { epoch, costs, shares } if self.epoch() == Some(epoch) => {
                 if !costs.is_within_limits() {
                     let problem = "a table of costs beyond all limits".into();
                     return Err(ErrorKind::Protocol { rank: 0, problem }.into());
                 }
+                if shares.len() != self.terms.size as usize {
+                    let problem = format!("a commit of {} ranks", shares.len());
+                    return Err(ErrorKind::Protocol { rank: 0, problem }.into());
+                }
                 if let Some((_, table)) = self.proposal.take() {
                     let ahead = std::mem::take(&mut self.ahead);
-                    let meeting = Meeting { epoch, table, rank_0, costs };
+                    let arenas = self.mapped.take().map_or_else(Vec::new, |(arenas, _)| arenas);
+                    let meeting = Meeting { epoch, table, rank_0, costs, shares, arenas };
                     self.out.push(Action::Finish(Ok(meeting), ahead));
                 }
             }
@@ -338,14 +362,17 @@ impl Attending {
     /// Tells rank 0 once all ranks to watch are connected.
     fn acknowledge(&mut self) {
         let Some(epoch) = self.epoch() else { return };
+        let Some((_, maps)) = &self.mapped else { return };
+        let maps = *maps;
         if !self.acknowledged && self.to_watch().all(|rank| self.links.contains_key(&rank)) {
             self.acknowledged = true;
-            self.out.push(Action::Post(Message::Prepared { epoch }));
+            self.out.push(Action::Post(Message::Prepared { epoch, maps }));
         }
     }
 
     fn forget_proposal(&mut self) {
         self.proposal = None;
+        self.mapped = None;
         self.acknowledged = false;
         self.ahead.clear();
         for rank in self.to_watch() {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::gathering::{self, Action, Gathering, Terms};
-use super::{Entry, Knock, Me, Meeting};
+use super::{Entry, Knock, Me, Meeting, map};
 use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
 #[cfg(feature = "faults")]
@@ -26,11 +26,11 @@ pub(super) async fn gather(
     me: &Me,
     events: &mut mpsc::UnboundedReceiver<Event>,
 ) -> Result<Meeting> {
-    let (settings, control_port, lane_port) = match &me.hello.purpose {
-        Purpose::Join { settings, control_port, lane_port } => {
-            (settings.clone(), *control_port, *lane_port)
+    let (settings, control_port, lane_port, door) = match &me.hello.purpose {
+        Purpose::Join { settings, control_port, lane_port, door } => {
+            (settings.clone(), *control_port, *lane_port, *door)
         }
-        _ => (Vec::new(), 0, 0),
+        _ => (Vec::new(), 0, 0, None),
     };
     let own = Entry {
         rank: 0,
@@ -42,6 +42,7 @@ pub(super) async fn gather(
         control_port,
         lane_port,
         leaf: control.membership.leaf_hash(),
+        door,
     };
     let terms = Terms {
         size: control.config.size() as u32,
@@ -108,12 +109,15 @@ impl Door<'_> {
                 self.waiting.insert(knock.link, greeted);
                 Some(gathering::Event::Knocked(knock))
             }
-            Event::Message(rank, Message::Prepared { epoch }, _) => {
+            Event::Message(rank, Message::Prepared { epoch, maps }, _) => {
                 #[cfg(feature = "faults")]
                 faults::happens(|rank| faults::Moment::Prepared { rank });
-                Some(gathering::Event::Prepared { rank, epoch })
+                Some(gathering::Event::Prepared { rank, epoch, maps })
             }
             Event::Ended { rank, link, .. } => Some(gathering::Event::Ended { rank, link }),
+            Event::Mapped { epoch, arenas, all } => {
+                Some(gathering::Event::Mapped { epoch, arenas, all })
+            }
             Event::Obituary(obituary) => Some(gathering::Event::Obituary(obituary)),
             Event::Message(..) | Event::Dialled(_) | Event::Gone(_) | Event::Asked(_) => None,
         }
@@ -151,6 +155,7 @@ impl Door<'_> {
                 }
                 self.control.post_all(&message);
             }
+            Action::Map { epoch, doors } => map(self.control, epoch, doors),
             Action::Say(line) => report::warn(&line),
             Action::Finish(_) => {}
         }

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::roster::{Claim, Roster, ranks};
-use super::{Entry, Knock, Meeting, SAY_EVERY, ended_early};
+use super::{Entry, Knock, Meeting, SAY_EVERY, ended_early, neighbours};
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
+use crate::link::shared_memory::{Attached, Door};
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::report;
@@ -33,7 +34,9 @@ pub(super) enum Event {
     /// A peer dialled and said hello; it waits for `Welcome` or `Refuse`.
     Knocked(Knock),
     /// A rank is ready for the world of `epoch`.
-    Prepared { rank: u32, epoch: u64 },
+    Prepared { rank: u32, epoch: u64, maps: bool },
+    /// This rank has tried to map the memory of its neighbours.
+    Mapped { epoch: u64, arenas: Vec<(u32, Attached)>, all: bool },
     /// When a rank that [`Gathering::asked`] names was last heard.
     Heard { rank: u32, at: Instant },
     /// A link ended, or the welcome for it did not get through.
@@ -60,6 +63,11 @@ pub(super) enum Action {
     Drop(u32),
     Post(u32, Message),
     PostAll(Message),
+    /// Map the memory behind these doors.
+    Map {
+        epoch: u64,
+        doors: Vec<(u32, Door)>,
+    },
     /// A warning for the log.
     Say(String),
     /// The gathering is over.
@@ -74,6 +82,8 @@ pub(super) struct Gathering<D> {
     links: BTreeMap<u32, usize>,
     /// The world that is being prepared.
     prepared: Option<(u64, Vec<Entry>)>,
+    /// Memory that this rank has mapped for it.
+    arenas: Vec<(u32, Attached)>,
     /// Processes that claim a rank whose holder is being asked.
     challenges: Vec<Challenge>,
     judge: Judge,
@@ -98,6 +108,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             roster: Roster::new(terms.size, own),
             links: BTreeMap::new(),
             prepared: None,
+            arenas: Vec::new(),
             challenges: Vec::new(),
             judge: Judge::new(Some(terms.heartbeat * ASKED_HEARTBEATS), now),
             draw,
@@ -138,7 +149,11 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
         match event {
             Event::Knocked(knock) => self.consider(now, knock),
-            Event::Prepared { rank, epoch } => self.ready(rank, epoch),
+            Event::Prepared { rank, epoch, maps } => self.ready(rank, epoch, maps),
+            Event::Mapped { epoch, arenas, all } => {
+                self.arenas = arenas;
+                self.ready(0, epoch, all);
+            }
             Event::Heard { rank, at } => self.heard(rank, at),
             Event::Ended { rank, link } => {
                 if self.links.get(&rank) == Some(&link) {
@@ -184,7 +199,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     /// Takes a newcomer in, or tells it why not, or asks the holder of its rank first.
     fn consider(&mut self, now: Instant, knock: Knock) {
         let rank = knock.hello.rank;
-        let Purpose::Join { settings, control_port, lane_port } = &knock.hello.purpose else {
+        let Purpose::Join { settings, control_port, lane_port, door } = &knock.hello.purpose else {
             let reason = "rank 0 is not part of that world any more".to_string();
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Soon });
         };
@@ -202,6 +217,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             lane_port: *lane_port,
             // A process has one leaf for control and data.
             leaf: knock.leaf,
+            door: *door,
         };
         match self.roster.claim(entry.clone()) {
             Claim::Held if rank == 0 => self.refuse_second(knock),
@@ -333,11 +349,12 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let epoch = epoch.max(1);
         let table = self.roster.prepare(epoch);
         self.out.push(Action::PostAll(Message::Prepare { epoch, table: table.clone() }));
+        self.out.push(Action::Map { epoch, doors: neighbours(&table, 0) });
         self.prepared = Some((epoch, table));
     }
 
-    fn ready(&mut self, rank: u32, epoch: u64) {
-        if self.roster.ready(rank, epoch)
+    fn ready(&mut self, rank: u32, epoch: u64, maps: bool) {
+        if self.roster.ready(rank, epoch, maps)
             && let Some((epoch, table)) = self.prepared.take()
         {
             let on_this_host = |entry: &Entry| entry.address.is_none_or(|ip| ip.is_loopback());
@@ -345,9 +362,12 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
                 true => CostTable::default(),
                 false => CostTable::network(),
             };
-            self.out.push(Action::PostAll(Message::Commit { epoch, costs: costs.clone() }));
-            let rank_0 = self.terms.rank_0;
-            self.out.push(Action::Finish(Ok(Meeting { epoch, table, rank_0, costs })));
+            let shares = self.roster.shares();
+            let commit = Message::Commit { epoch, costs: costs.clone(), shares: shares.clone() };
+            self.out.push(Action::PostAll(commit));
+            let (rank_0, arenas) = (self.terms.rank_0, std::mem::take(&mut self.arenas));
+            let meeting = Meeting { epoch, table, rank_0, costs, shares, arenas };
+            self.out.push(Action::Finish(Ok(meeting)));
         }
     }
 

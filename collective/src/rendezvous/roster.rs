@@ -9,7 +9,7 @@ pub(super) struct Roster {
     size: u32,
     claims: BTreeMap<u32, Entry>,
     /// While the world is being prepared: its epoch, and who is ready.
-    preparing: Option<(u64, BTreeSet<u32>)>,
+    preparing: Option<(u64, BTreeMap<u32, bool>)>,
 }
 
 /// What becomes of a claim.
@@ -58,15 +58,25 @@ impl Roster {
 
     /// Begins to prepare a world; its table.
     pub(super) fn prepare(&mut self, epoch: u64) -> Vec<Entry> {
-        self.preparing = Some((epoch, BTreeSet::from([0])));
+        self.preparing = Some((epoch, BTreeMap::new()));
         self.claims.values().cloned().collect()
     }
 
+    /// By rank: whether it, like all others of its home, has mapped the memory of these.
+    pub(super) fn shares(&self) -> Vec<bool> {
+        let home = |rank: &u32| self.claims.get(rank).and_then(|e| Some(e.door?.home));
+        let Some((_, ready)) = &self.preparing else { return Vec::new() };
+        let apart: BTreeSet<u64> =
+            ready.iter().filter(|(_, maps)| !**maps).filter_map(|(rank, _)| home(rank)).collect();
+        let share = |rank: &u32| home(rank).is_some_and(|home| !apart.contains(&home));
+        self.claims.keys().map(share).collect()
+    }
+
     /// A rank is ready for the world of `epoch`; true if now all are.
-    pub(super) fn ready(&mut self, rank: u32, epoch: u64) -> bool {
+    pub(super) fn ready(&mut self, rank: u32, epoch: u64, maps: bool) -> bool {
         match &mut self.preparing {
             Some((current, ready)) if *current == epoch && self.claims.contains_key(&rank) => {
-                ready.insert(rank);
+                ready.insert(rank, maps);
                 ready.len() == self.size as usize
             }
             _ => false,
@@ -101,6 +111,7 @@ mod tests {
             control_port: 1,
             lane_port: 2,
             leaf: [0; 32],
+            door: None,
         }
     }
 
@@ -113,10 +124,11 @@ mod tests {
         assert!(roster.is_complete());
         assert_eq!(roster.prepare(7).len(), 3);
         assert!(!roster.is_complete(), "a world was prepared twice");
-        assert!(!roster.ready(1, 7));
-        assert!(!roster.ready(1, 7), "a rank counted twice");
-        assert!(!roster.ready(2, 6), "a stale acknowledgement counted");
-        assert!(roster.ready(2, 7));
+        assert!(!roster.ready(0, 7, true));
+        assert!(!roster.ready(1, 7, true));
+        assert!(!roster.ready(1, 7, true), "a rank counted twice");
+        assert!(!roster.ready(2, 6, true), "a stale acknowledgement counted");
+        assert!(roster.ready(2, 7, true));
     }
 
     #[test]
@@ -125,7 +137,7 @@ mod tests {
         roster.claim(entry(1, 11));
         roster.prepare(7);
         assert!(roster.leave(1));
-        assert!(!roster.ready(1, 7));
+        assert!(!roster.ready(1, 7, true));
         assert_eq!(roster.missing(), [1]);
         assert!(!roster.leave(1));
         assert_eq!(roster.claim(entry(1, 13)), Claim::Taken);

@@ -120,8 +120,12 @@ fn a_job_goes_on_while_others_are_refused_at_each_of_its_doors() {
     std::thread::scope(|scope| {
         let zero = scope.spawn(|| rank(0));
         let stranger = of_secrets(&[&secret], 1);
-        let join =
-            Purpose::Join { settings: settings(1).job_wide(), control_port: 1, lane_port: 1 };
+        let join = Purpose::Join {
+            settings: settings(1).job_wide(),
+            control_port: 1,
+            lane_port: 1,
+            door: None,
+        };
         let other_version = Hello { version: "9.9.9".into(), purpose: join.clone(), ..said_by(1) };
         let told = refusal(&stranger, control, &other_version);
         let ours = env!("CARGO_PKG_VERSION");

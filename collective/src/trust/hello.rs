@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::certificates::{LeafHash, Membership};
 use super::handshake;
 use super::verifier::Seen;
+use crate::link::shared_memory::Door;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::wire;
@@ -33,7 +34,13 @@ pub(crate) struct Hello {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Purpose {
     /// To rank 0: take me into the world.
-    Join { settings: Vec<(String, String)>, control_port: u16, lane_port: u16 },
+    Join {
+        settings: Vec<(String, String)>,
+        control_port: u16,
+        lane_port: u16,
+        /// Where ranks of this host find its memory.
+        door: Option<Door>,
+    },
     /// To another rank: let us watch each other in this epoch.
     Watch { epoch: u64 },
     /// Data in this epoch.

@@ -112,7 +112,11 @@ fn a_member_that_breaks_the_protocol_on_a_connection_is_named() {
         Control(message(&Message::Leave { origin: 2 })[..5].to_vec()),
         Control(message(&Message::Leave { origin: u32::MAX })),
         Control(message(&Message::Restart)),
-        Control(message(&Message::Commit { epoch: 1, costs: CostTable::default() })),
+        Control(message(&Message::Commit {
+            epoch: 1,
+            costs: CostTable::default(),
+            shares: Vec::new(),
+        })),
         Control(message(&Message::Missing((0..65_536).collect()))),
         Control(goodbye(u32::MAX, 0, vec![0, 1], 1)),
         Control(goodbye(2, 0, (0..100_000).collect(), u64::MAX)),
@@ -357,7 +361,12 @@ impl Impostor {
             host: "host".into(),
             pid: 41,
             habitat: 0,
-            purpose: Purpose::Join { settings: config.job_wide(), control_port, lane_port },
+            purpose: Purpose::Join {
+                settings: config.job_wide(),
+                control_port,
+                lane_port,
+                door: None,
+            },
         };
         let impostor = Self { membership, control, lane };
         let (connection, mut sender, mut receiver) = impostor.knock(0, place, &hello).await;
@@ -376,7 +385,7 @@ impl Impostor {
             let hello = Hello { purpose: Purpose::Watch { epoch }, ..hello.clone() };
             watched.push(impostor.knock(rank, address, &hello).await);
         }
-        hello::send(&mut sender, &Message::Prepared { epoch }).await.unwrap();
+        hello::send(&mut sender, &Message::Prepared { epoch, maps: false }).await.unwrap();
         // What rank 0 hears before is of no world.
         let commit = hello::receive::<Message>(&mut receiver, wire::MAX_CONTROL_BYTES).await;
         assert!(matches!(commit, Ok(Message::Commit { .. })), "{commit:?}");

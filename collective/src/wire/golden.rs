@@ -85,6 +85,7 @@ fn a_hello_and_its_answers() {
             settings: vec![("ALLFOLD_WORLD_SIZE".into(), "4".into())],
             control_port: 29_500,
             lane_port: 29_501,
+            door: None,
         },
     };
     same(&hello, GOLDEN_HELLO);
@@ -98,7 +99,7 @@ fn a_hello_and_its_answers() {
 #[test]
 fn control_messages() {
     same(&Message::Missing(vec![2]), "10000000 00000000 0100000000000000 02000000");
-    same(&Message::Prepared { epoch: 7 }, "0c000000 02000000 0700000000000000");
+    same(&Message::Prepared { epoch: 7, maps: true }, "0d000000 02000000 0700000000000000 01");
     same(&Message::Restart, "04000000 04000000");
     same(&Message::Leave { origin: 3 }, "08000000 07000000 03000000");
     let goodbye = Message::Goodbye { origin: 3, group: 1, members: vec![0, 3], calls: 5, hash: 6 };

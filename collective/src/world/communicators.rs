@@ -51,6 +51,13 @@ impl World {
         self.accuse(accusation);
     }
 
+    /// The ranks of a communicator share memory: known alike on all of them, before its first call.
+    pub(crate) fn share_memory(&self, group: u64) {
+        if let Some(group) = self.state().groups.get_mut(&group) {
+            group.share_memory();
+        }
+    }
+
     /// The pair of communicator `group` that carries messages from one rank of the world to
     /// another; made at first use.
     pub(crate) fn pair(&self, group: u64, from: u32, to: u32) -> u64 {
@@ -147,6 +154,13 @@ impl World {
         self.state().groups.get(&group).map_or_else(String::new, |group| group.suffix().into())
     }
 
+    /// Where in the program a call was made, as far back as it is kept.
+    pub(crate) fn location_of(&self, group: u64, sequence: u64) -> String {
+        let state = self.state();
+        let location = state.groups.get(&group).and_then(|group| group.location_of(sequence));
+        location.map_or_else(String::new, contract::show_location)
+    }
+
     /// Whether no call is under way on a communicator.
     pub(crate) fn is_idle(&self, group: u64) -> bool {
         self.state().groups.get(&group).is_none_or(|group| group.outstanding() == 0)
@@ -187,14 +201,25 @@ impl World {
         header: &Header,
         contract: Option<&(Contract, String)>,
     ) -> bool {
+        self.compare_call(from, group, (header.sequence, header.hash), contract)
+    }
+
+    /// As [`compare`](Self::compare), of what a rank shows in shared memory.
+    pub(crate) fn compare_call(
+        &self,
+        from: u32,
+        group: u64,
+        (sequence, hash): (u64, u64),
+        contract: Option<&(Contract, String)>,
+    ) -> bool {
         let accusation = {
             let state = self.state();
             let Some(group) = state.groups.get(&group) else { return false };
             let Some(place) = group.place_of(from) else { return false };
-            if header.sequence >= group.calls().0 {
+            if sequence >= group.calls().0 {
                 return false;
             }
-            group.compare(place, header.sequence, header.hash, contract)
+            group.compare(place, sequence, hash, contract)
         };
         self.accuse(accusation);
         true

@@ -86,6 +86,13 @@ enum Event {
         life: u32,
         connection: usize,
     },
+    /// It has tried to map its neighbours' memory.
+    Mapped {
+        slot: u32,
+        life: u32,
+        epoch: u64,
+        all: bool,
+    },
     /// Its world has lost a rank: it ends with an error.
     Exit {
         slot: u32,
@@ -229,6 +236,7 @@ impl Cluster {
             | Event::Look { slot, life }
             | Event::Dial { slot, life, .. }
             | Event::DialLimit { slot, life, .. }
+            | Event::Mapped { slot, life, .. }
             | Event::Exit { slot, life } => {
                 if self.processes[*slot as usize].life != *life {
                     return Ok(());
@@ -282,6 +290,7 @@ impl Cluster {
             Event::DialLimit { connection, .. } => {
                 self.undialled(slot, connection, DialError::Retry("no answer".into()))
             }
+            Event::Mapped { epoch, all, .. } => self.mapped(slot, epoch, all),
             Event::Exit { .. } => {
                 self.leave(slot, "its world lost a rank", true);
                 Ok(())

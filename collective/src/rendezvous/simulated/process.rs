@@ -69,6 +69,7 @@ impl Process {
             settings: vec![("ALLFOLD_WORLD_SIZE".into(), "n".into())],
             control_port: FIRST_PORT + slot as u16,
             lane_port: 1,
+            door: None,
         };
         Self {
             rank,

@@ -176,8 +176,8 @@ impl Cluster {
         link.heard = at;
         let rank = *rank;
         match (&process.role, message) {
-            (Role::Gathering(_), Message::Prepared { epoch }) => {
-                self.gathering_takes(slot, gathering::Event::Prepared { rank, epoch })
+            (Role::Gathering(_), Message::Prepared { epoch, maps }) => {
+                self.gathering_takes(slot, gathering::Event::Prepared { rank, epoch, maps })
             }
             (Role::Attending(_), message) => {
                 self.attending_takes(slot, attending::Event::Message(rank, message))

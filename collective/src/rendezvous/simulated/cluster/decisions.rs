@@ -7,7 +7,7 @@ use crate::control::endpoint::Message;
 use crate::error::Result as Outcome;
 use crate::rendezvous::simulated::process::{FIRST_PORT, Role, Target};
 use crate::rendezvous::{Meeting, attending, gathering, watched};
-use crate::simulation::trace;
+use crate::simulation::{MILLISECOND, trace};
 
 impl Cluster {
     /// The machine's timer has come.
@@ -102,6 +102,7 @@ impl Cluster {
                             self.processes[slot as usize].links.keys().copied().collect();
                         ranks.iter().for_each(|rank| self.post(slot, *rank, message.clone()));
                     }
+                    gathering::Action::Map { epoch, .. } => self.map(slot, epoch),
                     gathering::Action::Say(_) => {}
                     gathering::Action::Finish(outcome) => return self.finish(slot, outcome),
                 }
@@ -164,9 +165,10 @@ impl Cluster {
             attending::Action::Refuse { link, reason, again } => {
                 self.refuse(slot, link, reason, again);
             }
+            attending::Action::Map { epoch, .. } => self.map(slot, epoch),
             attending::Action::Drop(rank) => self.drop_link(slot, rank),
             attending::Action::Post(message) => {
-                if let Message::Prepared { epoch } = message {
+                if let Message::Prepared { epoch, .. } = message {
                     self.check_acknowledgement(slot, epoch)?;
                 }
                 self.post(slot, 0, message);
@@ -175,6 +177,27 @@ impl Cluster {
             attending::Action::Say(_) | attending::Action::Finish(..) => {}
         }
         Ok(())
+    }
+
+    /// It takes a while, and does not always work.
+    fn map(&mut self, slot: u32, epoch: u64) {
+        let life = self.processes[slot as usize].life;
+        let random = self.scheduler.random();
+        let (after, all) = (random.within(0..=20 * MILLISECOND), !random.chance(100));
+        self.scheduler.after(after, Event::Mapped { slot, life, epoch, all });
+    }
+
+    pub(super) fn mapped(&mut self, slot: u32, epoch: u64, all: bool) -> Step {
+        let arenas = Vec::new();
+        match &self.processes[slot as usize].role {
+            Role::Gathering(_) => {
+                self.gathering_takes(slot, gathering::Event::Mapped { epoch, arenas, all })
+            }
+            Role::Attending(_) => {
+                self.attending_takes(slot, attending::Event::Mapped { epoch, arenas, all })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn finish(&mut self, slot: u32, outcome: Outcome<Meeting>) -> Step {

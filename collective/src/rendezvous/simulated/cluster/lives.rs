@@ -92,6 +92,7 @@ impl Cluster {
                 control_port: FIRST_PORT,
                 lane_port: 1,
                 leaf: leaf_of(&hello),
+                door: None,
             };
             let draw: Box<dyn FnMut() -> Outcome<u64>> = Box::new(move || Ok(epochs.bits()));
             let gathering = Gathering::new(terms, own, draw, now);

@@ -1,0 +1,283 @@
+//! Calls of a communicator whose ranks share memory. A blocking one is made on the caller's own
+//! thread, without a hand-over; one that was started is made on a thread of the communicator's, in
+//! its turn.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::buffer::Lent;
+use crate::contract::Collective;
+use crate::deadlock::REPORT_EVERY;
+use crate::error::{ErrorKind, Result};
+use crate::group::Begun;
+use crate::lane::{self, Call, Command, Completer};
+use crate::link::shared_memory::{Patience, Shared, Stop, Sum};
+use crate::plan::Algorithm;
+use crate::report;
+use crate::statistics::CallKey;
+use crate::verdict::Fault;
+use crate::wire;
+use crate::world::World;
+
+/// What a communicator has where its ranks share memory.
+pub(super) struct WithinHost {
+    world: Arc<World>,
+    group: u64,
+    shared: Mutex<Shared>,
+    /// Calls handed to the thread that have not ended.
+    queued: AtomicUsize,
+    queue: Mutex<Option<Queue>>,
+}
+
+struct Queue {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+/// What the communicator's thread does in its turn.
+enum Job {
+    Here(Begun, Lent, Completer),
+    /// Over the network: the lane's calls keep their own order.
+    There(Box<Call>),
+    Flush(Completer),
+}
+
+impl WithinHost {
+    pub(super) fn new(world: Arc<World>, group: u64, shared: Shared) -> Arc<Self> {
+        Arc::new(Self {
+            world,
+            group,
+            shared: Mutex::new(shared),
+            queued: AtomicUsize::new(0),
+            queue: Mutex::new(None),
+        })
+    }
+
+    /// Whether calls are in the hands of the thread.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queued.load(Ordering::Acquire) > 0
+    }
+
+    /// Makes a call on this thread; all before it have ended.
+    pub(super) fn call(&self, begun: &Begun, mut lent: Lent) -> Result<()> {
+        self.make(begun, &mut lent, Instant::now(), None)
+    }
+
+    /// Has a call made in its turn.
+    pub(super) fn start(self: &Arc<Self>, begun: Begun, lent: Lent, done: Completer) {
+        self.hand_over(Job::Here(begun, lent, done));
+    }
+
+    /// Hands a call to the lane in its turn.
+    pub(super) fn forward(self: &Arc<Self>, call: Box<Call>) {
+        self.hand_over(Job::There(call));
+    }
+
+    /// Completes this once all that was handed over has ended.
+    pub(super) fn flush(self: &Arc<Self>, done: Completer) {
+        self.hand_over(Job::Flush(done));
+    }
+
+    /// Ends the thread, after all that was handed over.
+    pub(super) fn end(&self) {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Queue { jobs, thread }) = queue {
+            drop(jobs);
+            let _ = thread.join();
+        }
+    }
+
+    fn hand_over(self: &Arc<Self>, job: Job) {
+        self.queued.fetch_add(1, Ordering::AcqRel);
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.is_none() {
+            let (jobs, inbox) = channel();
+            let this = self.clone();
+            let work = move || this.work(&inbox);
+            let name = "allfold-host".to_string();
+            if let Ok(thread) = std::thread::Builder::new().name(name).spawn(work) {
+                *queue = Some(Queue { jobs, thread });
+            }
+        }
+        // Without a thread the job is dropped, which completes it with an error.
+        if let Some(queue) = &*queue {
+            let _ = queue.jobs.send(job);
+        }
+    }
+
+    fn work(&self, inbox: &Receiver<Job>) {
+        report::speak_for(&self.world.counters.origin);
+        #[cfg(feature = "faults")]
+        crate::faults::enter(self.world.rank);
+        while let Ok(job) = inbox.recv() {
+            match job {
+                Job::Here(begun, mut lent, done) => {
+                    let result = self.flush_lane().and_then(|()| {
+                        self.make(&begun, &mut lent, Instant::now(), Some(&|| done.awaited()))
+                    });
+                    drop(lent);
+                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    done.set(result);
+                }
+                Job::There(call) => {
+                    self.world.send_to_lane(Command::Run(call));
+                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                }
+                Job::Flush(done) => {
+                    let result = self.flush_lane();
+                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    done.set(result);
+                }
+            }
+        }
+    }
+
+    /// Waits until the lane has no call of the communicator.
+    fn flush_lane(&self) -> Result<()> {
+        let (done, completion) = lane::completion();
+        self.world.send_to_lane(Command::Flush(self.group, done));
+        completion.wait()
+    }
+
+    fn make(
+        &self,
+        begun: &Begun,
+        lent: &mut Lent,
+        since: Instant,
+        awaited: Option<&dyn Fn() -> Option<Instant>>,
+    ) -> Result<()> {
+        let contract = &begun.contract;
+        let (world, group) = (&*self.world, self.group);
+        let Some(op) = contract.op else {
+            return Err(ErrorKind::Closed.into());
+        };
+        let sum = Sum { element: contract.element, op };
+        let mut watch = Watch::new(world, begun, since, awaited);
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = match world.is_over() {
+            true => Err(Stop::Over),
+            false => {
+                shared.all_reduce((contract.sequence, begun.hash), sum, lent.in_place(), &mut watch)
+            }
+        };
+        drop(shared);
+        let result = match outcome {
+            Ok(()) => {
+                let key = CallKey {
+                    collective: Collective::AllReduce,
+                    algorithm: Algorithm::SharedMemory,
+                };
+                world.counters.call(key, since.elapsed());
+                Ok(())
+            }
+            Err(Stop::Over) => Err(world.error().unwrap_or_else(|| ErrorKind::Closed.into())),
+            Err(Stop::Differs(place, hash)) => {
+                self.tell_difference(begun, (place, hash), &mut watch);
+                Err(world.error().unwrap_or_else(|| ErrorKind::Closed.into()))
+            }
+        };
+        world.end_call(group);
+        result
+    }
+}
+
+impl WithinHost {
+    /// The rank at `place` makes another call: the verdict shows both.
+    fn tell_difference(&self, begun: &Begun, (place, hash): (usize, u64), watch: &mut Watch<'_>) {
+        let (world, contract) = (&*self.world, &begun.contract);
+        let Some(peer) = begun.members.get(place).copied() else { return };
+        let location = world.location_of(self.group, contract.sequence);
+        let own = [&contract.to_wire()[..], location.as_bytes()].concat();
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(theirs) = shared.explain(contract.sequence, &own, place, watch) else { return };
+        drop(shared);
+        let theirs = wire::read_contract(&theirs);
+        let sequence = contract.sequence;
+        if !world.compare_call(peer, self.group, (sequence, hash), theirs.as_ref()) {
+            let problem = "it shows another call than the one it makes".into();
+            world.raise(peer, Fault::Protocol { problem });
+        }
+    }
+}
+
+/// Looks after a call that waits long.
+struct Watch<'a> {
+    world: &'a World,
+    begun: &'a Begun,
+    /// Of one that was started: since when somebody waits for it.
+    awaited: Option<&'a dyn Fn() -> Option<Instant>>,
+    since: Instant,
+    looked: Instant,
+    /// Time in which this rank was itself not there to wait.
+    missed: Duration,
+    next_warning: Duration,
+    reported: Option<Instant>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(
+        world: &'a World,
+        begun: &'a Begun,
+        since: Instant,
+        awaited: Option<&'a dyn Fn() -> Option<Instant>>,
+    ) -> Self {
+        let next_warning = world.limits.late_after;
+        let (missed, reported) = (Duration::ZERO, None);
+        Self { world, begun, awaited, since, looked: since, missed, next_warning, reported }
+    }
+}
+
+impl Patience for Watch<'_> {
+    fn is_over(&self) -> bool {
+        self.world.is_over()
+    }
+
+    fn waits(&mut self, _peer: usize, _waited: Duration) {
+        let now = Instant::now();
+        // One that was started and that nobody waits for is not late.
+        if let Some(awaited) = self.awaited {
+            match awaited() {
+                Some(since) => self.since = since,
+                None => return self.looked = now,
+            }
+        }
+        let gap = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        if gap >= GAP {
+            self.missed += gap;
+        }
+        let (limits, contract) = (self.world.limits, &self.begun.contract);
+        let waited = now.saturating_duration_since(self.since).saturating_sub(self.missed);
+        if waited >= self.next_warning {
+            while self.next_warning <= waited {
+                self.next_warning = (self.next_warning * 2).max(SHORTEST);
+            }
+            self.world.warn_late(contract, waited);
+        }
+        if let Some(timeout) = limits.timeout.filter(|timeout| waited >= *timeout) {
+            let (rank, suffix) = (self.world.rank, self.world.suffix(contract.group));
+            let fault = Fault::TimedOut {
+                call: format!("{contract}{suffix} on rank {rank}"),
+                limit: report::duration(timeout),
+                late: self.world.late(contract.group, contract.sequence),
+            };
+            self.world.raise(rank, fault);
+        }
+        let Some(control) = self.world.control() else { return };
+        if waited >= limits.late_after
+            && self.reported.is_none_or(|said| now.duration_since(said) >= REPORT_EVERY)
+            && let Some(stuck) = self.world.stuck()
+        {
+            self.reported = Some(now);
+            control.report_stuck(self.world.collector(), stuck);
+        }
+    }
+}
+
+/// As the lane judges its own stops (`lane/lateness.rs`).
+const GAP: Duration = Duration::from_millis(500);
+/// Between two warnings.
+const SHORTEST: Duration = Duration::from_millis(5);

@@ -1,0 +1,81 @@
+//! The memory that this rank shares with the other ranks of its host: its own arena, theirs, and
+//! which part of each belongs to which communicator.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::link::shared_memory::{self, Arena, Attached, Peers, Place, Shared};
+
+/// Of one world.
+pub(crate) struct HostMemory {
+    rank: u32,
+    own: Arc<Arena>,
+    /// By rank of the world.
+    others: HashMap<u32, Attached>,
+    /// The communicator that each slot of the own arena was given to last.
+    slots: Mutex<Vec<Option<u64>>>,
+}
+
+/// The part of an arena that one communicator uses, by number.
+pub(crate) type Slot = u32;
+
+impl HostMemory {
+    pub(crate) fn new(rank: u32, own: Arc<Arena>, others: Vec<(u32, Attached)>) -> Self {
+        // The first slot is the whole world's.
+        let slots = Mutex::new(vec![Some(crate::world::WHOLE_WORLD)]);
+        Self { rank, own, others: others.into_iter().collect(), slots }
+    }
+
+    /// A slot that no communicator uses that `is_open`; None where all are in use. It is clean: the
+    /// others may count on that as soon as they know its number.
+    pub(crate) fn take_slot(&self, is_open: impl Fn(u64) -> bool) -> Option<Slot> {
+        let mut slots = self.slots();
+        let free = slots.iter().position(|user| user.is_some_and(|user| !is_open(user)));
+        let slot = match free {
+            Some(slot) => slot,
+            None if slots.len() < SLOTS => {
+                slots.push(None);
+                slots.len() - 1
+            }
+            None => return None,
+        };
+        slots[slot] = None;
+        shared_memory::clear(self.own.place().part(slot * SLOT_BYTES, SLOT_BYTES));
+        Some(slot as Slot)
+    }
+
+    /// The slot is this communicator's.
+    pub(crate) fn give_slot(&self, slot: Slot, group: u64) {
+        if let Some(user) = self.slots().get_mut(slot as usize) {
+            *user = Some(group);
+        }
+    }
+
+    /// The memory of a communicator of these ranks of the world, with the slot of each; None where
+    /// not all share memory.
+    pub(crate) fn communicator(self: &Arc<Self>, ranks: &[(u32, Slot)]) -> Option<Shared> {
+        let arena = |rank: u32| match rank == self.rank {
+            true => Some(self.own.place()),
+            false => self.others.get(&rank).map(Attached::place),
+        };
+        let part = |(rank, slot): &(u32, Slot)| {
+            let start = *slot as usize;
+            (start < SLOTS).then_some(())?;
+            Some((arena(*rank)?, start * SLOT_BYTES))
+        };
+        let arenas: Vec<(Place, usize)> = ranks.iter().map(part).collect::<Option<_>>()?;
+        let own = ranks.iter().position(|(rank, _)| *rank == self.rank)?;
+        Some(Shared::new(Peers { own, arenas, memory: self.clone() }))
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of one communicator in each of its ranks' arenas.
+const SLOT_BYTES: usize = shared_memory::BYTES.next_multiple_of(1 << 16);
+/// As many as there can be communicators, and some that are closed here and not yet everywhere.
+const SLOTS: usize = 2 * crate::engine::MAX_COMMUNICATORS;
+/// Of an arena. What nobody touches costs nothing.
+pub(crate) const ARENA_BYTES: usize = SLOTS * SLOT_BYTES;

@@ -1,0 +1,127 @@
+//! Arenas: memory of one rank that ranks on the same host map as well.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::host_memory::HostMemory;
+
+/// This rank's own arena.
+pub(crate) struct Arena {
+    mapping: Mapping,
+    /// What the others map.
+    file: OwnedFd,
+}
+
+/// Another rank's arena, mapped here.
+pub(crate) struct Attached(Mapping);
+
+/// The parts of all ranks' arenas that belong to a communicator, in rank order, this rank's own
+/// among them.
+pub(crate) struct Peers {
+    pub(crate) own: usize,
+    /// Each arena, and where the part begins.
+    pub(crate) arenas: Vec<(Place, usize)>,
+    /// What keeps them mapped.
+    pub(crate) memory: Arc<HostMemory>,
+}
+
+/// Where an arena begins in this process. It stays mapped for as long as the world lives.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: an address; what is done with it is said where it is done.
+unsafe impl Send for Place {}
+// SAFETY: as above.
+unsafe impl Sync for Place {}
+
+struct Mapping(Place);
+
+impl Arena {
+    /// Makes one of `length` bytes, all zero. Only pages that are touched cost memory.
+    pub(crate) fn new(length: usize) -> std::io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("allfold", flags)?;
+        ftruncate(&file, length as u64)?;
+        // Whoever maps it must not find it shorter one day: that would be SIGBUS.
+        fcntl_add_seals(&file, SEALS)?;
+        let mapping = Mapping::new(&file, length)?;
+        Ok(Self { mapping, file })
+    }
+
+    /// What another process maps.
+    pub(crate) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.mapping.0
+    }
+}
+
+impl Attached {
+    /// Maps another rank's arena of `length` bytes.
+    ///
+    /// # Errors
+    /// Where it is not the memory that a rank makes: shorter, or one that could become so.
+    pub(crate) fn new(file: &OwnedFd, length: usize) -> std::io::Result<Self> {
+        let is_sealed = fcntl_get_seals(file)?.contains(SEALS);
+        if !is_sealed || fstat(file)?.st_size as u64 != length as u64 {
+            return Err(std::io::Error::other("it is no arena of a rank"));
+        }
+        Ok(Self(Mapping::new(file, length)?))
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.0.0
+    }
+}
+
+impl Mapping {
+    fn new(file: impl AsFd, length: usize) -> std::io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe { mmap(std::ptr::null_mut(), length, prot, MapFlags::SHARED, file, 0) }?;
+        let start = NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM)?;
+        Ok(Self(Place { start, length }))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a `Place` of it any more: they live in the world that owns it.
+        let _ = unsafe { munmap(self.0.start.as_ptr().cast(), self.0.length) };
+    }
+}
+
+impl Place {
+    /// `length` bytes from `offset` on.
+    pub(crate) fn at(self, offset: usize, length: usize) -> *mut u8 {
+        assert!(offset <= self.length && length <= self.length - offset);
+        // SAFETY: within the mapping.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+
+    /// `length` bytes from `offset` on.
+    pub(crate) fn part(self, offset: usize, length: usize) -> Self {
+        let start = NonNull::new(self.at(offset, length)).unwrap_or(self.start);
+        Self { start, length }
+    }
+
+    /// Where in the arena a slice of this process lies, if it does.
+    pub(crate) fn offset_of(self, start: *const u8, length: usize) -> Option<usize> {
+        let offset = (start as usize).checked_sub(self.start.as_ptr() as usize)?;
+        (offset < self.length && length <= self.length - offset).then_some(offset)
+    }
+}
+
+/// Of a file that can neither shrink nor grow.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);

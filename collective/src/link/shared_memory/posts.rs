@@ -1,0 +1,249 @@
+//! Posts: where a rank shows how far it is, and how the others wait for that.
+//!
+//! The steps of all calls of a communicator are counted through, alike on all its ranks. A rank
+//! does a step and then *publishes* it, with all that it wrote before; another *waits for* it and
+//! then sees what was written. Two posts serve two calls in turn: what a call has shown stays until
+//! all have shown the next one, so that nobody has to say that it has read it.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use rustix::thread::futex;
+use rustix::time::Timespec;
+
+use super::arena::{Peers, Place};
+
+/// One line of the cache: what is read together comes together.
+#[repr(C, align(64))]
+pub(crate) struct Post {
+    /// The latest step of this rank, wrapping; written last.
+    steps: AtomicU32,
+    _unused: u32,
+    /// The rolling hash of the calls up to this one.
+    hash: AtomicU64,
+    /// What the call shows: where its buffer lies, or the buffer itself, where it is that small.
+    words: [AtomicU64; INLINE_WORDS],
+}
+
+/// Ranks that sleep; apart from the post, which must stay in the caches of those who read it.
+#[repr(C, align(64))]
+struct Sleepers(AtomicU32);
+
+/// The posts of a communicator.
+pub(crate) struct Posts {
+    peers: Peers,
+    spins: u32,
+}
+
+/// What a rank says of its call where it differs from another's; written only then.
+#[repr(C, align(64))]
+struct Card {
+    /// The call's number and 1; written last.
+    call: AtomicU64,
+    length: AtomicU64,
+    words: [AtomicU64; CARD_WORDS],
+}
+
+/// Why a wait ended without what it waited for.
+pub(crate) struct Interrupt;
+
+/// What a wait that takes long has to look after.
+pub(crate) trait Patience {
+    /// Whether the world has ended.
+    fn is_over(&self) -> bool;
+    /// `peer` of the communicator has been awaited for so long; called every so often.
+    fn waits(&mut self, peer: usize, waited: Duration);
+}
+
+impl Posts {
+    /// Of parts that have [`BYTES`] at their beginning.
+    pub(crate) fn new(peers: Peers, spins: u32) -> Self {
+        Self { peers, spins }
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// The post of a rank for a call.
+    pub(crate) fn of(&self, rank: usize, call: u64) -> &Post {
+        let start = self.at(rank, (call % 2) as usize * POST_STRIDE, size_of::<Post>());
+        // SAFETY: within the arena, aligned, and nothing but atomics, for which any bytes will do.
+        unsafe { &*start.cast::<Post>() }
+    }
+
+    /// Shows a step of this rank, and wakes those who sleep until it comes.
+    pub(crate) fn publish(&self, call: u64, step: u32) {
+        let post = self.of(self.peers.own, call);
+        post.steps.store(step, Ordering::Release);
+        // A sleeper counts itself and then looks at the step; here it is the other way round, so
+        // that one of the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.sleepers(self.peers.own).load(Ordering::Relaxed) > 0 {
+            let _ = futex::wake(&post.steps, futex::Flags::empty(), i32::MAX as u32);
+        }
+    }
+
+    /// Waits until a rank has published a step.
+    pub(crate) fn wait_for(
+        &self,
+        rank: usize,
+        call: u64,
+        step: u32,
+        patience: &mut impl Patience,
+    ) -> Result<(), Interrupt> {
+        let steps = &self.of(rank, call).steps;
+        for _ in 0..self.spins {
+            if has_come(steps.load(Ordering::Acquire), step) {
+                return Ok(());
+            }
+            spin_loop();
+        }
+        self.wait_long(rank, steps, step, patience)
+    }
+
+    #[cold]
+    fn wait_long(
+        &self,
+        rank: usize,
+        steps: &AtomicU32,
+        step: u32,
+        patience: &mut impl Patience,
+    ) -> Result<(), Interrupt> {
+        let since = Instant::now();
+        for _ in 0..YIELDS {
+            if has_come(steps.load(Ordering::Acquire), step) {
+                return Ok(());
+            }
+            if patience.is_over() {
+                return Err(Interrupt);
+            }
+            std::thread::yield_now();
+        }
+        let sleepers = &self.sleepers(rank).0;
+        sleepers.fetch_add(1, Ordering::SeqCst);
+        let outcome = loop {
+            let seen = steps.load(Ordering::SeqCst);
+            if has_come(seen, step) {
+                break Ok(());
+            }
+            if patience.is_over() {
+                break Err(Interrupt);
+            }
+            patience.waits(rank, since.elapsed());
+            let _ = futex::wait(steps, futex::Flags::empty(), seen, Some(&LOOK));
+        };
+        sleepers.fetch_sub(1, Ordering::SeqCst);
+        outcome
+    }
+
+    /// Tells what this rank calls, and waits for what another does.
+    pub(crate) fn explain(
+        &self,
+        call: u64,
+        own: &[u8],
+        rank: usize,
+        patience: &mut impl Patience,
+    ) -> Result<Vec<u8>, Interrupt> {
+        let own = &own[..own.len().min(8 * CARD_WORDS)];
+        let card = self.card(self.peers.own);
+        for (word, bytes) in card.words.iter().zip(own.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        }
+        card.length.store(own.len() as u64, Ordering::Relaxed);
+        card.call.store(call + 1, Ordering::Release);
+        let card = self.card(rank);
+        let since = Instant::now();
+        while card.call.load(Ordering::Acquire) != call + 1 {
+            if patience.is_over() {
+                return Err(Interrupt);
+            }
+            patience.waits(rank, since.elapsed());
+            std::thread::park_timeout(PAUSE);
+        }
+        let length = card.length.load(Ordering::Relaxed).min(8 * CARD_WORDS as u64) as usize;
+        let words = card.words.iter().map(|word| word.load(Ordering::Relaxed));
+        let mut theirs: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        theirs.truncate(length);
+        Ok(theirs)
+    }
+
+    fn card(&self, rank: usize) -> &Card {
+        let start = self.at(rank, CARD_AT, size_of::<Card>());
+        // SAFETY: as in `of`.
+        unsafe { &*start.cast::<Card>() }
+    }
+
+    fn sleepers(&self, rank: usize) -> &Sleepers {
+        let start = self.at(rank, 2 * POST_STRIDE, size_of::<Sleepers>());
+        // SAFETY: as in `of`.
+        unsafe { &*start.cast::<Sleepers>() }
+    }
+
+    /// `length` bytes of a rank's part.
+    pub(crate) fn at(&self, rank: usize, offset: usize, length: usize) -> *mut u8 {
+        let (arena, start) = self.peers.arenas[rank];
+        arena.at(start + offset, length)
+    }
+}
+
+impl Post {
+    /// Shows the hash of this call and the first words. Published with the next step.
+    pub(crate) fn show(&self, hash: u64, words: &[u64]) {
+        self.hash.store(hash, Ordering::Relaxed);
+        for (shown, word) in self.words.iter().zip(words) {
+            shown.store(*word, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn words(&self) -> [u64; INLINE_WORDS] {
+        std::array::from_fn(|index| self.words[index].load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn word(&self, index: usize) -> u64 {
+        self.words[index].load(Ordering::Relaxed)
+    }
+}
+
+impl std::ops::Deref for Sleepers {
+    type Target = AtomicU32;
+
+    fn deref(&self) -> &AtomicU32 {
+        &self.0
+    }
+}
+
+/// Makes the posts of a part as new. Nobody uses it yet, or any more.
+pub(crate) fn clear(part: Place) {
+    let start = part.at(0, BYTES);
+    // SAFETY: within the arena, and nobody else's.
+    unsafe { std::ptr::write_bytes(start, 0, BYTES) }
+}
+
+/// Whether a counter that wraps has reached `step`.
+fn has_come(steps: u32, step: u32) -> bool {
+    steps.wrapping_sub(step) < 1 << 31
+}
+
+/// What fits into a line beside the counter and the hash.
+pub(crate) const INLINE_WORDS: usize = 6;
+/// Processors fetch lines in pairs.
+const POST_STRIDE: usize = 128;
+/// A contract, and where in the program.
+const CARD_WORDS: usize = 30;
+const CARD_AT: usize = 3 * POST_STRIDE;
+/// Two posts, the sleepers, and the card.
+pub(crate) const BYTES: usize = CARD_AT + size_of::<Card>();
+/// Between two looks at a card: the job is lost anyway.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Others may need the core; a turn of each costs less than sleeping and being woken.
+const YIELDS: u32 = 200;
+/// How often a sleeper looks whether the world has ended: a verdict must not wait longer.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
