@@ -10,6 +10,9 @@ mod handover;
 mod posts;
 mod stage;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use arena::{Arena, Attached, Peers, Place};
 pub(crate) use handover::{Door, Doorway};
 pub(crate) use posts::{Patience, clear};

@@ -1,0 +1,209 @@
+//! Ranks as threads, each with mappings of its own of all arenas.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::host_memory::{ARENA_BYTES, HostMemory};
+use crate::reduce::{ElementType, Kernel, ReduceOp};
+
+/// Waits until the test says that the world is over.
+struct Until<'a> {
+    over: &'a AtomicBool,
+    waits: u32,
+}
+
+impl Patience for Until<'_> {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    fn waits(&mut self, _: usize, _: Duration) {
+        self.waits += 1;
+    }
+}
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+fn patience() -> Until<'static> {
+    Until { over: &NEVER, waits: 0 }
+}
+
+/// The whole world's communicator, on each rank.
+fn world(ranks: u32) -> Vec<Shared> {
+    let arenas: Vec<Arc<Arena>> =
+        (0..ranks).map(|_| Arc::new(Arena::new(ARENA_BYTES).unwrap())).collect();
+    let attach = |own: u32| {
+        let others = (0..ranks).filter(|rank| *rank != own);
+        let map = |rank: u32| Attached::new(arenas[rank as usize].file(), ARENA_BYTES).unwrap();
+        let others = others.map(|rank| (rank, map(rank))).collect();
+        let memory = HostMemory::new(own, arenas[own as usize].clone(), others);
+        let slots: Vec<(u32, u32)> = (0..ranks).map(|rank| (rank, 0)).collect();
+        Arc::new(memory).communicator(&slots).unwrap()
+    };
+    (0..ranks).map(attach).collect()
+}
+
+/// `((r0 + r1) + r2) + ...`
+fn expected(sum: Sum, inputs: &[Vec<u8>]) -> Vec<u8> {
+    let mut total = inputs[0].clone();
+    for (rank, input) in inputs.iter().enumerate().skip(1) {
+        let kernel = Kernel {
+            element: sum.element,
+            op: sum.op,
+            ranks: inputs.len() as u32,
+            incoming_raw: true,
+            local_raw: rank == 1,
+            last: rank + 1 == inputs.len(),
+        };
+        kernel.combine(&mut total, input);
+    }
+    total
+}
+
+/// Runs the calls on all ranks; each rank's buffers afterwards.
+fn run(world: Vec<Shared>, calls: &[(Sum, Vec<Vec<u8>>)]) -> Vec<Vec<Vec<u8>>> {
+    std::thread::scope(|scope| {
+        let rank = |(rank, mut shared): (usize, Shared)| {
+            scope.spawn(move || {
+                let call = |(number, (sum, inputs)): (usize, &(Sum, Vec<Vec<u8>>))| {
+                    let mut buffer = inputs[rank].clone();
+                    let id = (number as u64, number as u64 * 7);
+                    let done = shared.all_reduce(id, *sum, &mut buffer, &mut patience());
+                    assert!(done.is_ok());
+                    buffer
+                };
+                calls.iter().enumerate().map(call).collect()
+            })
+        };
+        let ranks: Vec<_> = world.into_iter().enumerate().map(rank).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+fn random_bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = crate::simulation::Random::new(seed);
+    (0..length.div_ceil(8)).flat_map(|_| random.bits().to_le_bytes()).take(length).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn all_ranks_hold_the_bits_of_the_sum_in_rank_order(
+        ranks in 2u32..=6,
+        calls in prop::collection::vec(
+            (
+                prop::sample::select(ElementType::ALL),
+                prop::sample::select(ReduceOp::ALL),
+                prop_oneof![0usize..20, 20usize..5_000, 5_000usize..400_000],
+                any::<u64>(),
+            ),
+            1..8,
+        ),
+    ) {
+        let calls: Vec<(Sum, Vec<Vec<u8>>)> = calls
+            .into_iter()
+            .map(|(element, op, count, seed)| {
+                let length = count.min(1_500_000 / element.size()) * element.size();
+                let input = |rank| random_bytes(seed ^ u64::from(rank), length);
+                (Sum { element, op }, (0..ranks).map(input).collect())
+            })
+            .collect();
+        let results = run(world(ranks), &calls);
+        for (number, (sum, inputs)) in calls.iter().enumerate() {
+            let want = expected(*sum, inputs);
+            for (rank, buffers) in results.iter().enumerate() {
+                prop_assert!(buffers[number] == want, "call {number}, rank {rank}: {sum:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn many_calls_of_all_sizes_in_a_row_agree() {
+    let sizes = [0usize, 4, 48, 52, 1_000, 16_384, 16_388, 262_144, 300_000, 1_048_576];
+    let sum = Sum { element: ElementType::I32, op: ReduceOp::Sum };
+    let calls: Vec<(Sum, Vec<Vec<u8>>)> = (0..300)
+        .map(|number: u64| {
+            let length = sizes[(number * 7 % 10) as usize];
+            (sum, (0..3).map(|rank| random_bytes(number * 3 + rank, length)).collect())
+        })
+        .collect();
+    let results = run(world(3), &calls);
+    for (number, (sum, inputs)) in calls.iter().enumerate() {
+        let want = expected(*sum, inputs);
+        assert!(results.iter().all(|buffers| buffers[number] == want), "call {number}");
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_waited_for_until_the_world_is_over() {
+    let over = AtomicBool::new(false);
+    let looks = AtomicU32::new(0);
+    let mut first = world(2).remove(0);
+    std::thread::scope(|scope| {
+        let (over, looks) = (&over, &looks);
+        let waits = scope.spawn(move || {
+            struct Ends<'a>(&'a AtomicBool, &'a AtomicU32);
+            impl Patience for Ends<'_> {
+                fn is_over(&self) -> bool {
+                    self.0.load(Ordering::Relaxed)
+                }
+                fn waits(&mut self, peer: usize, _: Duration) {
+                    assert_eq!(peer, 1);
+                    // The third look finds the verdict.
+                    if self.1.fetch_add(1, Ordering::Relaxed) == 2 {
+                        self.0.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+            let sum = Sum { element: ElementType::F32, op: ReduceOp::Sum };
+            let mut buffer = vec![0; 100];
+            first.all_reduce((0, 0), sum, &mut buffer, &mut Ends(over, looks))
+        });
+        assert!(matches!(waits.join().unwrap(), Err(Stop::Over)));
+    });
+    assert!(looks.into_inner() >= 3);
+}
+
+#[test]
+fn ranks_that_differ_hear_what_the_other_calls() {
+    let results: Vec<(usize, u64, Vec<u8>)> = std::thread::scope(|scope| {
+        let rank = |(rank, mut shared): (usize, Shared)| {
+            scope.spawn(move || {
+                let sum = Sum { element: ElementType::F32, op: ReduceOp::Sum };
+                // Other lengths, so that each meets the other in its own way.
+                let mut buffer = vec![0; [40, 100_000][rank]];
+                let hash = [11, 22][rank];
+                match shared.all_reduce((0, hash), sum, &mut buffer, &mut patience()) {
+                    Err(Stop::Differs(other, theirs)) => {
+                        let own = format!("this is rank {rank}").into_bytes();
+                        let words = shared.explain(0, &own, other, &mut patience());
+                        (other, theirs, words.unwrap_or_default())
+                    }
+                    _ => panic!("no difference on rank {rank}"),
+                }
+            })
+        };
+        let ranks: Vec<_> = world(2).into_iter().enumerate().map(rank).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert_eq!(results[0], (1, 22, b"this is rank 1".to_vec()));
+    assert_eq!(results[1], (0, 11, b"this is rank 0".to_vec()));
+}
+
+#[test]
+fn only_memory_that_cannot_shrink_is_mapped() {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    let file = memfd_create("t", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&file, 4096).unwrap();
+    assert!(Attached::new(&file, 4096).is_err());
+    let arena = Arena::new(4096).unwrap();
+    assert!(Attached::new(arena.file(), 8192).is_err());
+    assert!(Attached::new(arena.file(), 4096).is_ok());
+    assert!(ftruncate(arena.file(), 0).is_err());
+}
