@@ -191,6 +191,11 @@ impl Engine {
         }
     }
 
+    /// What this rank shares with others of its host.
+    pub(crate) fn memory(&self) -> Option<&Arc<HostMemory>> {
+        self.runtime.memory.as_ref()
+    }
+
     /// A slot of this rank's memory for a communicator that is to come.
     pub(crate) fn take_slot(&self) -> Option<Slot> {
         let memory = self.runtime.memory.as_ref()?;
@@ -341,8 +346,13 @@ impl Engine {
         }
         let begun = self.begin(self.group, shape)?;
         let sequence = begun.contract.sequence;
-        let _waiting = world.note_waiting(self.group, sequence);
-        world.conclude(here.call(&begun, lent)).map(|()| sequence)
+        let result = here.call(&begun, lent);
+        if result.is_err()
+            && let Some(memory) = &self.runtime.memory
+        {
+            memory.make_private();
+        }
+        world.conclude(result).map(|()| sequence)
     }
 
     /// Agrees on the next call of a communicator.

@@ -1,8 +1,14 @@
 //! The memory that this rank shares with the other ranks of its host: its own arena, theirs, and
 //! which part of each belongs to which communicator.
 
+mod heap;
+
 use std::collections::HashMap;
+use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use heap::Heap;
 
 use crate::link::shared_memory::{self, Arena, Attached, Peers, Place, Shared};
 
@@ -14,6 +20,15 @@ pub(crate) struct HostMemory {
     others: HashMap<u32, Attached>,
     /// The communicator that each slot of the own arena was given to last.
     slots: Mutex<Vec<Option<u64>>>,
+    buffers: Mutex<Buffers>,
+}
+
+/// The users' buffers in the own arena.
+struct Buffers {
+    heap: Heap,
+    taken: Vec<Range<usize>>,
+    /// The world has ended: no other rank sees the arena any more.
+    is_private: bool,
 }
 
 /// The part of an arena that one communicator uses, by number.
@@ -23,7 +38,10 @@ impl HostMemory {
     pub(crate) fn new(rank: u32, own: Arc<Arena>, others: Vec<(u32, Attached)>) -> Self {
         // The first slot is the whole world's.
         let slots = Mutex::new(vec![Some(crate::world::WHOLE_WORLD)]);
-        Self { rank, own, others: others.into_iter().collect(), slots }
+        let heap = Heap::new(SLOTS * SLOT_BYTES..ARENA_BYTES);
+        let buffers = Buffers { heap, taken: Vec::new(), is_private: false };
+        let others = others.into_iter().collect();
+        Self { rank, own, others, slots, buffers: Mutex::new(buffers) }
     }
 
     /// A slot that no communicator uses that `is_open`; None where all are in use. It is clean: the
@@ -68,6 +86,48 @@ impl HostMemory {
         Some(Shared::new(Peers { own, arenas, memory: self.clone() }))
     }
 
+    /// Zeroed memory in the own arena, and where; None where there is no room, or the world has
+    /// ended.
+    pub(crate) fn take(&self, length: usize) -> Option<(Range<usize>, NonNull<u8>)> {
+        let mut buffers = self.buffers();
+        if buffers.is_private {
+            return None;
+        }
+        let part = buffers.heap.take(length)?;
+        buffers.taken.push(part.clone());
+        drop(buffers);
+        self.own.clear(part.clone());
+        let start = NonNull::new(self.own.place().at(part.start, part.len()))?;
+        Some((part, start))
+    }
+
+    /// Gives memory back.
+    pub(crate) fn give(&self, part: Range<usize>) {
+        let mut buffers = self.buffers();
+        buffers.taken.retain(|taken| *taken != part);
+        if !buffers.is_private {
+            self.own.forget(part.clone());
+            buffers.heap.give(part);
+        }
+    }
+
+    /// Puts private memory with the same contents in the place of all buffers: a rank that wakes in
+    /// the middle of a call must not write into what the user has back.
+    pub(crate) fn make_private(&self) {
+        let mut buffers = self.buffers();
+        if buffers.is_private {
+            return;
+        }
+        buffers.is_private = true;
+        for part in &buffers.taken {
+            self.own.make_private(part.clone());
+        }
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn slots(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,4 +138,4 @@ const SLOT_BYTES: usize = shared_memory::BYTES.next_multiple_of(1 << 16);
 /// As many as there can be communicators, and some that are closed here and not yet everywhere.
 const SLOTS: usize = 2 * crate::engine::MAX_COMMUNICATORS;
 /// Of an arena. What nobody touches costs nothing.
-pub(crate) const ARENA_BYTES: usize = SLOTS * SLOT_BYTES;
+pub(crate) const ARENA_BYTES: usize = 1 << 36;

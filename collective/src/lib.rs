@@ -55,6 +55,7 @@ compile_error!("allfold sends elements as they lie in memory, little-endian");
 
 mod active;
 mod admission;
+mod alloc;
 mod bucket;
 mod buffer;
 mod caller;
@@ -94,6 +95,7 @@ mod verdict;
 mod wire;
 mod world;
 
+pub use alloc::Buffer;
 pub use bucket::{AllReduce, Bucket, PendingBucket};
 pub use communicator::{Communicator, Labelled};
 pub use config::{Config, parse_duration};

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::buffer::Lent;
-use crate::contract::Collective;
+use crate::contract::{Collective, Contract};
 use crate::deadlock::REPORT_EVERY;
 use crate::error::{ErrorKind, Result};
 use crate::group::Begun;
@@ -20,7 +20,7 @@ use crate::report;
 use crate::statistics::CallKey;
 use crate::verdict::Fault;
 use crate::wire;
-use crate::world::World;
+use crate::world::{Waiting, World};
 
 /// What a communicator has where its ranks share memory.
 pub(super) struct WithinHost {
@@ -215,6 +215,8 @@ struct Watch<'a> {
     missed: Duration,
     next_warning: Duration,
     reported: Option<Instant>,
+    /// Of a blocking call: said only once it takes long.
+    waiting: Option<Waiting<'a>>,
 }
 
 impl<'a> Watch<'a> {
@@ -225,8 +227,17 @@ impl<'a> Watch<'a> {
         awaited: Option<&'a dyn Fn() -> Option<Instant>>,
     ) -> Self {
         let next_warning = world.limits.late_after;
-        let (missed, reported) = (Duration::ZERO, None);
-        Self { world, begun, awaited, since, looked: since, missed, next_warning, reported }
+        Self {
+            world,
+            begun,
+            awaited,
+            since,
+            looked: since,
+            missed: Duration::ZERO,
+            next_warning,
+            reported: None,
+            waiting: None,
+        }
     }
 }
 
@@ -243,6 +254,9 @@ impl Patience for Watch<'_> {
                 Some(since) => self.since = since,
                 None => return self.looked = now,
             }
+        } else if self.waiting.is_none() {
+            let Contract { group, sequence, .. } = self.begun.contract;
+            self.waiting = Some(self.world.note_waiting(group, sequence));
         }
         let gap = now.saturating_duration_since(self.looked);
         self.looked = now;

@@ -7,6 +7,7 @@
 
 mod arena;
 mod handover;
+mod meeting;
 mod posts;
 mod stage;
 

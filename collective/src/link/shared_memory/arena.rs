@@ -1,13 +1,17 @@
 //! Arenas: memory of one rank that ranks on the same host map as well.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rustix::fs::{
-    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
+    ftruncate, memfd_create,
 };
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
+};
 
 use crate::host_memory::HostMemory;
 
@@ -64,6 +68,53 @@ impl Arena {
 
     pub(crate) fn place(&self) -> Place {
         self.mapping.0
+    }
+
+    /// Makes a part all zero; nobody else uses it.
+    pub(crate) fn clear(&self, part: Range<usize>) {
+        if part.len() < WORTH_A_CALL {
+            // SAFETY: within the arena, and nobody else's.
+            unsafe { std::ptr::write_bytes(self.place().at(part.start, part.len()), 0, part.len()) }
+        } else {
+            self.forget(part.clone());
+            // Where the system has huge pages for shared memory, a large buffer is worth them.
+            let start = self.place().at(part.start, part.len());
+            // SAFETY: within the mapping; only advice.
+            let _ = unsafe { madvise(start.cast(), part.len(), Advice::LinuxHugepage) };
+        }
+    }
+
+    /// Gives the memory of a part back to the system; it reads as zeros then.
+    pub(crate) fn forget(&self, part: Range<usize>) {
+        if part.len() < WORTH_A_CALL {
+            return;
+        }
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if fallocate(&self.file, mode, part.start as u64, part.len() as u64).is_err() {
+            // SAFETY: within the arena, and nobody else's.
+            unsafe { std::ptr::write_bytes(self.place().at(part.start, part.len()), 0, part.len()) }
+        }
+    }
+
+    /// Puts private memory with the same contents in the place of a part, in one stroke.
+    pub(crate) fn make_private(&self, part: Range<usize>) {
+        let start = part.start / PAGE * PAGE;
+        let length = part.end.next_multiple_of(PAGE) - start;
+        let place = self.place().at(start, length);
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, filled from memory that is mapped, and put in its place; whoever
+        // has a pointer there finds the same contents.
+        unsafe {
+            let Ok(copy) = mmap_anonymous(std::ptr::null_mut(), length, prot, MapFlags::PRIVATE)
+            else {
+                return;
+            };
+            std::ptr::copy_nonoverlapping(place, copy.cast(), length);
+            let flags = MremapFlags::MAYMOVE;
+            if mremap_fixed(copy, length, length, flags, place.cast()).is_err() {
+                let _ = munmap(copy, length);
+            }
+        }
     }
 }
 
@@ -123,5 +174,8 @@ impl Place {
     }
 }
 
+const PAGE: usize = 4096;
+/// Smaller parts share pages with others.
+const WORTH_A_CALL: usize = 4096;
 /// Of a file that can neither shrink nor grow.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);

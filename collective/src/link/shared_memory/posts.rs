@@ -13,6 +13,7 @@ use rustix::thread::futex;
 use rustix::time::Timespec;
 
 use super::arena::{Peers, Place};
+use super::meeting::{self, Steps, has_come};
 
 /// One line of the cache: what is read together comes together.
 #[repr(C, align(64))]
@@ -75,14 +76,7 @@ impl Posts {
 
     /// Shows a step of this rank, and wakes those who sleep until it comes.
     pub(crate) fn publish(&self, call: u64, step: u32) {
-        let post = self.of(self.peers.own, call);
-        post.steps.store(step, Ordering::Release);
-        // A sleeper counts itself and then looks at the step; here it is the other way round, so
-        // that one of the two sees the other.
-        fence(Ordering::SeqCst);
-        if self.sleepers(self.peers.own).load(Ordering::Relaxed) > 0 {
-            let _ = futex::wake(&post.steps, futex::Flags::empty(), i32::MAX as u32);
-        }
+        meeting::publish(&self.steps(self.peers.own, call), step);
     }
 
     /// Waits until a rank has published a step.
@@ -93,49 +87,14 @@ impl Posts {
         step: u32,
         patience: &mut impl Patience,
     ) -> Result<(), Interrupt> {
-        let steps = &self.of(rank, call).steps;
+        let steps = self.steps(rank, call);
         for _ in 0..self.spins {
-            if has_come(steps.load(Ordering::Acquire), step) {
+            if has_come(steps.latest(), step) {
                 return Ok(());
             }
             spin_loop();
         }
-        self.wait_long(rank, steps, step, patience)
-    }
-
-    #[cold]
-    fn wait_long(
-        &self,
-        rank: usize,
-        steps: &AtomicU32,
-        step: u32,
-        patience: &mut impl Patience,
-    ) -> Result<(), Interrupt> {
-        let since = Instant::now();
-        for _ in 0..YIELDS {
-            if has_come(steps.load(Ordering::Acquire), step) {
-                return Ok(());
-            }
-            if patience.is_over() {
-                return Err(Interrupt);
-            }
-            std::thread::yield_now();
-        }
-        let sleepers = &self.sleepers(rank).0;
-        sleepers.fetch_add(1, Ordering::SeqCst);
-        let outcome = loop {
-            let seen = steps.load(Ordering::SeqCst);
-            if has_come(seen, step) {
-                break Ok(());
-            }
-            if patience.is_over() {
-                break Err(Interrupt);
-            }
-            patience.waits(rank, since.elapsed());
-            let _ = futex::wait(steps, futex::Flags::empty(), seen, Some(&LOOK));
-        };
-        sleepers.fetch_sub(1, Ordering::SeqCst);
-        outcome
+        wait_long(rank, &steps, step, patience)
     }
 
     /// Tells what this rank calls, and waits for what another does.
@@ -177,10 +136,11 @@ impl Posts {
         unsafe { &*start.cast::<Card>() }
     }
 
-    fn sleepers(&self, rank: usize) -> &Sleepers {
+    fn steps(&self, rank: usize, call: u64) -> Shown<'_> {
         let start = self.at(rank, 2 * POST_STRIDE, size_of::<Sleepers>());
         // SAFETY: as in `of`.
-        unsafe { &*start.cast::<Sleepers>() }
+        let sleepers = unsafe { &*start.cast::<Sleepers>() };
+        Shown { steps: &self.of(rank, call).steps, sleepers: &sleepers.0 }
     }
 
     /// `length` bytes of a rank's part.
@@ -212,12 +172,68 @@ impl Post {
     }
 }
 
-impl std::ops::Deref for Sleepers {
-    type Target = AtomicU32;
+/// One rank's steps, in the memory that all share.
+struct Shown<'a> {
+    steps: &'a AtomicU32,
+    sleepers: &'a AtomicU32,
+}
 
-    fn deref(&self) -> &AtomicU32 {
-        &self.0
+impl Steps for Shown<'_> {
+    fn latest(&self) -> u32 {
+        self.steps.load(Ordering::Acquire)
     }
+
+    fn show(&self, step: u32) {
+        self.steps.store(step, Ordering::Release);
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn sleepers(&self) -> u32 {
+        self.sleepers.load(Ordering::Relaxed)
+    }
+
+    fn add_sleeper(&self) {
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove_sleeper(&self) {
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn sleep(&self, seen: u32) {
+        let _ = futex::wait(self.steps, futex::Flags::empty(), seen, Some(&LOOK));
+    }
+
+    fn wake_all(&self) {
+        let _ = futex::wake(self.steps, futex::Flags::empty(), i32::MAX as u32);
+    }
+}
+
+#[cold]
+fn wait_long(
+    rank: usize,
+    steps: &Shown<'_>,
+    step: u32,
+    patience: &mut impl Patience,
+) -> Result<(), Interrupt> {
+    let since = Instant::now();
+    for _ in 0..YIELDS {
+        if has_come(steps.latest(), step) {
+            return Ok(());
+        }
+        if patience.is_over() {
+            return Err(Interrupt);
+        }
+        std::thread::yield_now();
+    }
+    let goes_on = || {
+        patience.waits(rank, since.elapsed());
+        !patience.is_over()
+    };
+    if meeting::sleep_until(steps, step, goes_on) { Ok(()) } else { Err(Interrupt) }
 }
 
 /// Makes the posts of a part as new. Nobody uses it yet, or any more.
@@ -225,11 +241,6 @@ pub(crate) fn clear(part: Place) {
     let start = part.at(0, BYTES);
     // SAFETY: within the arena, and nobody else's.
     unsafe { std::ptr::write_bytes(start, 0, BYTES) }
-}
-
-/// Whether a counter that wraps has reached `step`.
-fn has_come(steps: u32, step: u32) -> bool {
-    steps.wrapping_sub(step) < 1 << 31
 }
 
 /// What fits into a line beside the counter and the hash.
