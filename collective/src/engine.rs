@@ -19,6 +19,7 @@ use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
 use crate::pending::Pending;
+use crate::plan::costs;
 use crate::reduce::{Element, ElementType};
 use crate::verdict::Loss;
 use crate::world::{WHOLE_WORLD, World};
@@ -330,8 +331,8 @@ impl Engine {
     /// What a call is made with if its ranks meet in memory.
     fn meets_here(&self, shape: &CallShape) -> Option<&Arc<WithinHost>> {
         let forced = self.world().choice.forced;
-        let is_reduced = shape.collective == Collective::AllReduce && forced.is_none();
-        self.here.as_ref().filter(|_| is_reduced)
+        let meets = forced.is_none() && costs::meets_in_memory(shape.collective);
+        self.here.as_ref().filter(|_| meets)
     }
 
     /// Makes a call on this thread.

@@ -83,7 +83,9 @@ impl HostMemory {
         };
         let arenas: Vec<(Place, usize)> = ranks.iter().map(part).collect::<Option<_>>()?;
         let own = ranks.iter().position(|(rank, _)| *rank == self.rank)?;
-        Some(Shared::new(Peers { own, arenas, memory: self.clone() }))
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let has_own_core = self.others.len() < cores;
+        Some(Shared::new(Peers { own, arenas, memory: self.clone() }, has_own_core))
     }
 
     /// Zeroed memory in the own arena, and where; None where there is no room, or the world has

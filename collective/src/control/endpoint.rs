@@ -91,11 +91,7 @@ pub(crate) enum Message {
 /// Something happened on the endpoint.
 pub(crate) enum Event {
     /// The memory of these ranks is mapped, in the world of this epoch; `all`: of all that were to be.
-    Mapped {
-        epoch: u64,
-        arenas: Vec<(u32, Attached)>,
-        all: bool,
-    },
+    Mapped { epoch: u64, arenas: Vec<(u32, Attached)>, all: bool },
     /// A peer dialled and said hello; nobody has answered it yet.
     Greeted(Box<Greeted>),
     /// What a rank said on its link, and the share that this takes of it until it is dealt with.

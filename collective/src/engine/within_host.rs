@@ -9,13 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::buffer::Lent;
-use crate::contract::{Collective, Contract};
-use crate::deadlock::REPORT_EVERY;
+use crate::contract::Contract;
+use crate::deadlock::{REPORT_EVERY, Rest};
 use crate::error::{ErrorKind, Result};
 use crate::group::Begun;
 use crate::lane::{self, Call, Command, Completer};
 use crate::link::shared_memory::{Patience, Shared, Stop, Sum};
 use crate::plan::Algorithm;
+use crate::reduce::ReduceOp;
 use crate::report;
 use crate::statistics::CallKey;
 use crate::verdict::Fault;
@@ -151,10 +152,8 @@ impl WithinHost {
     ) -> Result<()> {
         let contract = &begun.contract;
         let (world, group) = (&*self.world, self.group);
-        let Some(op) = contract.op else {
-            return Err(ErrorKind::Closed.into());
-        };
-        let sum = Sum { element: contract.element, op };
+        // A barrier is the sum of nothing.
+        let sum = Sum { element: contract.element, op: contract.op.unwrap_or(ReduceOp::Sum) };
         let mut watch = Watch::new(world, begun, since, awaited);
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = match world.is_over() {
@@ -166,10 +165,8 @@ impl WithinHost {
         drop(shared);
         let result = match outcome {
             Ok(()) => {
-                let key = CallKey {
-                    collective: Collective::AllReduce,
-                    algorithm: Algorithm::SharedMemory,
-                };
+                let (collective, algorithm) = (contract.collective, Algorithm::SharedMemory);
+                let key = CallKey { collective, algorithm };
                 world.counters.call(key, since.elapsed());
                 Ok(())
             }
@@ -215,6 +212,8 @@ struct Watch<'a> {
     missed: Duration,
     next_warning: Duration,
     reported: Option<Instant>,
+    /// What the program's other threads do meanwhile.
+    rest: Option<Rest>,
     /// Of a blocking call: said only once it takes long.
     waiting: Option<Waiting<'a>>,
 }
@@ -236,6 +235,7 @@ impl<'a> Watch<'a> {
             missed: Duration::ZERO,
             next_warning,
             reported: None,
+            rest: None,
             waiting: None,
         }
     }
@@ -281,9 +281,14 @@ impl Patience for Watch<'_> {
             self.world.raise(rank, fault);
         }
         let Some(control) = self.world.control() else { return };
+        if waited < limits.late_after / 2 {
+            return;
+        }
+        let rest = self.rest.get_or_insert_with(|| Rest::begin(now));
         if waited >= limits.late_after
             && self.reported.is_none_or(|said| now.duration_since(said) >= REPORT_EVERY)
             && let Some(stuck) = self.world.stuck()
+            && rest.lasts(now, limits.late_after / 4)
         {
             self.reported = Some(now);
             control.report_stuck(self.world.collector(), stuck);

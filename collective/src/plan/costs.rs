@@ -38,11 +38,16 @@ pub(crate) struct Choice {
 impl Choice {
     /// The plan of `rank` for a call; `shares`: all ranks of the communicator share memory.
     pub(crate) fn plan(&self, request: &Request, rank: u32, shares: bool) -> Plan {
-        if shares && self.forced.is_none() && request.collective == Collective::AllReduce {
+        if shares && self.forced.is_none() && meets_in_memory(request.collective) {
             return Plan::in_memory(request);
         }
         choose(request, rank, &self.costs, self.forced)
     }
+}
+
+/// Whether ranks that share memory meet there for it.
+pub(crate) fn meets_in_memory(collective: Collective) -> bool {
+    matches!(collective, Collective::AllReduce | Collective::Barrier)
 }
 
 /// The plan of `rank` for a call: the fastest by prediction, or `forced` where the collective has

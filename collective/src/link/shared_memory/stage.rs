@@ -57,9 +57,11 @@ struct Call<'a> {
 }
 
 impl Shared {
-    /// Of parts that have [`BYTES`] each, and clean posts.
-    pub(crate) fn new(peers: super::Peers) -> Self {
-        Self { posts: Posts::new(peers, SPINS), steps: 0 }
+    /// Of parts that have [`BYTES`] each, and clean posts. Where each of the host's ranks may have a
+    /// core of its own, waiting begins with looking.
+    pub(crate) fn new(peers: super::Peers, has_own_core: bool) -> Self {
+        let spins = if has_own_core { SPINS } else { 0 };
+        Self { posts: Posts::new(peers, spins), steps: 0 }
     }
 
     /// Where a rank differs: tells the others what this one calls, and hears what that one does.
