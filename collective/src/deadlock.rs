@@ -60,9 +60,13 @@ pub(crate) struct Threads {
 impl Threads {
     /// This thread makes a call on communicator `group`.
     pub(crate) fn calls(&mut self, group: u64) {
+        let id = std::thread::current().id();
+        if self.callers.get(&group).is_some_and(|(thread, _)| *thread == id) {
+            return;
+        }
         // Of a thread whose end destroys its variables there is none: it counts as ended.
         let life = LIFE.try_with(Arc::downgrade).unwrap_or_default();
-        self.callers.insert(group, (std::thread::current().id(), life));
+        self.callers.insert(group, (id, life));
         self.unused.remove(&group);
     }
 

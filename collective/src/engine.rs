@@ -14,6 +14,7 @@ use crate::buffer::{self, Held, Lent, Loan, Parts};
 use crate::contract::{self, CallShape, Collective};
 use crate::departure;
 use crate::error::{ErrorKind, Result};
+use crate::fork::Process;
 use crate::group::{Begun, Group};
 use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
@@ -44,7 +45,7 @@ struct Runtime {
     /// Communicators that are not closed.
     open: AtomicUsize,
     /// The process that connected: a fork has none of its threads.
-    process: u32,
+    process: Process,
     memory: Option<Arc<HostMemory>>,
 }
 
@@ -65,7 +66,7 @@ impl Engine {
             world,
             lane: Mutex::new(Some(lane)),
             open: AtomicUsize::new(1),
-            process: std::process::id(),
+            process: Process::this(),
             memory,
         };
         Self {
@@ -218,7 +219,7 @@ impl Engine {
     /// different number of calls, is returned here.
     pub(crate) fn close(&self) -> Result<()> {
         let (world, runtime) = (self.world(), &self.runtime);
-        if std::process::id() != runtime.process {
+        if !runtime.process.is_this() {
             // The threads live in the process that forked; there is nothing to close here.
             std::mem::forget(runtime.lane().take());
             return Ok(());
@@ -255,7 +256,7 @@ impl Engine {
     /// The user's code is unwinding: the others must not wait for this rank.
     pub(crate) fn close_in_panic(&self) {
         let world = self.world();
-        if std::process::id() == self.runtime.process {
+        if self.runtime.process.is_this() {
             world.lose(world.rank, Loss::Panicked);
         }
         let _ = self.close();
@@ -412,9 +413,9 @@ impl Engine {
     }
 
     fn enter(&self, location: &'static Location<'static>) -> Result<Turn<'_>> {
-        let process = std::process::id();
-        if process != self.runtime.process {
-            return Err(ErrorKind::Forked { process, connected: self.runtime.process }.into());
+        if !self.runtime.process.is_this() {
+            let (process, connected) = (std::process::id(), self.runtime.process.id);
+            return Err(ErrorKind::Forked { process, connected }.into());
         }
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = *busy {

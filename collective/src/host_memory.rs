@@ -85,7 +85,7 @@ impl HostMemory {
         let own = ranks.iter().position(|(rank, _)| *rank == self.rank)?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let has_own_core = self.others.len() < cores;
-        Some(Shared::new(Peers { own, arenas, memory: self.clone() }, has_own_core))
+        Some(Shared::new(Peers { own, arenas, _memory: self.clone() }, has_own_core))
     }
 
     /// Zeroed memory in the own arena, and where; None where there is no room, or the world has
@@ -124,6 +124,12 @@ impl HostMemory {
         for part in &buffers.taken {
             self.own.make_private(part.clone());
         }
+    }
+
+    /// Another rank's arena, as it is seen here.
+    #[cfg(test)]
+    pub(crate) fn seen(&self, rank: u32, offset: usize, length: usize) -> *mut u8 {
+        self.others[&rank].place().at(offset, length)
     }
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {

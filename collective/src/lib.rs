@@ -72,6 +72,7 @@ pub mod error;
 pub mod faults;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod fork;
 mod group;
 mod host_memory;
 pub mod identity;

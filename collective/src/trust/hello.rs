@@ -52,10 +52,10 @@ impl Hello {
     fn printable(self) -> Self {
         let clean = |words: &str| report::printable(words);
         let purpose = match self.purpose {
-            Purpose::Join { settings, control_port, lane_port } => {
+            Purpose::Join { settings, control_port, lane_port, door } => {
                 let both = |(name, value): &(String, String)| (clean(name), clean(value));
                 let settings = settings.iter().map(both).collect();
-                Purpose::Join { settings, control_port, lane_port }
+                Purpose::Join { settings, control_port, lane_port, door }
             }
             other => other,
         };

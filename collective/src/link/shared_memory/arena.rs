@@ -32,7 +32,7 @@ pub(crate) struct Peers {
     /// Each arena, and where the part begins.
     pub(crate) arenas: Vec<(Place, usize)>,
     /// What keeps them mapped.
-    pub(crate) memory: Arc<HostMemory>,
+    pub(crate) _memory: Arc<HostMemory>,
 }
 
 /// Where an arena begins in this process. It stays mapped for as long as the world lives.

@@ -34,15 +34,23 @@ fn patience() -> Until<'static> {
 
 /// The whole world's communicator, on each rank.
 fn world(ranks: u32) -> Vec<Shared> {
+    memories(ranks).iter().map(|memory| whole(memory, ranks)).collect()
+}
+
+fn whole(memory: &Arc<HostMemory>, ranks: u32) -> Shared {
+    let slots: Vec<(u32, u32)> = (0..ranks).map(|rank| (rank, 0)).collect();
+    memory.communicator(&slots).unwrap()
+}
+
+/// What each rank has of its host.
+fn memories(ranks: u32) -> Vec<Arc<HostMemory>> {
     let arenas: Vec<Arc<Arena>> =
         (0..ranks).map(|_| Arc::new(Arena::new(ARENA_BYTES).unwrap())).collect();
     let attach = |own: u32| {
         let others = (0..ranks).filter(|rank| *rank != own);
         let map = |rank: u32| Attached::new(arenas[rank as usize].file(), ARENA_BYTES).unwrap();
         let others = others.map(|rank| (rank, map(rank))).collect();
-        let memory = HostMemory::new(own, arenas[own as usize].clone(), others);
-        let slots: Vec<(u32, u32)> = (0..ranks).map(|rank| (rank, 0)).collect();
-        Arc::new(memory).communicator(&slots).unwrap()
+        Arc::new(HostMemory::new(own, arenas[own as usize].clone(), others))
     };
     (0..ranks).map(attach).collect()
 }
@@ -138,6 +146,65 @@ fn many_calls_of_all_sizes_in_a_row_agree() {
         let want = expected(*sum, inputs);
         assert!(results.iter().all(|buffers| buffers[number] == want), "call {number}");
     }
+}
+
+#[test]
+fn buffers_that_lie_in_shared_memory_are_added_up_where_they_lie() {
+    let sum = Sum { element: ElementType::U32, op: ReduceOp::Sum };
+    // Which of the ranks give a buffer that the others see.
+    for shares in [[true, true, true, true], [true, false, true, false], [false, true, true, true]]
+    {
+        for length in [4usize, 16_384, 16_388, 100_000, 600_000, 1_048_580] {
+            let inputs: Vec<Vec<u8>> =
+                (0..4).map(|rank| random_bytes(rank + length as u64, length)).collect();
+            let want = expected(sum, &inputs);
+            std::thread::scope(|scope| {
+                for (rank, memory) in memories(4).into_iter().enumerate() {
+                    let (inputs, want) = (&inputs, &want);
+                    scope.spawn(move || {
+                        let mut shared = whole(&memory, 4);
+                        let (part, start) = memory.take(length).unwrap();
+                        let mut plain = vec![0; length];
+                        let buffer = match shares[rank] {
+                            // SAFETY: the part is this rank's alone.
+                            true => unsafe {
+                                std::slice::from_raw_parts_mut(start.as_ptr(), length)
+                            },
+                            false => &mut plain[..],
+                        };
+                        assert!(buffer.iter().all(|byte| *byte == 0));
+                        for call in 0..3 {
+                            buffer.copy_from_slice(&inputs[rank]);
+                            let done =
+                                shared.all_reduce((call, call), sum, buffer, &mut patience());
+                            assert!(done.is_ok() && *buffer == want[..], "rank {rank}, {length}");
+                        }
+                        memory.give(part);
+                    });
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_private_buffer_keeps_its_contents_and_hears_nobody() {
+    let memories = memories(2);
+    let (part, own) = memories[0].take(100_000).unwrap();
+    let theirs = memories[1].seen(0, part.start, part.len());
+    // SAFETY: both are mapped, and this is the only thread.
+    unsafe {
+        own.as_ptr().write_bytes(7, 100_000);
+        assert_eq!(*theirs.add(99_999), 7);
+        memories[0].make_private();
+        assert_eq!(*own.as_ptr().add(99_999), 7);
+        theirs.write_bytes(9, 100_000);
+        assert_eq!(*own.as_ptr().add(99_999), 7);
+        own.as_ptr().write_bytes(8, 100_000);
+        assert_eq!(*theirs, 9);
+    }
+    assert!(memories[0].take(1).is_none(), "nothing is shared any more");
+    memories[0].give(part);
 }
 
 #[test]
