@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn a_bucket_begins_with_empty_tensors_and_the_first_that_is_not() {
         let deal = |lengths: &[usize]| Bucket::<f32>::deal(lengths.iter().copied(), 40);
-        assert_eq!(deal(&[]), []);
+        assert!(deal(&[]).is_empty());
         assert_eq!(deal(&[0, 0, 11, 1]), [0..3, 3..4]);
         assert_eq!(deal(&[0, 11, 0, 10, 0]), [0..2, 2..5]);
         assert_eq!(deal(&[usize::MAX, usize::MAX, 1]), [0..1, 1..2, 2..3]);

@@ -262,8 +262,9 @@ fn metrics(environment: &Environment) -> Result<Option<Address>> {
 
 fn shares_memory(environment: &Environment) -> Result<bool> {
     match environment.get("ALLFOLD_TRANSPORT") {
-        None | Some("auto") => Ok(true),
-        Some("quic") => Ok(false),
+        // Until every collective has it.
+        None | Some("quic") => Ok(false),
+        Some("auto") => Ok(true),
         Some(other) => Err(invalid("ALLFOLD_TRANSPORT", other, "must be auto or quic")),
     }
 }

@@ -70,9 +70,9 @@ mod engine;
 pub mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
+mod fork;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod fork;
 mod group;
 mod host_memory;
 pub mod identity;

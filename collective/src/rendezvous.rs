@@ -257,6 +257,9 @@ fn share_memory() -> std::io::Result<(Arc<Arena>, Doorway)> {
     Ok((Arc::new(arena), doorway))
 }
 
+/// Where a rank listens: its socket, whose turn that is, and the door to its memory.
+type Place = (UdpSocket, Option<SocketTurn>, Option<(Arc<Arena>, Doorway)>);
+
 /// What this process tells the others of itself.
 #[derive(Clone)]
 pub(crate) struct Me {
@@ -270,7 +273,7 @@ fn start_control(
     config: Config,
     counters: &Arc<Counters>,
     membership: Arc<Membership>,
-    (socket, turn, door): (UdpSocket, Option<SocketTurn>, Option<(Arc<Arena>, Doorway)>),
+    (socket, turn, door): Place,
     launched: Option<Launched>,
     me: Me,
 ) -> Result<(NetworkControl, Meeting)> {

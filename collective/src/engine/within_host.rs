@@ -40,7 +40,7 @@ struct Queue {
 
 /// What the communicator's thread does in its turn.
 enum Job {
-    Here(Begun, Lent, Completer),
+    Here(Box<Begun>, Lent, Completer),
     /// Over the network: the lane's calls keep their own order.
     There(Box<Call>),
     Flush(Completer),
@@ -69,7 +69,7 @@ impl WithinHost {
 
     /// Has a call made in its turn.
     pub(super) fn start(self: &Arc<Self>, begun: Begun, lent: Lent, done: Completer) {
-        self.hand_over(Job::Here(begun, lent, done));
+        self.hand_over(Job::Here(Box::new(begun), lent, done));
     }
 
     /// Hands a call to the lane in its turn.

@@ -107,7 +107,7 @@ impl Door<'_> {
             Event::Greeted(greeted) => {
                 let knock = Knock::of(&greeted);
                 self.waiting.insert(knock.link, greeted);
-                Some(gathering::Event::Knocked(knock))
+                Some(gathering::Event::Knocked(Box::new(knock)))
             }
             Event::Message(rank, Message::Prepared { epoch, maps }, _) => {
                 #[cfg(feature = "faults")]

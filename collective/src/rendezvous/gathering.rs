@@ -32,7 +32,7 @@ pub(super) struct Terms {
 /// Something happened to rank 0.
 pub(super) enum Event {
     /// A peer dialled and said hello; it waits for `Welcome` or `Refuse`.
-    Knocked(Knock),
+    Knocked(Box<Knock>),
     /// A rank is ready for the world of `epoch`.
     Prepared { rank: u32, epoch: u64, maps: bool },
     /// This rank has tried to map the memory of its neighbours.
@@ -148,7 +148,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
 
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
         match event {
-            Event::Knocked(knock) => self.consider(now, knock),
+            Event::Knocked(knock) => self.consider(now, *knock),
             Event::Prepared { rank, epoch, maps } => self.ready(rank, epoch, maps),
             Event::Mapped { epoch, arenas, all } => {
                 self.arenas = arenas;

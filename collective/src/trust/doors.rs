@@ -159,7 +159,12 @@ fn a_member_that_reads_nothing_holds_up_no_other_at_the_door() {
         let config = Config::new(rank, 3, &place.to_string()).unwrap().secret(&line).unwrap();
         config.job("job").connect_timeout(PATIENCE).timeout(PATIENCE)
     };
-    let join = Purpose::Join { settings: settings(2).job_wide(), control_port: 1, lane_port: 1 };
+    let join = Purpose::Join {
+        settings: settings(2).job_wide(),
+        control_port: 1,
+        lane_port: 1,
+        door: None,
+    };
     let rank = move |number| {
         let config = settings(number);
         // Not a scope: one that hangs must not keep the test from failing.

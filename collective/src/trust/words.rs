@@ -100,7 +100,7 @@ fn what_a_hello_says_can_be_shown() {
     let said = Hello {
         version: CUNNING.into(),
         host: CUNNING.into(),
-        purpose: Purpose::Join { settings, control_port: 1, lane_port: 2 },
+        purpose: Purpose::Join { settings, control_port: 1, lane_port: 2, door: None },
         ..said_by(1)
     };
     let heard = on_runtime(async {
@@ -117,7 +117,7 @@ fn what_a_hello_says_can_be_shown() {
         drop(welcomed);
         heard
     });
-    let Purpose::Join { settings, control_port: 1, lane_port: 2 } = &heard.purpose else {
+    let Purpose::Join { settings, control_port: 1, lane_port: 2, .. } = &heard.purpose else {
         panic!("{heard:?}")
     };
     for words in [&heard.version, &heard.host, &settings[0].0, &settings[0].1] {
@@ -142,10 +142,14 @@ fn rank_0_shows_the_others_only_words() {
             control_port: 1,
             lane_port: 2,
             leaf,
+            door: None,
         };
         let table = vec![entry(0, &said_by(0), zero), entry(1, one, zero)];
         let costs = CostTable::default();
-        vec![Message::Prepare { epoch: 7, table }, Message::Commit { epoch: 7, costs }]
+        vec![
+            Message::Prepare { epoch: 7, table },
+            Message::Commit { epoch: 7, costs, shares: vec![false; 2] },
+        ]
     })
     .unwrap();
     world.peers().iter().for_each(|peer| assert_harmless(&peer.host));

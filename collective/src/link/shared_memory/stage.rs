@@ -92,10 +92,12 @@ impl Shared {
             start: buffer.as_mut_ptr(),
             length: buffer.len(),
         };
-        let steps = match buffer.len() {
-            0..=INLINE_BYTES => call.inline(patience)?,
-            ..=SMALL_BYTES => call.small(patience)?,
-            _ => call.large(patience)?,
+        let steps = if buffer.len() <= INLINE_BYTES {
+            call.inline(patience)?
+        } else if buffer.len() <= SMALL_BYTES {
+            call.small(patience)?
+        } else {
+            call.large(patience)?
         };
         self.steps = self.steps.wrapping_add(steps);
         Ok(())

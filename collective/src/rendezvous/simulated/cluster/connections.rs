@@ -153,7 +153,9 @@ impl Cluster {
         };
         process.knocking.insert(id, (hello, at));
         match process.role {
-            Role::Gathering(_) => self.gathering_takes(slot, gathering::Event::Knocked(knock)),
+            Role::Gathering(_) => {
+                self.gathering_takes(slot, gathering::Event::Knocked(Box::new(knock)))
+            }
             Role::Attending(_) => self.attending_takes(slot, attending::Event::Knocked(knock)),
             Role::Running { epoch } => {
                 // As `control::running` does.
