@@ -40,7 +40,7 @@ static COUNTING: Counting = Counting;
 #[test]
 fn a_thousand_communicators_leave_nothing_behind() {
     stay_quiet();
-    keep_to_one_arena();
+    keep_little_that_is_free();
     let threads = Counts::now().threads;
     // A third of the worlds ends by a panic; those of this thread are the test's own.
     let test = std::thread::current().id();
@@ -138,13 +138,14 @@ impl Counts {
     }
 }
 
-/// The system's allocator makes up to eight arenas for each core, and each keeps what is free for
-/// the next thread: how much of it is resident is chance, 66 MiB more on one machine.
-fn keep_to_one_arena() {
+/// The system's allocator makes up to eight arenas for each core, each keeps up to 64 MiB at its end
+/// for the next thread, and how much of that is resident is chance.
+fn keep_little_that_is_free() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number of the allocator's, as its manual page says.
+    // SAFETY: it sets numbers of the allocator's, as its manual page says.
     unsafe {
         mallopt(M_ARENA_MAX, 1);
+        mallopt(M_TRIM_THRESHOLD, 128 * 1024);
     }
 }
 
@@ -166,6 +167,9 @@ unsafe extern "C" {
 /// Of glibc's malloc.h.
 #[cfg(target_env = "gnu")]
 const M_ARENA_MAX: i32 = -8;
+/// As above.
+#[cfg(target_env = "gnu")]
+const M_TRIM_THRESHOLD: i32 = -1;
 
 const RANKS: usize = 2;
 const COMMUNICATORS: usize = 1000;
