@@ -11,19 +11,41 @@ use bytes::{Bytes, BytesMut};
 use crate::plan::{Place, Space};
 use crate::reduce::Element;
 
-/// Lends the bytes of two slices to another thread. The [`Loan`] keeps the caller from returning
-/// until the [`Lent`] end is dropped, also when it unwinds.
-pub(crate) fn lend<'a, T: Element>(input: &'a [T], output: &'a mut [T]) -> (Loan<'a>, Lent) {
-    let input = Span { start: input.as_ptr().cast_mut().cast(), length: size_of_val(input) };
-    let output = Span { start: output.as_mut_ptr().cast(), length: size_of_val(output) };
-    Loan::of(input, output)
+/// The caller's slices, for the time of a call.
+pub(crate) struct Borrowed<'a> {
+    input: Span,
+    output: Span,
+    _slices: PhantomData<&'a mut [u8]>,
 }
 
-/// Lends parts of one slice, which may overlap: the input lies within what becomes the output, or
-/// the other way round.
-pub(crate) fn lend_in_place<T: Element>(slice: &mut [T], parts: Parts) -> (Loan<'_>, Lent) {
-    let (input, output) = parts.spans(slice);
-    Loan::of(input, output)
+impl<'a> Borrowed<'a> {
+    pub(crate) fn new<T: Element>(input: &'a [T], output: &'a mut [T]) -> Self {
+        let input = Span { start: input.as_ptr().cast_mut().cast(), length: size_of_val(input) };
+        let output = Span { start: output.as_mut_ptr().cast(), length: size_of_val(output) };
+        Self { input, output, _slices: PhantomData }
+    }
+
+    /// Parts of one slice, which may overlap: the input lies within what becomes the output, or the
+    /// other way round.
+    pub(crate) fn in_place<T: Element>(slice: &'a mut [T], parts: Parts) -> Self {
+        let (input, output) = parts.spans(slice);
+        Self { input, output, _slices: PhantomData }
+    }
+
+    /// Lends the bytes to another thread. The [`Loan`] keeps the caller from returning until the
+    /// [`Lent`] end is dropped, also when it unwinds.
+    pub(crate) fn lend(self) -> (Loan<'a>, Lent) {
+        let returned = Arc::new(Returned::default());
+        let lent = Lent { input: self.input, output: self.output, owner: returned.clone() };
+        (Loan { returned, _slices: PhantomData }, lent)
+    }
+
+    /// The output, which holds the input from now on.
+    pub(crate) fn output(&mut self) -> &mut [u8] {
+        copy_over(self.input, self.output);
+        // SAFETY: `self` is all that is left of the slices it was made of.
+        unsafe { std::slice::from_raw_parts_mut(self.output.start, self.output.length) }
+    }
 }
 
 /// Takes a vector in, to lend it for as long as the borrower wants.
@@ -59,14 +81,6 @@ impl Parts {
 pub(crate) struct Loan<'a> {
     returned: Arc<Returned>,
     _slices: PhantomData<&'a mut [u8]>,
-}
-
-impl Loan<'_> {
-    fn of(input: Span, output: Span) -> (Self, Lent) {
-        let returned = Arc::new(Returned::default());
-        let lent = Lent { input, output, owner: returned.clone() };
-        (Self { returned, _slices: PhantomData }, lent)
-    }
 }
 
 impl Drop for Loan<'_> {
@@ -161,19 +175,23 @@ impl Lent {
 
     /// The output, which holds the input.
     pub(crate) fn in_place(&mut self) -> &mut [u8] {
-        let length = self.output.length;
-        self.copy_over(0..length, 0..length);
-        self.output_mut(0..length)
+        copy_over(self.input, self.output);
+        self.output_mut(0..self.output.length)
     }
 
     /// Copies input to output; nothing where they are the same bytes.
     fn copy_over(&mut self, from: Range<usize>, into: Range<usize>) {
-        assert_eq!(from.len(), into.len());
-        let (source, target) = (self.input.at(&from), self.output.at(&into));
-        if source != target {
-            // SAFETY: both are within their spans; `copy` allows them to overlap.
-            unsafe { std::ptr::copy(source, target, from.len()) }
-        }
+        let source = Span { start: self.input.at(&from), length: from.len() };
+        copy_over(source, Span { start: self.output.at(&into), length: into.len() });
+    }
+}
+
+/// Nothing where they are the same bytes.
+fn copy_over(from: Span, into: Span) {
+    assert_eq!(from.length, into.length);
+    if from.start != into.start {
+        // SAFETY: both are memory that the call has for itself; `copy` allows them to overlap.
+        unsafe { std::ptr::copy(from.start, into.start, from.length) }
     }
 }
 
@@ -343,7 +361,7 @@ mod tests {
         let mut numbers = vec![1.0f32; 1000];
         let input = [2.0f32; 4];
         {
-            let (loan, lent) = lend(&input, &mut numbers);
+            let (loan, lent) = Borrowed::new(&input, &mut numbers).lend();
             let borrower = std::thread::spawn(move || {
                 let mut memory = CallMemory::new(lent, Vec::new(), 4);
                 let place = |space, start| Place { space, start };
@@ -372,7 +390,8 @@ mod tests {
     fn parts_of_one_buffer_may_overlap() {
         let mut buffer = [1u8, 2, 3, 4];
         {
-            let (_loan, lent) = lend_in_place(&mut buffer, Parts { input: 2..4, output: 0..4 });
+            let parts = Parts { input: 2..4, output: 0..4 };
+            let (_loan, lent) = Borrowed::in_place(&mut buffer, parts).lend();
             let mut memory = CallMemory::new(lent, Vec::new(), 1);
             let (input, output) = (Space::Input, Space::Output);
             // The same bytes: nothing to do. Others: a copy.

@@ -4,7 +4,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::buffer::{self, Parts};
+use crate::buffer::{Borrowed, Parts};
 use crate::communicator::{Communicator, Kind};
 use crate::contract::{CallShape, Collective};
 use crate::engine::Engine;
@@ -432,7 +432,7 @@ impl<'a> Caller<'a> {
         call.splits = true;
         let parts = call.parts.clone();
         let Some(engine) = self.engine() else { return Ok(0) };
-        engine.call(&self.shape::<u64>(call), buffer::lend_in_place(buffer, parts))
+        engine.call(&self.shape::<u64>(call), Borrowed::in_place(buffer, parts))
     }
 
     /// A call on whole buffers of one length.
@@ -452,7 +452,7 @@ impl<'a> Caller<'a> {
         match self.engine() {
             None => Ok(()),
             Some(engine) => {
-                let memory = buffer::lend_in_place(buffer, parts);
+                let memory = Borrowed::in_place(buffer, parts);
                 engine.call(&self.shape::<T>(call), memory).map(|_| ())
             }
         }
@@ -475,7 +475,7 @@ impl<'a> Caller<'a> {
         match self.engine() {
             None => Ok(()),
             Some(engine) => {
-                engine.call(&self.shape::<T>(call), buffer::lend(input, output)).map(|_| ())
+                engine.call(&self.shape::<T>(call), Borrowed::new(input, output)).map(|_| ())
             }
         }
     }

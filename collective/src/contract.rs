@@ -57,9 +57,10 @@ pub(crate) struct Contract {
 }
 
 impl Contract {
-    /// The rolling hash after this call, from the one before it.
-    pub(crate) fn roll(&self, before: u64) -> u64 {
-        self.to_wire().chunks_exact(8).fold(before, |hash, word| {
+    /// A hash of all but its number.
+    pub(crate) fn digest(&self) -> u64 {
+        let bytes = Self { sequence: 0, ..*self }.to_wire();
+        bytes.chunks_exact(8).fold(0, |hash, word| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(word);
             mix(hash ^ u64::from_le_bytes(bytes))
@@ -292,6 +293,11 @@ pub(crate) fn show_location(location: &Location<'_>) -> String {
         start += 1;
     }
     format!("{}:{}", &file[start..], location.line())
+}
+
+/// The rolling hash after call `sequence`, from the one before it and the contract's digest.
+pub(crate) fn roll(before: u64, digest: u64, sequence: u64) -> u64 {
+    mix(mix(before ^ digest) ^ sequence)
 }
 
 /// The rolling hash before the first call on a communicator.

@@ -55,13 +55,18 @@ pub(crate) struct Threads {
     waiting: HashMap<ThreadId, (u64, u64)>,
     /// Communicators that nobody has made a call on yet: any thread may.
     unused: HashSet<u64>,
+    /// The latest call's communicator and thread, which are noted: the next one's are often the
+    /// same.
+    latest: Option<(u64, ThreadId)>,
 }
 
 impl Threads {
     /// This thread makes a call on communicator `group`.
     pub(crate) fn calls(&mut self, group: u64) {
-        let id = std::thread::current().id();
-        if self.callers.get(&group).is_some_and(|(thread, _)| *thread == id) {
+        let id = this_thread();
+        if self.latest.replace((group, id)) == Some((group, id))
+            || self.callers.get(&group).is_some_and(|(thread, _)| *thread == id)
+        {
             return;
         }
         // Of a thread whose end destroys its variables there is none: it counts as ended.
@@ -72,12 +77,12 @@ impl Threads {
 
     /// This thread waits for call `sequence` of communicator `group`.
     pub(crate) fn waits(&mut self, group: u64, sequence: u64) {
-        self.waiting.insert(std::thread::current().id(), (group, sequence));
+        self.waiting.insert(this_thread(), (group, sequence));
     }
 
     /// This thread goes on.
     pub(crate) fn goes_on(&mut self) {
-        self.waiting.remove(&std::thread::current().id());
+        self.waiting.remove(&this_thread());
     }
 
     /// There is a new communicator, for which thread is not known.
@@ -89,6 +94,7 @@ impl Threads {
     pub(crate) fn forget(&mut self, group: u64) {
         self.callers.remove(&group);
         self.unused.remove(&group);
+        self.latest = None;
     }
 
     /// What the threads wait for, if none is left that is known to make other calls.
@@ -175,9 +181,15 @@ impl Reports {
     }
 }
 
+fn this_thread() -> ThreadId {
+    ID.with(|id| *id)
+}
+
 thread_local! {
     /// Lives as long as the thread.
     static LIFE: Arc<()> = Arc::new(());
+    /// The standard library counts references to tell it.
+    static ID: ThreadId = std::thread::current().id();
 }
 
 /// How often a stuck rank says so.

@@ -10,12 +10,12 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::buffer::{self, Held, Lent, Loan, Parts};
+use crate::buffer::{self, Borrowed, Held, Lent, Parts};
 use crate::contract::{self, CallShape, Collective};
 use crate::departure;
 use crate::error::{ErrorKind, Result};
 use crate::fork::Process;
-use crate::group::{Begun, Group};
+use crate::group::{Group, Planned};
 use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
@@ -89,13 +89,12 @@ impl Engine {
     }
 
     /// Makes one call on borrowed memory and waits for its end; its sequence number.
-    pub(crate) fn call(&self, shape: &CallShape, (loan, lent): (Loan<'_>, Lent)) -> Result<u64> {
+    pub(crate) fn call(&self, shape: &CallShape, memory: Borrowed<'_>) -> Result<u64> {
         let _turn = self.enter(shape.location)?;
         if let Some(here) = self.meets_here(shape) {
-            let result = self.call_here(here, shape, lent);
-            drop(loan);
-            return result;
+            return self.call_here(here, shape, memory);
         }
+        let (loan, lent) = memory.lend();
         let issued = self.issue(self.group, shape, lent)?;
         let result = self.wait(&issued);
         drop(loan);
@@ -115,7 +114,7 @@ impl Engine {
         let (sent, _loan) = match send {
             Some((to, input)) => {
                 let (group, shape) = self.message::<T>(input.len(), true, to, label, location);
-                let (loan, lent) = buffer::lend(input, &mut nothing);
+                let (loan, lent) = Borrowed::new(input, &mut nothing).lend();
                 (Some(self.issue(group, &shape, lent)?), Some(loan))
             }
             None => (None, None),
@@ -123,7 +122,7 @@ impl Engine {
         let mut received = Ok(());
         if let Some((from, output)) = receive {
             let (group, shape) = self.message::<T>(output.len(), false, from, label, location);
-            let (loan, lent) = buffer::lend(&[], output);
+            let (loan, lent) = Borrowed::new(&[], output).lend();
             received = self.issue(group, &shape, lent).and_then(|issued| self.wait(&issued));
             drop(loan);
         }
@@ -319,7 +318,7 @@ impl Engine {
         (held, lent): (Held<T>, Lent),
     ) -> Result<Pending<T>> {
         if let Some(here) = self.meets_here(shape).filter(|_| group == self.group) {
-            let begun = self.begin(group, shape)?;
+            let begun = self.begin(shape, |world, shape| world.begin(group, shape))?;
             let sequence = begun.contract.sequence;
             let (done, completion) = lane::completion();
             here.start(begun, lent, done);
@@ -337,18 +336,26 @@ impl Engine {
     }
 
     /// Makes a call on this thread.
-    fn call_here(&self, here: &Arc<WithinHost>, shape: &CallShape, lent: Lent) -> Result<u64> {
+    fn call_here(
+        &self,
+        here: &Arc<WithinHost>,
+        shape: &CallShape,
+        mut memory: Borrowed<'_>,
+    ) -> Result<u64> {
         let world = self.world();
-        if !world.is_idle(self.group) {
+        let begun = self.begin(shape, |world, shape| world.begin(self.group, shape))?;
+        let sequence = begun.contract.sequence;
+        if !begun.is_alone {
             let (done, completion) = lane::completion();
             here.flush(done);
-            let last = world.calls(self.group).map_or(0, |(calls, _)| calls.saturating_sub(1));
-            let _waiting = world.note_waiting(self.group, last);
-            world.conclude(completion.wait())?;
+            let _waiting = world.note_waiting(self.group, sequence.saturating_sub(1));
+            let flushed = completion.wait();
+            if flushed.is_err() {
+                world.end_call(self.group);
+            }
+            world.conclude(flushed)?;
         }
-        let begun = self.begin(self.group, shape)?;
-        let sequence = begun.contract.sequence;
-        let result = here.call(&begun, lent);
+        let result = here.call(&begun, memory.output());
         if result.is_err()
             && let Some(memory) = &self.runtime.memory
         {
@@ -357,8 +364,12 @@ impl Engine {
         world.conclude(result).map(|()| sequence)
     }
 
-    /// Agrees on the next call of a communicator.
-    fn begin(&self, group: u64, shape: &CallShape) -> Result<Begun> {
+    /// Agrees on the next call of a communicator, by `begin` of the world.
+    fn begin<T>(
+        &self,
+        shape: &CallShape,
+        begin: impl FnOnce(&World, &CallShape) -> Result<T>,
+    ) -> Result<T> {
         departure::watch_this_thread();
         let world = self.world();
         #[cfg(feature = "faults")]
@@ -367,7 +378,7 @@ impl Engine {
             collective: shape.collective.name(),
             label: shape.label,
         });
-        world.begin(group, shape).inspect_err(|error| {
+        begin(world, shape).inspect_err(|error| {
             if !error.is_communicator_usable() {
                 world.tell();
                 #[cfg(feature = "faults")]
@@ -379,7 +390,8 @@ impl Engine {
     /// Agrees on the next call of a communicator and hands it to the lane.
     fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
         let world = self.world();
-        let begun = self.begin(group, shape)?;
+        let Planned { begun, plan, members } =
+            self.begin(shape, |world, shape| world.begin_planned(group, shape))?;
         let sequence = begun.contract.sequence;
         let segment = world.choice.costs.segment_elements(shape.element.size() as u32);
         let (done, completion) = lane::completion();
@@ -387,9 +399,9 @@ impl Engine {
             contract: begun.contract,
             location: contract::show_location(shape.location),
             hash: begun.hash,
-            members: begun.members,
-            algorithm: begun.plan.algorithm(),
-            machine: Machine::new(begun.plan, segment),
+            members,
+            algorithm: plan.algorithm(),
+            machine: Machine::new(plan, segment),
             lent,
             done,
         };

@@ -34,14 +34,33 @@ pub(crate) struct Group {
     closed: bool,
     history: VecDeque<Past>,
     progress: Vec<Progress>,
+    /// Whether a rank has said goodbye.
+    some_left: bool,
+    /// What the latest call was agreed as: the next one is often alike.
+    agreed: Option<Agreed>,
+}
+
+/// What a call is but for its number.
+#[derive(Debug)]
+struct Agreed {
+    contract: Contract,
+    plan: Plan,
+    digest: u64,
 }
 
 /// A call that was just begun.
 pub(crate) struct Begun {
+    /// Every call before it has ended.
+    pub(crate) is_alone: bool,
     pub(crate) contract: Contract,
-    pub(crate) plan: Plan,
     /// The rolling hash after it.
     pub(crate) hash: u64,
+}
+
+/// What it takes to make such a call over links.
+pub(crate) struct Planned {
+    pub(crate) begun: Begun,
+    pub(crate) plan: Plan,
     pub(crate) members: Arc<[u32]>,
 }
 
@@ -101,12 +120,15 @@ impl Group {
             shares: false,
             closed: false,
             history: VecDeque::new(),
+            some_left: false,
+            agreed: None,
         }
     }
 
     /// From now on its ranks meet in memory.
     pub(crate) fn share_memory(&mut self) {
         self.shares = true;
+        self.agreed = None;
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -146,28 +168,26 @@ impl Group {
         shape: &CallShape,
         choice: &Choice,
     ) -> (Begun, Option<Accusation>) {
-        let request = shape.request(self.members.len() as u32);
-        let plan = choice.plan(&request, self.place, self.shares);
-        let contract = Contract {
-            group: self.id,
-            sequence: self.begun,
-            collective: shape.collective,
-            splits: shape.splits,
-            op: shape.op,
-            element: shape.element,
-            count: shape.count,
-            spread: shape.spread(),
-            label: shape.label,
-            plan: plan.fingerprint(choice.costs.segment_elements(request.element_bytes)),
-        };
+        let is_alone = self.outstanding() == 0;
+        if !self.agreed.as_ref().is_some_and(|agreed| agreed.is_as(shape)) {
+            self.agreed = None;
+        }
+        let ranks = (self.members.len() as u32, self.place, self.shares);
+        let agreed = self.agreed.get_or_insert_with(|| Agreed::new(self.id, shape, choice, ranks));
+        let contract = Contract { sequence: self.begun, ..agreed.contract };
         self.begun += 1;
-        self.hash = contract.roll(self.hash);
+        self.hash = contract::roll(self.hash, agreed.digest, contract.sequence);
         if self.history.len() == MAX_HISTORY {
             self.history.pop_front();
         }
         self.history.push_back(Past { contract, location: shape.location, hash: self.hash });
-        let gone = (0..self.progress.len()).find_map(|place| self.judge_goodbye(place as u32));
-        (Begun { contract, plan, hash: self.hash, members: self.members.clone() }, gone)
+        let gone = self.some_left.then(|| self.judge_goodbyes()).flatten();
+        (Begun { is_alone, contract, hash: self.hash }, gone)
+    }
+
+    /// The plan of the call that was begun last, if there was one.
+    pub(crate) fn plan(&self) -> Option<&Plan> {
+        self.agreed.as_ref().map(|agreed| &agreed.plan)
     }
 
     /// The call that was begun first has ended, well or not.
@@ -230,6 +250,7 @@ impl Group {
     /// A goodbye: the rank at `place` makes no more calls.
     pub(crate) fn note_goodbye(&mut self, place: u32, calls: u64, hash: u64) -> Option<Accusation> {
         self.progress.get_mut(place as usize)?.goodbye = Some((calls, hash));
+        self.some_left = true;
         self.judge_goodbye(place)
     }
 
@@ -263,7 +284,7 @@ impl Group {
     /// error.
     pub(crate) fn close(&mut self) -> Option<Accusation> {
         self.closed = true;
-        (0..self.progress.len()).find_map(|place| self.judge_goodbye(place as u32))
+        self.judge_goodbyes()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -308,6 +329,10 @@ impl Group {
     pub(crate) fn under_way(&self) -> Option<(u64, String)> {
         let past = self.past(self.ended)?;
         Some((past.contract.sequence, self.describe(past)))
+    }
+
+    fn judge_goodbyes(&self) -> Option<Accusation> {
+        (0..self.progress.len()).find_map(|place| self.judge_goodbye(place as u32))
     }
 
     /// A rank that has left after fewer calls than were begun here is an error; so is, once this
@@ -376,6 +401,41 @@ impl Group {
         let oldest = self.history.front()?.contract.sequence;
         let index = sequence.checked_sub(oldest)?;
         self.history.get(usize::try_from(index).ok()?)
+    }
+}
+
+impl Agreed {
+    fn new(
+        group: u64,
+        shape: &CallShape,
+        choice: &Choice,
+        (ranks, place, shares): (u32, u32, bool),
+    ) -> Self {
+        let request = shape.request(ranks);
+        let plan = choice.plan(&request, place, shares);
+        let contract = Contract {
+            group,
+            sequence: 0,
+            collective: shape.collective,
+            splits: shape.splits,
+            op: shape.op,
+            element: shape.element,
+            count: shape.count,
+            spread: shape.spread(),
+            label: shape.label,
+            plan: plan.fingerprint(choice.costs.segment_elements(request.element_bytes)),
+        };
+        Self { contract, plan, digest: contract.digest() }
+    }
+
+    /// Whether a call of this shape is the same but for its number.
+    fn is_as(&self, shape: &CallShape) -> bool {
+        let Contract { collective, splits, op, element, count, label, .. } = self.contract;
+        // Counts that differ from rank to rank are not kept.
+        shape.counts.is_none()
+            && self.contract.spread == 0
+            && (shape.collective, shape.splits, shape.op) == (collective, splits, op)
+            && (shape.element, shape.count, shape.label) == (element, count, label)
     }
 }
 

@@ -5,6 +5,7 @@ mod communicators;
 mod words;
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::contract;
 use crate::control::ControlHandle;
 use crate::deadlock::{Blocked, Reports, Stuck, Threads, Wait, is_only_thread};
 use crate::error::{Error, Result};
@@ -64,6 +66,24 @@ pub(crate) struct World {
     control: OnceLock<ControlHandle>,
 }
 
+/// For communicators, whose numbers are members' own and are looked up several times in each call.
+#[derive(Default)]
+struct Mixed(u64);
+
+impl Hasher for Mixed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = contract::mix(self.0 ^ word);
+    }
+}
+
 /// How long to wait before saying something, and before giving up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -77,7 +97,7 @@ pub(crate) struct Limits {
 }
 
 struct State {
-    groups: HashMap<u64, Group>,
+    groups: HashMap<u64, Group, BuildHasherDefault<Mixed>>,
     /// The pairs that this rank has made, by communicator.
     pairs: HashMap<u64, Vec<u64>>,
     /// Each rank's goodbyes on communicators that this one has not made yet, by communicator.
@@ -106,7 +126,7 @@ impl World {
         let members = (0..peers.len() as u32).collect();
         let whole = Group::new(epoch, WHOLE_WORLD, "", members, rank);
         let state = State {
-            groups: HashMap::from([(WHOLE_WORLD, whole)]),
+            groups: std::iter::once((WHOLE_WORLD, whole)).collect(),
             pairs: HashMap::new(),
             early: peers.iter().map(|_| HashMap::new()).collect(),
             over: VecDeque::new(),

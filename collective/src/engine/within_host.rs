@@ -63,8 +63,8 @@ impl WithinHost {
     }
 
     /// Makes a call on this thread; all before it have ended.
-    pub(super) fn call(&self, begun: &Begun, mut lent: Lent) -> Result<()> {
-        self.make(begun, &mut lent, Instant::now(), None)
+    pub(super) fn call(&self, begun: &Begun, buffer: &mut [u8]) -> Result<()> {
+        self.make(begun, buffer, Instant::now(), None)
     }
 
     /// Has a call made in its turn.
@@ -117,7 +117,8 @@ impl WithinHost {
             match job {
                 Job::Here(begun, mut lent, done) => {
                     let result = self.flush_lane().and_then(|()| {
-                        self.make(&begun, &mut lent, Instant::now(), Some(&|| done.awaited()))
+                        let awaited = || done.awaited();
+                        self.make(&begun, lent.in_place(), Instant::now(), Some(&awaited))
                     });
                     drop(lent);
                     self.queued.fetch_sub(1, Ordering::AcqRel);
@@ -146,7 +147,7 @@ impl WithinHost {
     fn make(
         &self,
         begun: &Begun,
-        lent: &mut Lent,
+        buffer: &mut [u8],
         since: Instant,
         awaited: Option<&dyn Fn() -> Option<Instant>>,
     ) -> Result<()> {
@@ -158,9 +159,7 @@ impl WithinHost {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = match world.is_over() {
             true => Err(Stop::Over),
-            false => {
-                shared.all_reduce((contract.sequence, begun.hash), sum, lent.in_place(), &mut watch)
-            }
+            false => shared.all_reduce((contract.sequence, begun.hash), sum, buffer, &mut watch),
         };
         drop(shared);
         let result = match outcome {
@@ -185,7 +184,9 @@ impl WithinHost {
     /// The rank at `place` makes another call: the verdict shows both.
     fn tell_difference(&self, begun: &Begun, (place, hash): (usize, u64), watch: &mut Watch<'_>) {
         let (world, contract) = (&*self.world, &begun.contract);
-        let Some(peer) = begun.members.get(place).copied() else { return };
+        let members = world.members(self.group);
+        let peer = members.as_ref().and_then(|members| members.get(place)).copied();
+        let Some(peer) = peer else { return };
         let location = world.location_of(self.group, contract.sequence);
         let own = [&contract.to_wire()[..], location.as_bytes()].concat();
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{Call, Completion, Driver, completion};
 use crate::buffer::{self, Parts};
 use crate::contract::{CallShape, Collective};
+use crate::group::Planned;
 use crate::link::{Links, memory};
 use crate::machine::Machine;
 use crate::plan::Algorithm;
@@ -46,16 +47,16 @@ pub(super) fn call(driver: &Rc<Driver>) -> Completion {
         label: None,
         location: Location::caller(),
     };
-    let begun = driver.world.begin(WHOLE_WORLD, &shape).unwrap();
+    let Planned { begun, plan, members } = driver.world.begin_planned(WHOLE_WORLD, &shape).unwrap();
     let (_, lent) = buffer::hold(vec![0.0f32; 6], Parts { input: 0..6, output: 0..6 });
     let (done, end) = completion();
     driver.queue(Call {
         contract: begun.contract,
         location: String::new(),
         hash: begun.hash,
-        members: begun.members,
-        algorithm: begun.plan.algorithm(),
-        machine: Machine::new(begun.plan, 1024),
+        members,
+        algorithm: plan.algorithm(),
+        machine: Machine::new(plan, 1024),
         lent,
         done,
     });

@@ -168,7 +168,11 @@ impl Counters {
         let counters = counters.get_or_init(Box::default);
         counters.total_ns.fetch_add(nanoseconds(took), Relaxed);
         let seconds = took.as_secs_f64();
-        let bucket = CALL_SECONDS.partition_point(|bound| *bound < seconds);
+        let bucket = match seconds <= CALL_SECONDS[0] {
+            // Calls so short would notice the search.
+            true => 0,
+            false => CALL_SECONDS.partition_point(|bound| *bound < seconds),
+        };
         counters.buckets[bucket].fetch_add(1, Relaxed);
     }
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::{State, WHOLE_WORLD, World};
 use crate::contract::{self, CallShape, Contract};
 use crate::engine::MAX_COMMUNICATORS;
-use crate::error::{ErrorKind, Result};
-use crate::group::{Accusation, Begun, Group, Standing};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Accusation, Begun, Group, Planned, Standing};
 use crate::verdict::Fault;
 use crate::wire::Header;
 
@@ -96,7 +96,24 @@ impl World {
     /// The next call's contract, plan and rolling hash on communicator `group`; an error if the
     /// world has ended or some rank has left it.
     pub(crate) fn begin(&self, group: u64, shape: &CallShape) -> Result<Begun> {
-        let (begun, gone) = {
+        self.begin_and(group, shape, |_| ()).map(|(begun, ())| begun)
+    }
+
+    /// As `begin`; with all that a lane needs.
+    pub(crate) fn begin_planned(&self, group: u64, shape: &CallShape) -> Result<Planned> {
+        let planned = |group: &Group| (group.plan().cloned(), group.members().clone());
+        let (begun, (plan, members)) = self.begin_and(group, shape, planned)?;
+        let plan = plan.ok_or_else(|| Error::from(ErrorKind::Closed))?;
+        Ok(Planned { begun, plan, members })
+    }
+
+    fn begin_and<T>(
+        &self,
+        group: u64,
+        shape: &CallShape,
+        and: impl FnOnce(&Group) -> T,
+    ) -> Result<(Begun, T)> {
+        let (begun, gone, and) = {
             let mut state = self.state();
             let Some(group) = state.groups.get_mut(&group) else {
                 return Err(ErrorKind::Closed.into());
@@ -108,10 +125,10 @@ impl World {
                 return Err(ErrorKind::Argument { problem }.into());
             }
             if self.verdict.get().is_none() {
-                let begun = group.begin(shape, &self.choice);
-                let id = group.id();
+                let (begun, gone) = group.begin(shape, &self.choice);
+                let (id, and) = (group.id(), and(group));
                 state.threads.calls(id);
-                begun
+                (begun, gone, and)
             } else {
                 drop(state);
                 return Err(self.error().unwrap_or_else(|| ErrorKind::Closed.into()));
@@ -123,7 +140,7 @@ impl World {
         self.accuse(gone);
         match self.error() {
             Some(error) => Err(error),
-            None => Ok(begun),
+            None => Ok((begun, and)),
         }
     }
 

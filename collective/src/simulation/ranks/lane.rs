@@ -8,7 +8,7 @@ use super::wires::{DataFlow, Wires};
 use crate::active::{ActiveCall, Taken};
 use crate::buffer::{CallMemory, Lent};
 use crate::contract::Contract;
-use crate::group::Begun;
+use crate::group::{Begun, Planned};
 use crate::machine::{FlowKey, Machine};
 use crate::simulation::{FlowId, MILLISECOND};
 use crate::verdict::Fault;
@@ -44,7 +44,7 @@ struct Calls {
 }
 
 struct Call {
-    begun: Begun,
+    planned: Planned,
     lent: Lent,
     segment: u64,
 }
@@ -88,13 +88,13 @@ impl Lane {
         &mut self,
         world: &World,
         wires: &mut Wires,
-        begun: Begun,
+        planned: Planned,
         lent: Lent,
         segment: u64,
     ) {
-        let Contract { group, sequence, .. } = begun.contract;
-        self.hashes.insert((group, sequence), begun.hash);
-        self.calls.entry(group).or_default().queue.push_back(Call { begun, lent, segment });
+        let Contract { group, sequence, .. } = planned.begun.contract;
+        self.hashes.insert((group, sequence), planned.begun.hash);
+        self.calls.entry(group).or_default().queue.push_back(Call { planned, lent, segment });
         self.pump(world, wires, group);
     }
 
@@ -248,7 +248,8 @@ impl Lane {
     }
 
     fn activate(&mut self, wires: &mut Wires, call: Call) -> ActiveCall {
-        let Call { begun: Begun { contract, plan, hash, members }, lent, segment } = call;
+        let Call { planned: Planned { begun, plan, members }, lent, segment } = call;
+        let Begun { contract, hash, .. } = begun;
         let machine = Machine::new(plan, segment);
         for key in machine.destinations() {
             let to = members[key.peer as usize];

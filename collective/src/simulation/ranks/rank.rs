@@ -374,17 +374,17 @@ impl Rank {
         };
         let size = members.len() as u32;
         spec.keep_root_below(size);
-        let Ok(begun) = self.world.begin(group, &spec.shape()) else {
+        let Ok(planned) = self.world.begin_planned(group, &spec.shape()) else {
             self.note_verdict(wires);
             return self.end(wires, Ending::WithError);
         };
         let place = members.iter().position(|member| *member == self.number).unwrap() as u32;
-        let part = Part { spec, size, place, hash: begun.hash };
+        let part = Part { spec, size, place, hash: planned.begun.hash };
         let (vector, parts) = part.buffer();
         let (held, lent) = buffer::hold(vector, parts);
-        let sequence = begun.contract.sequence;
+        let sequence = planned.begun.contract.sequence;
         self.program.started.push(Started { group, part, sequence, held: Some(held) });
-        self.lane.queue(&self.world, wires, begun, lent, self.segment);
+        self.lane.queue(&self.world, wires, planned, lent, self.segment);
     }
 
     /// The program's thread waits.
