@@ -6,7 +6,7 @@
 //! all have shown the next one, so that nobody has to say that it has read it.
 
 use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::thread::futex;
@@ -15,8 +15,8 @@ use rustix::time::Timespec;
 use super::arena::{Peers, Place};
 use super::meeting::{self, Steps, has_come};
 
-/// One line of the cache: what is read together comes together.
-#[repr(C, align(64))]
+/// Two lines of the cache, which processors fetch together; most calls use the first.
+#[repr(C, align(128))]
 pub(crate) struct Post {
     /// The latest step of this rank, wrapping; written last.
     steps: AtomicU32,
@@ -163,8 +163,11 @@ impl Post {
         self.hash.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn words(&self) -> [u64; INLINE_WORDS] {
-        std::array::from_fn(|index| self.words[index].load(Ordering::Relaxed))
+    /// The first words.
+    pub(crate) fn read(&self, words: &mut [u64]) {
+        for (word, shown) in words.iter_mut().zip(&self.words) {
+            *word = shown.load(Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn word(&self, index: usize) -> u64 {
@@ -180,23 +183,24 @@ struct Shown<'a> {
 
 impl Steps for Shown<'_> {
     fn latest(&self) -> u32 {
-        self.steps.load(Ordering::Acquire)
+        self.steps.load(Ordering::SeqCst)
     }
 
     fn show(&self, step: u32) {
-        self.steps.store(step, Ordering::Release);
+        // In one instruction with what would be the fence.
+        self.steps.swap(step, Ordering::SeqCst);
     }
 
-    fn fence(&self) {
-        fence(Ordering::SeqCst);
-    }
+    /// All accesses here are sequentially consistent, which does what fences do between others, and
+    /// on x86-64 costs one locked instruction less.
+    fn fence(&self) {}
 
     fn sleepers(&self) -> u32 {
-        self.sleepers.load(Ordering::Relaxed)
+        self.sleepers.load(Ordering::SeqCst)
     }
 
     fn add_sleeper(&self) {
-        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
     }
 
     fn remove_sleeper(&self) {
@@ -243,10 +247,9 @@ pub(crate) fn clear(part: Place) {
     unsafe { std::ptr::write_bytes(start, 0, BYTES) }
 }
 
-/// What fits into a line beside the counter and the hash.
-pub(crate) const INLINE_WORDS: usize = 6;
-/// Processors fetch lines in pairs.
-const POST_STRIDE: usize = 128;
+/// What fits into two lines beside the counter and the hash.
+pub(crate) const INLINE_WORDS: usize = 14;
+const POST_STRIDE: usize = size_of::<Post>();
 /// A contract, and where in the program.
 const CARD_WORDS: usize = 30;
 const CARD_AT: usize = 3 * POST_STRIDE;

@@ -7,8 +7,9 @@
 //! - Buffers that all lie in shared memory stay there: each rank adds up its part, and writes it
 //!   into all of them.
 //! - Others pass in blocks that fit a core's cache: each rank copies what is not its part of a
-//!   block to where the others read it, adds up its part, shows the result, and copies the other
-//!   parts' results. While the others add up, it copies the next block.
+//!   block to where the others see it, adds up its part, writes it into all these copies, and takes
+//!   the other parts' results from its own. A line of the cache goes to the rank that adds it up,
+//!   and back: results in a place of their own would take two more journeys.
 
 use std::ops::Range;
 
@@ -107,25 +108,19 @@ impl Shared {
 impl Call<'_> {
     /// The posts carry it.
     fn inline(&self, patience: &mut impl Patience) -> Result<u32, Stop> {
-        let mut words = [0u64; INLINE_WORDS];
-        for (word, bytes) in words.iter_mut().zip(self.own(0..self.length).chunks(8)) {
-            let mut whole = [0; 8];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            *word = u64::from_le_bytes(whole);
-        }
         let used = self.length.div_ceil(8);
-        self.own_post().show(self.hash, &words[..used]);
+        let mut bytes = [0u8; INLINE_BYTES];
+        bytes[..self.length].copy_from_slice(self.own(0..self.length));
+        self.own_post().show(self.hash, &as_words(&bytes)[..used]);
         self.publish(1);
         let mut total = [0u8; INLINE_BYTES];
         for rank in 0..self.ranks() {
             if rank != self.rank() {
                 self.meet(rank, patience)?;
             }
-            let words = self.posts.of(rank, self.number).words();
-            let mut bytes = [0u8; INLINE_BYTES];
-            for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
+            let mut words = [0u64; INLINE_WORDS];
+            self.posts.of(rank, self.number).read(&mut words[..used]);
+            let bytes = as_bytes(&words);
             match rank {
                 0 => total = bytes,
                 _ => self.kernel(rank).combine(&mut total[..self.length], &bytes[..self.length]),
@@ -190,63 +185,55 @@ impl Call<'_> {
         Ok(2)
     }
 
-    /// Block b is staged as step 2b, but the first as step 1; it is added up as step 2b + 3, but the
-    /// last as step 2b + 2.
+    /// With step b + 1 block b is staged, and the block before it added up.
     fn in_blocks(&self, copies: bool, patience: &mut impl Patience) -> Result<u32, Stop> {
-        let count = self.length.div_ceil(BLOCK_BYTES) as u32;
+        let count = self.length.div_ceil(self.block_bytes()) as u32;
         for block in 0..count {
-            if block > 0 {
-                for rank in self.others() {
-                    self.wait(rank, 2 * block, patience)?;
-                }
-            }
-            if block + 1 < count {
-                if copies {
-                    self.stage(block + 1);
-                }
-                self.publish(2 * (block + 1));
-            }
-            let step = if block + 1 < count { 2 * block + 3 } else { 2 * count };
             self.reduce_block(block);
-            self.publish(step);
+            if copies && block + 1 < count {
+                self.stage(block + 1);
+            }
+            self.publish(block + 2);
             for rank in self.others() {
-                self.wait(rank, step, patience)?;
-                let part = self.part(self.block(block), rank);
-                let from = self.at(rank, self.result(block), part.len());
-                // SAFETY: the part is within the buffer.
-                self.copy(from, unsafe { self.start.add(part.start) }, part.len());
+                self.wait(rank, block + 2, patience)?;
+            }
+            if copies {
+                for (range, staged) in self.others_parts(block) {
+                    // SAFETY: the range is within the buffer.
+                    self.copy(staged, unsafe { self.start.add(range.start) }, range.len());
+                }
             }
         }
-        Ok(2 * count)
+        Ok(count + 1)
     }
 
-    /// Copies what is not this rank's part of a block to where the others read it.
+    /// Copies what is not this rank's part of a block to where the others see it.
     fn stage(&self, block: u32) {
+        for (range, staged) in self.others_parts(block) {
+            // SAFETY: the range is within the buffer.
+            self.copy(unsafe { self.start.add(range.start) }, staged, range.len());
+        }
+    }
+
+    /// What is not this rank's part of a block, and where it is staged.
+    fn others_parts(&self, block: u32) -> [(Range<usize>, *mut u8); 2] {
         let whole = self.block(block);
         let part = self.part(whole.clone(), self.rank());
-        for range in [whole.start..part.start, part.end..whole.end] {
-            let to = self.staged(block) + range.start - whole.start;
-            let to = self.at(self.rank(), to, range.len());
-            // SAFETY: the range is within the buffer.
-            self.copy(unsafe { self.start.add(range.start) }, to, range.len());
-        }
+        [whole.start..part.start, part.end..whole.end]
+            .map(|range| (range.clone(), self.staged(self.rank(), block, range)))
     }
 
     fn reduce_block(&self, block: u32) {
-        let whole = self.block(block);
-        let part = self.part(whole.clone(), self.rank());
-        for chunk in chunks(part.clone(), CHUNK) {
-            self.add_up(chunk.clone(), |rank| match self.buffer_of(rank) {
+        for chunk in chunks(self.part(self.block(block), self.rank()), CHUNK) {
+            let at = |rank: usize| match self.buffer_of(rank) {
                 Some(offset) => self.lies(rank, offset + chunk.start, chunk.len()),
-                None => {
-                    let offset = self.staged(block) + chunk.start - whole.start;
-                    self.at(rank, offset, chunk.len())
-                }
-            });
-            let to =
-                self.at(self.rank(), self.result(block) + chunk.start - part.start, chunk.len());
-            // SAFETY: the chunk is within the buffer.
-            self.copy(unsafe { self.start.add(chunk.start) }, to, chunk.len());
+                None => self.staged(rank, block, chunk.clone()),
+            };
+            self.add_up(chunk.clone(), at);
+            for rank in self.others() {
+                // SAFETY: the chunk is within the buffer.
+                self.copy(unsafe { self.start.add(chunk.start) }, at(rank), chunk.len());
+            }
         }
     }
 
@@ -370,8 +357,12 @@ impl Call<'_> {
     }
 
     fn block(&self, block: u32) -> Range<usize> {
-        let start = block as usize * BLOCK_BYTES;
-        start..(start + BLOCK_BYTES).min(self.length)
+        let start = block as usize * self.block_bytes();
+        start..(start + self.block_bytes()).min(self.length)
+    }
+
+    fn block_bytes(&self) -> usize {
+        (BLOCK_BYTES_A_RANK * self.ranks()).min(MAX_BLOCK_BYTES)
     }
 
     /// The part of a range that a rank adds up: whole lines of the cache, as equal as they can be.
@@ -381,13 +372,27 @@ impl Call<'_> {
         at(rank)..at(rank + 1)
     }
 
-    fn staged(&self, block: u32) -> usize {
-        STAGE_AT + (block % 2) as usize * BLOCK_BYTES
+    /// Where a rank stages a range of a block.
+    fn staged(&self, rank: usize, block: u32, range: Range<usize>) -> *mut u8 {
+        let start = STAGE_AT + (block % 2) as usize * MAX_BLOCK_BYTES;
+        self.at(rank, start + range.start - self.block(block).start, range.len())
     }
+}
 
-    fn result(&self, block: u32) -> usize {
-        RESULT_AT + (block % 2) as usize * BLOCK_BYTES
+fn as_words(bytes: &[u8; INLINE_BYTES]) -> [u64; INLINE_WORDS] {
+    std::array::from_fn(|index| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+        u64::from_le_bytes(word)
+    })
+}
+
+fn as_bytes(words: &[u64; INLINE_WORDS]) -> [u8; INLINE_BYTES] {
+    let mut bytes = [0; INLINE_BYTES];
+    for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
     }
+    bytes
 }
 
 fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
@@ -399,15 +404,17 @@ fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
 const SPINS: u32 = 200;
 const INLINE_BYTES: usize = 8 * INLINE_WORDS;
 /// Up to here one meeting and reading everything is faster than two meetings.
-pub(crate) const SMALL_BYTES: usize = 16 << 10;
+pub(crate) const SMALL_BYTES: usize = 4 << 10;
+/// With two ranks measured: from 64 KiB on larger ones are no faster; smaller ones have to meet too
+/// often. With more ranks a part of the block should still be worth a meeting.
+const BLOCK_BYTES_A_RANK: usize = 128 << 10;
 /// What is staged, added up and copied back stays in a core's second-level cache.
-const BLOCK_BYTES: usize = 256 << 10;
+const MAX_BLOCK_BYTES: usize = 1 << 20;
 /// What is added up and then copied to the others is still in the first-level cache.
 const CHUNK: usize = 8 << 10;
 const LINE: usize = 64;
 const PAGE: usize = 4096;
 const SMALL_AT: usize = posts::BYTES.next_multiple_of(PAGE);
 const STAGE_AT: usize = SMALL_AT + 2 * SMALL_BYTES;
-const RESULT_AT: usize = STAGE_AT + 2 * BLOCK_BYTES;
 /// Of each arena, for one communicator.
-pub(crate) const BYTES: usize = RESULT_AT + 2 * BLOCK_BYTES;
+pub(crate) const BYTES: usize = STAGE_AT + 2 * MAX_BLOCK_BYTES;
