@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Environment, Identity, invalid};
 use crate::metrics::address::Address;
 use crate::plan::Algorithm;
@@ -33,12 +33,21 @@ pub struct Config {
     pub(crate) limits: Limits,
     /// That of all-reduces; None: the one that is predicted to be fastest.
     pub(crate) algorithm: Option<Algorithm>,
-    /// Ranks of one host meet in memory.
-    pub(crate) shares_memory: bool,
+    pub(crate) sharing: Sharing,
     /// Where metrics are served, the local rank not yet counted in.
     pub(crate) metrics: Option<Address>,
     /// The socket of `allfold run`.
     pub(crate) launcher: Option<PathBuf>,
+}
+
+/// Whether ranks of one host meet in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    Never,
+    /// Where they find each other's memory.
+    Where,
+    /// Anything else is an error.
+    Everywhere,
 }
 
 /// Where rank 0 answers.
@@ -142,6 +151,17 @@ impl Config {
         Ok(self)
     }
 
+    /// What carries the data: `auto` is memory that all ranks of a communicator share where they do,
+    /// and QUIC elsewhere; `quic` is QUIC always; with `shared-memory` it is an error if not all
+    /// ranks share memory. Default: `auto`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] for another name.
+    pub fn transport(mut self, name: &str) -> Result<Self> {
+        self.sharing = parse_sharing(name)?;
+        Ok(self)
+    }
+
     /// Where this rank serves its metrics and probes over plain HTTP: `:9200` (all addresses),
     /// `127.0.0.1:9200`, `[::1]:9200`, port 0 for any free one; `off`. With several ranks on one
     /// host each listens on the port plus its local rank. Default: off.
@@ -237,12 +257,23 @@ impl Config {
             dead_after,
             limits: Limits::read(environment)?,
             algorithm: algorithm(environment)?,
-            shares_memory: shares_memory(environment)?,
+            sharing: sharing(environment)?,
             metrics: metrics(environment)?,
             launcher: environment.get("ALLFOLD_LAUNCHER").map(PathBuf::from),
             identity,
         })
     }
+}
+
+/// Not all ranks share memory, though the setting wants it.
+pub(crate) fn cannot_share(problem: String) -> Error {
+    let help = "leave ALLFOLD_TRANSPORT out, and ranks that share no memory use QUIC";
+    Error::from(ErrorKind::Setting {
+        name: TRANSPORT.into(),
+        value: Some(MUST_SHARE.into()),
+        problem,
+        help: Some(help.into()),
+    })
 }
 
 /// The choice of plans in a world without a rendezvous.
@@ -260,12 +291,16 @@ fn metrics(environment: &Environment) -> Result<Option<Address>> {
     environment.get("ALLFOLD_METRICS").map_or(Ok(None), Address::parse)
 }
 
-fn shares_memory(environment: &Environment) -> Result<bool> {
-    match environment.get("ALLFOLD_TRANSPORT") {
-        // Until every collective has it.
-        None | Some("quic") => Ok(false),
-        Some("auto") => Ok(true),
-        Some(other) => Err(invalid("ALLFOLD_TRANSPORT", other, "must be auto or quic")),
+fn sharing(environment: &Environment) -> Result<Sharing> {
+    environment.get(TRANSPORT).map_or(Ok(Sharing::Where), parse_sharing)
+}
+
+fn parse_sharing(name: &str) -> Result<Sharing> {
+    match name {
+        "auto" => Ok(Sharing::Where),
+        "quic" => Ok(Sharing::Never),
+        MUST_SHARE => Ok(Sharing::Everywhere),
+        other => Err(invalid(TRANSPORT, other, "must be auto, quic or shared-memory")),
     }
 }
 
@@ -443,6 +478,8 @@ const NAMES: [&str; 24] = [
     "RESTART",
 ];
 /// PyTorch's default too, so that firewalls that let it through fit.
+const TRANSPORT: &str = "ALLFOLD_TRANSPORT";
+const MUST_SHARE: &str = "shared-memory";
 const DEFAULT_PORT: u16 = 29_500;
 /// A process that starts under a launcher is there in seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);

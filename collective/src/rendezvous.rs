@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, Limits};
+use crate::config::{self, Config, Limits, Sharing};
 use crate::control::endpoint::{Control, Event};
 use crate::control::launched::{Ending, Launched, Obituary};
 use crate::control::processes;
@@ -95,26 +95,40 @@ pub(crate) struct Meeting {
     pub(crate) costs: CostTable,
     /// By rank: whether it and all others of its home have mapped each other's memory.
     pub(crate) shares: Vec<bool>,
-    /// The arenas that this rank has mapped, by rank.
+    pub(crate) mapped: Mapped,
+}
+
+/// What became of a rank's attempt to map its neighbours' memory.
+#[derive(Default)]
+pub(crate) struct Mapped {
+    /// By rank.
     pub(crate) arenas: Vec<(u32, Attached)>,
+    /// The first that it could not map, and why.
+    pub(crate) failed: Option<(u32, String)>,
+}
+
+impl Mapped {
+    /// Whether it has mapped all.
+    pub(crate) fn is_all(&self) -> bool {
+        self.failed.is_none()
+    }
 }
 
 /// Maps the memory behind the doors, and says so in an event.
 fn map(control: &Rc<Control>, epoch: u64, doors: Vec<(u32, Door)>) {
     let events = control.events.clone();
     tokio::task::spawn_local(async move {
-        let mut arenas = Vec::with_capacity(doors.len());
-        let mut all = true;
+        let mut mapped = Mapped::default();
         for (rank, door) in doors {
             match door.enter().await {
-                Ok(arena) => arenas.push((rank, arena)),
+                Ok(arena) => mapped.arenas.push((rank, arena)),
                 Err(error) => {
-                    all = false;
                     report::info(&format!("no shared memory with rank {rank}: {error}"));
+                    mapped.failed.get_or_insert_with(|| (rank, error.to_string()));
                 }
             }
         }
-        let _ = events.send(Event::Mapped { epoch, arenas, all });
+        let _ = events.send(Event::Mapped { epoch, mapped });
     });
 }
 
@@ -178,10 +192,18 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     } else {
         (bind_at(listen, port_of(&config, 0))?, None)
     };
-    let memory = config.shares_memory.then(share_memory).transpose().unwrap_or_else(|error| {
-        report::info(&format!("no shared memory: {error}"));
-        None
-    });
+    let sharing = config.sharing;
+    let memory = match (sharing != Sharing::Never).then(share_memory).transpose() {
+        Err(error) if sharing == Sharing::Everywhere => {
+            let problem = format!("this rank cannot make memory to share: {error}");
+            return Err(config::cannot_share(problem));
+        }
+        Err(error) => {
+            report::info(&format!("no shared memory: {error}"));
+            None
+        }
+        Ok(memory) => memory,
+    };
     let hello = Hello {
         version: env!("CARGO_PKG_VERSION").into(),
         rank,
@@ -221,11 +243,16 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
             leaf: entry.leaf,
         })
         .collect();
-    let memory = arena.filter(|_| meeting.shares.get(rank as usize) == Some(&true));
-    let alone = neighbours(&meeting.table, rank).is_empty();
-    let memory = memory.filter(|_| !alone);
-    let memory = memory.map(|own| Arc::new(HostMemory::new(rank, own, meeting.arenas)));
+    let neighbours = neighbours(&meeting.table, rank).len();
+    let shares = neighbours > 0 && meeting.shares.get(rank as usize) == Some(&true);
+    let meets_all = shares && neighbours + 1 == lanes.len();
+    if sharing == Sharing::Everywhere && !meets_all {
+        return Err(config::cannot_share(why_apart(&meeting, rank)));
+    }
+    let memory = arena.filter(|_| shares);
+    let memory = memory.map(|own| Arc::new(HostMemory::new(rank, own, meeting.mapped.arenas)));
     let transport = match lanes.iter().find(|lane| !lane.address.ip().is_loopback()) {
+        _ if meets_all => "shared memory".into(),
         None => format!("quic on {}", meeting.rank_0),
         Some(_) => "quic between hosts".into(),
     };
@@ -247,6 +274,24 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         control.serve(world.clone());
     }
     Ok(Joined { world, lane, memory, address, transport, security })
+}
+
+/// Why `rank` does not share memory with all others.
+fn why_apart(meeting: &Meeting, rank: u32) -> String {
+    if let Some((other, problem)) = &meeting.mapped.failed {
+        return format!("rank {rank} cannot map the memory of rank {other}: {problem}");
+    }
+    let near = neighbours(&meeting.table, rank);
+    let is_far = |entry: &&Entry| {
+        entry.rank != rank && !near.iter().any(|(neighbour, _)| *neighbour == entry.rank)
+    };
+    match meeting.table.iter().find(is_far) {
+        Some(Entry { rank: other, host, door: Some(_), .. }) => {
+            format!("rank {other} on {host} is not where rank {rank} is")
+        }
+        Some(Entry { rank: other, host, .. }) => format!("rank {other} on {host} shares no memory"),
+        None => "another rank of this host cannot map the memory of all others".into(),
+    }
 }
 
 /// Memory for the ranks of this host, and a door to it.

@@ -83,7 +83,7 @@ pub struct CallStatistics {
     pub collective: &'static str,
     /// Such as `ring`.
     pub algorithm: &'static str,
-    /// `quic` or `memory`.
+    /// `quic`, `shared-memory`, or `memory` in a world of threads.
     pub transport: &'static str,
     /// How many.
     pub calls: u64,

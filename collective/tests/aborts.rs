@@ -7,11 +7,11 @@
 mod worlds;
 
 use allfold::{Communicator, Error, ErrorKind, ReduceOp, Result};
-use worlds::{each_rank, over_quic, results};
+use worlds::{each_rank, every_link, over_quic, results};
 
 #[test]
 fn every_later_call_returns_the_same_error_and_a_new_world_works() {
-    for world in [over_quic(3), Communicator::in_memory(3).unwrap()] {
+    for world in every_link(3) {
         let errors = results(world, |world| {
             let other = world.split(Some(0), 0).unwrap().unwrap();
             // Rank 2 calls something else; another may be a call behind when that is found.

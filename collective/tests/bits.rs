@@ -7,7 +7,7 @@
 mod worlds;
 
 use allfold::{Communicator, InMemory, ReduceOp, Reducible, Result, bf16, f16};
-use worlds::{over_quic, results};
+use worlds::{in_shared_memory, over_quic, results};
 
 const ALGORITHMS: [&str; 4] = ["ring", "tree", "recursive-doubling", "halving-doubling"];
 const SIZES: [usize; 4] = [2, 3, 5, 8];
@@ -37,6 +37,17 @@ fn results_keep_their_bits_from_version_to_version() {
         (name, SIZES.map(digest))
     });
     assert_eq!(found, DIGESTS, "found\n{found:#x?}");
+}
+
+/// As above, in memory that the ranks share: in rank order, whatever the length.
+const IN_RANK_ORDER: [u64; 4] =
+    [0x5e282e9bd6fe50e7, 0xfb54478cb846de2b, 0x49fb0ab3d03cb48f, 0xffbb45e6ab83dac3];
+
+#[test]
+fn results_in_shared_memory_keep_their_bits() {
+    let digest = |size| one_digest(results(in_shared_memory(size), |r| everything(r).unwrap()));
+    let found = SIZES.map(digest);
+    assert_eq!(found, IN_RANK_ORDER, "found {found:#x?}");
 }
 
 #[test]

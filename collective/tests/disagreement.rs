@@ -9,12 +9,12 @@ mod worlds;
 use std::time::Duration;
 
 use allfold::{Communicator, Error, ErrorKind, ReduceOp, Result};
-use worlds::{connect_all, over_quic, results};
+use worlds::{connect_all, every_link, results};
 
 /// Runs `body` on two and three ranks, over memory and QUIC; every rank must end with a mismatch.
 fn all_ranks_disagree(body: impl Fn(&Communicator) -> Result<()> + Sync, shown: [&str; 2]) {
     for size in [2, 3] {
-        for world in [Communicator::in_memory(size).unwrap(), over_quic(size)] {
+        for world in every_link(size) {
             let ends = results(world, |rank| {
                 // A call that leaves the others behind may end well; the next one cannot.
                 let error = body(rank).and_then(|()| rank.barrier()).unwrap_err();
@@ -115,7 +115,7 @@ fn another_forced_algorithm_is_refused_with_both() {
 
 #[test]
 fn nothing_of_a_mismatched_call_is_reduced() {
-    for world in [Communicator::in_memory(2).unwrap(), over_quic(2)] {
+    for world in every_link(2) {
         results(world, |rank| {
             // Rank 1 sends doubles where rank 0 waits for floats.
             let mut floats = [1.0f32; 64];
@@ -132,7 +132,7 @@ fn nothing_of_a_mismatched_call_is_reduced() {
 
 #[test]
 fn fewer_calls_are_found_at_the_close() {
-    for world in [Communicator::in_memory(3).unwrap(), over_quic(3)] {
+    for world in every_link(3) {
         let ends = results(world, |rank| -> Result<Option<Error>> {
             if rank.rank() == 2 {
                 return rank.barrier().map(|()| None);

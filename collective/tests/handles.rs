@@ -8,7 +8,7 @@ mod worlds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use allfold::{Communicator, ErrorKind, ReduceOp, Result};
-use worlds::{on_every_link, over_quic, results};
+use worlds::{every_link, on_every_link, results};
 
 #[test]
 fn many_outstanding_calls_end_in_order() {
@@ -112,7 +112,7 @@ fn a_handle_can_be_awaited_on_both_kinds_of_runtime() {
 
 #[test]
 fn a_panic_between_start_and_wait_ends_the_world_and_touches_nothing() {
-    for world in [Communicator::in_memory(3).unwrap(), over_quic(3)] {
+    for world in every_link(3) {
         std::thread::scope(|scope| {
             let threads = world.into_iter().map(|rank| {
                 scope.spawn(move || {
@@ -149,7 +149,7 @@ fn a_panic_between_start_and_wait_ends_the_world_and_touches_nothing() {
 
 #[test]
 fn a_failed_call_gives_its_buffer_back() {
-    for world in [Communicator::in_memory(2).unwrap(), over_quic(2)] {
+    for world in every_link(2) {
         let ends = results(world, |rank| {
             let count = 1000 + rank.rank();
             let first = rank.start_all_reduce(vec![1.0f32; count], ReduceOp::Sum).unwrap();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use allfold::{Communicator, ReduceOp};
-use worlds::{over_quic, stay_quiet};
+use worlds::{in_shared_memory, over_quic, stay_quiet};
 
 /// The system's allocator, counting the bytes that are in use.
 struct Counting;
@@ -67,11 +67,16 @@ fn a_thousand_communicators_leave_nothing_behind() {
 fn one_world(number: usize) {
     let results: Vec<bool> = std::thread::scope(|scope| {
         let run = |rank: Communicator| scope.spawn(move || one_rank(rank, number));
-        let threads: Vec<_> = over_quic(RANKS).into_iter().map(run).collect();
+        let threads: Vec<_> = world(number).into_iter().map(run).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let ends_well = !number.is_multiple_of(3);
     assert!(results.iter().all(|well| *well == ends_well), "world {number}: {results:?}");
+}
+
+/// In memory that the ranks share, and over QUIC: in turn six of each.
+fn world(number: usize) -> Vec<Communicator> {
+    if (number / 6).is_multiple_of(2) { in_shared_memory(RANKS) } else { over_quic(RANKS) }
 }
 
 /// Whether the rank's calls and its end went well.

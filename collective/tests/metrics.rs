@@ -132,7 +132,7 @@ fn a_world_that_follows_takes_the_place_of_one_that_is_over() {
     let port = free_port();
     for round in 0..2 {
         let world = connect_all(2, |config| match config.rank() {
-            0 => config.metrics(&format!("127.0.0.1:{port}")).unwrap(),
+            0 => config.transport("quic").unwrap().metrics(&format!("127.0.0.1:{port}")).unwrap(),
             _ => config,
         });
         let mut addresses = Vec::new();
@@ -145,7 +145,8 @@ fn a_world_that_follows_takes_the_place_of_one_that_is_over() {
         assert_eq!(ask(addresses[0], "/healthz").status, 200);
         let text = ask(addresses[0], "/metrics").body;
         assert!(text.contains(&format!("my_rounds_total {}\n", round + 1)), "{text}");
-        assert_eq!(numbers(&text, "allfold_calls_total{collective=\"barrier\""), [1.0]);
+        let barriers = numbers(&text, "allfold_calls_total{collective=\"barrier\"");
+        assert_eq!(barriers, [1.0, 0.0], "over QUIC, and in memory");
         assert_eq!(numbers(&text, "allfold_epoch"), [0.0]);
     }
 }
@@ -251,7 +252,8 @@ fn names_that_cannot_be_shown_are_not() {
 
 /// `size` ranks over QUIC, each with a server.
 fn served(size: usize) -> Vec<Communicator> {
-    let world = connect_all(size, |config| config.metrics("127.0.0.1:0").unwrap());
+    let quic = |config: Config| config.transport("quic").unwrap();
+    let world = connect_all(size, |config| quic(config).metrics("127.0.0.1:0").unwrap());
     world.into_iter().map(|rank| rank.unwrap()).collect()
 }
 

@@ -8,7 +8,7 @@ mod worlds;
 use std::time::Duration;
 
 use allfold::{Communicator, ErrorKind, InMemory, ReduceOp, Result};
-use worlds::{connect_all, on_every_link, over_quic, results};
+use worlds::{connect_all, every_link, on_every_link, results};
 
 fn sum(world: &Communicator, value: usize) -> Result<usize> {
     let mut buffer = [value as u64];
@@ -136,7 +136,7 @@ fn too_many_parts_at_once_are_refused_and_harm_nothing() {
 
 #[test]
 fn a_part_may_outlive_the_whole() {
-    for world in [Communicator::in_memory(3).unwrap(), over_quic(3)] {
+    for world in every_link(3) {
         std::thread::scope(|scope| {
             for rank in world {
                 scope.spawn(move || {
@@ -152,7 +152,7 @@ fn a_part_may_outlive_the_whole() {
 
 #[test]
 fn a_mismatch_in_a_part_ends_the_whole_world_and_names_the_part() {
-    for world in [Communicator::in_memory(4).unwrap(), over_quic(4)] {
+    for world in every_link(4) {
         let ends = results(world, |rank| {
             let half = rank.split(Some(rank.rank() as u32 / 2), 0)?.unwrap();
             let count = if rank.rank() == 3 { 11 } else { 10 };

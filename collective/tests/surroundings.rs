@@ -6,7 +6,7 @@
 mod worlds;
 
 use allfold::{Communicator, ReduceOp};
-use worlds::over_quic;
+use worlds::{in_shared_memory, over_quic};
 
 /// Connects nothing itself: makes a call and drops the communicator where it is called.
 fn use_and_drop(world: Communicator) {
@@ -16,11 +16,18 @@ fn use_and_drop(world: Communicator) {
     drop(world);
 }
 
+/// Calls by way of a lane's thread, and on the caller's own.
+fn both() -> [Vec<Communicator>; 2] {
+    [over_quic(2), in_shared_memory(2)]
+}
+
 #[test]
 fn from_plain_threads() {
-    let threads: Vec<_> =
-        over_quic(2).into_iter().map(|world| std::thread::spawn(|| use_and_drop(world))).collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for world in both() {
+        let threads: Vec<_> =
+            world.into_iter().map(|rank| std::thread::spawn(|| use_and_drop(rank))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
 }
 
 #[test]
@@ -32,20 +39,22 @@ fn from_inside_a_current_thread_runtime() {
             runtime.block_on(async { use_and_drop(world) });
         })
     };
-    let threads: Vec<_> = over_quic(2).into_iter().map(rank).collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for world in both() {
+        let threads: Vec<_> = world.into_iter().map(rank).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
 }
 
 #[test]
 fn from_inside_a_multi_thread_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     runtime.block_on(async {
-        let tasks: Vec<_> = over_quic(2)
-            .into_iter()
-            .map(|world| tokio::spawn(async { use_and_drop(world) }))
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
+        for world in both() {
+            let tasks: Vec<_> =
+                world.into_iter().map(|rank| tokio::spawn(async { use_and_drop(rank) })).collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
         }
     });
 }
@@ -53,23 +62,25 @@ fn from_inside_a_multi_thread_runtime() {
 #[test]
 fn from_a_rayon_pool() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let world = over_quic(2);
-    pool.scope(|scope| {
-        for rank in world {
-            scope.spawn(|_| use_and_drop(rank));
-        }
-    });
+    for world in both() {
+        pool.scope(|scope| {
+            for rank in world {
+                scope.spawn(|_| use_and_drop(rank));
+            }
+        });
+    }
 }
 
 #[test]
 fn connecting_inside_a_runtime_works_too() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let world = over_quic(2);
-        std::thread::scope(|scope| {
-            for rank in world {
-                scope.spawn(|| use_and_drop(rank));
-            }
-        });
+        for world in both() {
+            std::thread::scope(|scope| {
+                for rank in world {
+                    scope.spawn(|| use_and_drop(rank));
+                }
+            });
+        }
     });
 }

@@ -16,10 +16,9 @@ use super::launched::Obituary;
 use crate::config::Config;
 use crate::deadlock::Stuck;
 use crate::group::Standing;
-use crate::link::shared_memory::Attached;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
-use crate::rendezvous::Entry;
+use crate::rendezvous::{Entry, Mapped};
 use crate::report;
 use crate::statistics::Counters;
 use crate::trust::certificates::Membership;
@@ -90,8 +89,8 @@ pub(crate) enum Message {
 
 /// Something happened on the endpoint.
 pub(crate) enum Event {
-    /// The memory of these ranks is mapped, in the world of this epoch; `all`: of all that were to be.
-    Mapped { epoch: u64, arenas: Vec<(u32, Attached)>, all: bool },
+    /// The neighbours' memory is mapped, in the world of this epoch, as far as it can be.
+    Mapped { epoch: u64, mapped: Mapped },
     /// A peer dialled and said hello; nobody has answered it yet.
     Greeted(Box<Greeted>),
     /// What a rank said on its link, and the share that this takes of it until it is dealt with.

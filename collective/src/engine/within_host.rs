@@ -208,7 +208,11 @@ struct Watch<'a> {
     /// Of one that was started: since when somebody waits for it.
     awaited: Option<&'a dyn Fn() -> Option<Instant>>,
     since: Instant,
+    /// When its turn came.
+    begun_at: Instant,
     looked: Instant,
+    /// Whom this rank waited for last, and how much of that has been counted.
+    counted: (usize, Duration),
     /// Time in which this rank was itself not there to wait.
     missed: Duration,
     next_warning: Duration,
@@ -232,7 +236,9 @@ impl<'a> Watch<'a> {
             begun,
             awaited,
             since,
+            begun_at: since,
             looked: since,
+            counted: (0, Duration::ZERO),
             missed: Duration::ZERO,
             next_warning,
             reported: None,
@@ -247,22 +253,21 @@ impl Patience for Watch<'_> {
         self.world.is_over()
     }
 
-    fn waits(&mut self, _peer: usize, _waited: Duration) {
+    fn waits(&mut self, peer: usize, to_come: bool) {
         let now = Instant::now();
+        let waited = self.look(now);
+        if to_come && waited >= LONG {
+            self.count(peer, waited);
+        }
         // One that was started and that nobody waits for is not late.
         if let Some(awaited) = self.awaited {
             match awaited() {
                 Some(since) => self.since = since,
-                None => return self.looked = now,
+                None => return,
             }
         } else if self.waiting.is_none() {
             let Contract { group, sequence, .. } = self.begun.contract;
             self.waiting = Some(self.world.note_waiting(group, sequence));
-        }
-        let gap = now.saturating_duration_since(self.looked);
-        self.looked = now;
-        if gap >= GAP {
-            self.missed += gap;
         }
         let (limits, contract) = (self.world.limits, &self.begun.contract);
         let waited = now.saturating_duration_since(self.since).saturating_sub(self.missed);
@@ -295,9 +300,69 @@ impl Patience for Watch<'_> {
             control.report_stuck(self.world.collector(), stuck);
         }
     }
+
+    fn came(&mut self, peer: usize) {
+        let waited = self.look(Instant::now());
+        self.count(peer, waited);
+        if let Some(rank) = self.rank_of(peer) {
+            self.world.counters.waited(rank, waited);
+        }
+        self.counted = (peer, Duration::ZERO);
+    }
+
+    #[cfg(feature = "faults")]
+    fn steps(&mut self, index: u32, count: u32) {
+        self.tell_step(index, count);
+    }
+}
+
+impl Watch<'_> {
+    #[cfg(feature = "faults")]
+    fn tell_step(&self, index: u32, count: u32) {
+        let contract = &self.begun.contract;
+        crate::faults::happens(|_| {
+            crate::faults::Moment::Step(crate::faults::Step {
+                rank: self.world.rank as usize,
+                communicator: contract.group,
+                sequence: contract.sequence,
+                collective: contract.collective.name(),
+                algorithm: Algorithm::SharedMemory.name(),
+                label: contract.label,
+                index: index as usize,
+                count: count as usize,
+                sends: true,
+            })
+        });
+    }
+
+    /// How long the call has taken, but for the time in which this rank was itself stopped.
+    fn look(&mut self, now: Instant) -> Duration {
+        let gap = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        if gap >= GAP {
+            self.missed += gap;
+        }
+        now.saturating_duration_since(self.begun_at).saturating_sub(self.missed)
+    }
+
+    /// This rank has waited so long for `peer` to begin the call.
+    fn count(&mut self, peer: usize, waited: Duration) {
+        let counted = if self.counted.0 == peer { self.counted.1 } else { Duration::ZERO };
+        if let Some(rank) = self.rank_of(peer) {
+            self.world.counters.waits(rank, waited.saturating_sub(counted));
+        }
+        self.counted = (peer, waited);
+    }
+
+    /// A rank of the communicator, in the whole world.
+    fn rank_of(&self, peer: usize) -> Option<u32> {
+        self.world.members(self.begun.contract.group)?.get(peer).copied()
+    }
 }
 
 /// As the lane judges its own stops (`lane/lateness.rs`).
 const GAP: Duration = Duration::from_millis(500);
+/// As the lane's: shorter waits are counted when they end.
+const LONG: Duration = Duration::from_secs(1);
 /// Between two warnings.
 const SHORTEST: Duration = Duration::from_millis(5);

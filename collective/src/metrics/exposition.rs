@@ -127,13 +127,16 @@ fn calls(encoder: &mut DescriptorEncoder<'_>, shown: &Shown) -> fmt::Result {
     for collective in Collective::kinds() {
         for algorithm in Algorithm::ALL {
             let counted = counters.calls_of_kind(collective, algorithm);
-            if counted.is_none() && !costs::algorithms(collective).contains(&algorithm) {
+            let in_memory =
+                algorithm == Algorithm::SharedMemory && costs::meets_in_memory(collective);
+            let can_be = in_memory || costs::algorithms(collective).contains(&algorithm);
+            if counted.is_none() && !can_be {
                 continue;
             }
             let labels: Labels<'_, 3> = [
                 ("collective", collective.name()),
                 ("algorithm", algorithm.name()),
-                ("transport", counters.transport()),
+                ("transport", counters.transport_of(algorithm.name())),
             ];
             let count = counted.map_or(0, |calls| calls.count());
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
@@ -148,7 +151,7 @@ fn call_seconds(encoder: &mut DescriptorEncoder<'_>, shown: &Shown) -> fmt::Resu
     let kind = MetricType::Histogram;
     let mut family = encoder.encode_descriptor("allfold_call_seconds", help, None, kind)?;
     for ((collective, algorithm), calls) in shown.counters.calls() {
-        let transport = shown.counters.transport();
+        let transport = shown.counters.transport_of(algorithm);
         let labels: Labels<'_, 3> =
             [("collective", collective), ("algorithm", algorithm), ("transport", transport)];
         // Of one reading, so that the count is that of the buckets.

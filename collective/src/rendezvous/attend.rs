@@ -84,7 +84,7 @@ impl Guest<'_> {
                 }
                 attending::Event::Message(rank, message)
             }
-            Event::Mapped { epoch, arenas, all } => attending::Event::Mapped { epoch, arenas, all },
+            Event::Mapped { epoch, mapped } => attending::Event::Mapped { epoch, mapped },
             Event::Ended { rank, link, how } => {
                 attending::Event::Ended { rank, link, how: how.to_string() }
             }

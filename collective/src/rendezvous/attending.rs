@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::roster::ranks;
 use super::{
-    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, Meeting, SAY_EVERY, ended_early, neighbours, refused,
-    watched,
+    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, Mapped, Meeting, SAY_EVERY, ended_early, neighbours,
+    refused, watched,
 };
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
-use crate::link::shared_memory::{Attached, Door};
+use crate::link::shared_memory::Door;
 use crate::report;
 use crate::trust::certificates::LeafHash;
 use crate::trust::hello::{Again, DialError, Purpose};
@@ -36,7 +36,7 @@ pub(super) enum Event {
     /// A `Dial` was not; `again` where it may yet be.
     Unreached { epoch: u64, rank: u32, again: bool },
     /// This rank has tried to map the memory of its neighbours.
-    Mapped { epoch: u64, arenas: Vec<(u32, Attached)>, all: bool },
+    Mapped { epoch: u64, mapped: Mapped },
     /// A peer dialled and said hello; it waits for `Welcome` or `Refuse`.
     Knocked(Knock),
     /// A `Welcome` was sent, and the connection is the rank's link.
@@ -112,8 +112,8 @@ pub(super) struct Attending {
     missing: Option<Vec<u32>>,
     /// The world that rank 0 proposes.
     proposal: Option<(u64, Vec<Entry>)>,
-    /// Memory that this rank has mapped for it, and whether that is all.
-    mapped: Option<(Vec<(u32, Attached)>, bool)>,
+    /// Memory that this rank has mapped for it.
+    mapped: Option<Mapped>,
     acknowledged: bool,
     /// Peers that dialled for an epoch that rank 0 has not proposed here yet.
     early: Vec<Knock>,
@@ -176,9 +176,9 @@ impl Attending {
                 self.links.insert(rank, link);
                 self.acknowledge();
             }
-            Event::Mapped { epoch, arenas, all } => {
+            Event::Mapped { epoch, mapped } => {
                 if self.epoch() == Some(epoch) {
-                    self.mapped = Some((arenas, all));
+                    self.mapped = Some(mapped);
                     self.acknowledge();
                 }
             }
@@ -275,8 +275,8 @@ impl Attending {
                 }
                 if let Some((_, table)) = self.proposal.take() {
                     let ahead = std::mem::take(&mut self.ahead);
-                    let arenas = self.mapped.take().map_or_else(Vec::new, |(arenas, _)| arenas);
-                    let meeting = Meeting { epoch, table, rank_0, costs, shares, arenas };
+                    let mapped = self.mapped.take().unwrap_or_default();
+                    let meeting = Meeting { epoch, table, rank_0, costs, shares, mapped };
                     self.out.push(Action::Finish(Ok(meeting), ahead));
                 }
             }
@@ -362,8 +362,7 @@ impl Attending {
     /// Tells rank 0 once all ranks to watch are connected.
     fn acknowledge(&mut self) {
         let Some(epoch) = self.epoch() else { return };
-        let Some((_, maps)) = &self.mapped else { return };
-        let maps = *maps;
+        let Some(maps) = self.mapped.as_ref().map(Mapped::is_all) else { return };
         if !self.acknowledged && self.to_watch().all(|rank| self.links.contains_key(&rank)) {
             self.acknowledged = true;
             self.out.push(Action::Post(Message::Prepared { epoch, maps }));

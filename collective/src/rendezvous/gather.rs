@@ -115,9 +115,7 @@ impl Door<'_> {
                 Some(gathering::Event::Prepared { rank, epoch, maps })
             }
             Event::Ended { rank, link, .. } => Some(gathering::Event::Ended { rank, link }),
-            Event::Mapped { epoch, arenas, all } => {
-                Some(gathering::Event::Mapped { epoch, arenas, all })
-            }
+            Event::Mapped { epoch, mapped } => Some(gathering::Event::Mapped { epoch, mapped }),
             Event::Obituary(obituary) => Some(gathering::Event::Obituary(obituary)),
             Event::Message(..) | Event::Dialled(_) | Event::Gone(_) | Event::Asked(_) => None,
         }

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::roster::{Claim, Roster, ranks};
-use super::{Entry, Knock, Meeting, SAY_EVERY, ended_early, neighbours};
+use super::{Entry, Knock, Mapped, Meeting, SAY_EVERY, ended_early, neighbours};
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
-use crate::link::shared_memory::{Attached, Door};
+use crate::link::shared_memory::Door;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::report;
@@ -36,7 +36,7 @@ pub(super) enum Event {
     /// A rank is ready for the world of `epoch`.
     Prepared { rank: u32, epoch: u64, maps: bool },
     /// This rank has tried to map the memory of its neighbours.
-    Mapped { epoch: u64, arenas: Vec<(u32, Attached)>, all: bool },
+    Mapped { epoch: u64, mapped: Mapped },
     /// When a rank that [`Gathering::asked`] names was last heard.
     Heard { rank: u32, at: Instant },
     /// A link ended, or the welcome for it did not get through.
@@ -83,7 +83,7 @@ pub(super) struct Gathering<D> {
     /// The world that is being prepared.
     prepared: Option<(u64, Vec<Entry>)>,
     /// Memory that this rank has mapped for it.
-    arenas: Vec<(u32, Attached)>,
+    mapped: Mapped,
     /// Processes that claim a rank whose holder is being asked.
     challenges: Vec<Challenge>,
     judge: Judge,
@@ -108,7 +108,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             roster: Roster::new(terms.size, own),
             links: BTreeMap::new(),
             prepared: None,
-            arenas: Vec::new(),
+            mapped: Mapped::default(),
             challenges: Vec::new(),
             judge: Judge::new(Some(terms.heartbeat * ASKED_HEARTBEATS), now),
             draw,
@@ -150,9 +150,10 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         match event {
             Event::Knocked(knock) => self.consider(now, *knock),
             Event::Prepared { rank, epoch, maps } => self.ready(rank, epoch, maps),
-            Event::Mapped { epoch, arenas, all } => {
-                self.arenas = arenas;
-                self.ready(0, epoch, all);
+            Event::Mapped { epoch, mapped } => {
+                let is_all = mapped.is_all();
+                self.mapped = mapped;
+                self.ready(0, epoch, is_all);
             }
             Event::Heard { rank, at } => self.heard(rank, at),
             Event::Ended { rank, link } => {
@@ -365,8 +366,8 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             let shares = self.roster.shares();
             let commit = Message::Commit { epoch, costs: costs.clone(), shares: shares.clone() };
             self.out.push(Action::PostAll(commit));
-            let (rank_0, arenas) = (self.terms.rank_0, std::mem::take(&mut self.arenas));
-            let meeting = Meeting { epoch, table, rank_0, costs, shares, arenas };
+            let (rank_0, mapped) = (self.terms.rank_0, std::mem::take(&mut self.mapped));
+            let meeting = Meeting { epoch, table, rank_0, costs, shares, mapped };
             self.out.push(Action::Finish(Ok(meeting)));
         }
     }

@@ -238,6 +238,14 @@ impl Counters {
         self.transport
     }
 
+    /// What carries the data of calls by this algorithm.
+    pub(crate) fn transport_of(&self, algorithm: &str) -> &'static str {
+        match algorithm == Algorithm::SharedMemory.name() {
+            true => Algorithm::SharedMemory.name(),
+            false => self.transport,
+        }
+    }
+
     pub(crate) fn stats(&self) -> Statistics {
         let count = |(reason, count): (&&'static str, &AtomicU64)| ReasonCount {
             reason,
@@ -279,7 +287,8 @@ impl Counters {
         (collective, algorithm): (&'static str, &'static str),
         counters: &CallCounters,
     ) -> CallStatistics {
-        let (calls, time, transport) = (counters.count(), counters.total(), self.transport);
+        let transport = self.transport_of(algorithm);
+        let (calls, time) = (counters.count(), counters.total());
         CallStatistics { collective, algorithm, transport, calls, time }
     }
 

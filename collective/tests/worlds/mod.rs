@@ -7,12 +7,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use allfold::{Communicator, Config, InMemory, Result, Secret};
 
-/// Runs `body` as every rank of worlds of these sizes, over memory and over QUIC.
+/// Runs `body` as every rank of worlds of these sizes, over every link.
 pub fn on_every_link(sizes: &[usize], body: impl Fn(&Communicator) -> Result<()> + Sync) {
     for &size in sizes {
-        each_rank(Communicator::in_memory(size).unwrap(), &body);
-        each_rank(over_quic(size), &body);
+        every_link(size).into_iter().for_each(|world| each_rank(world, &body));
     }
+}
+
+/// A world over each link: within a process, over QUIC, in memory that the ranks share.
+pub fn every_link(size: usize) -> [Vec<Communicator>; 3] {
+    [Communicator::in_memory(size).unwrap(), over_quic(size), in_shared_memory(size)]
 }
 
 /// Runs `body` over memory and over QUIC with each algorithm in turn, and with the chosen one.
@@ -32,7 +36,17 @@ pub fn by_every_algorithm(sizes: &[usize], body: impl Fn(&Communicator) -> Resul
 
 /// `size` ranks in threads of this process, joined by real sockets, certificates and a rendezvous.
 pub fn over_quic(size: usize) -> Vec<Communicator> {
-    let results = connect_all(size, |config| config);
+    over("quic", size)
+}
+
+/// `size` ranks in threads of this process, each with mappings of its own of the memory that they
+/// share.
+pub fn in_shared_memory(size: usize) -> Vec<Communicator> {
+    over(if size > 1 { "shared-memory" } else { "auto" }, size)
+}
+
+fn over(transport: &str, size: usize) -> Vec<Communicator> {
+    let results = connect_all(size, |config| config.transport(transport).unwrap());
     results.into_iter().map(|rank| rank.unwrap()).collect()
 }
 

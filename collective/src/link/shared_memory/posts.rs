@@ -7,7 +7,7 @@
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::thread::futex;
 use rustix::time::Timespec;
@@ -53,8 +53,13 @@ pub(crate) struct Interrupt;
 pub(crate) trait Patience {
     /// Whether the world has ended.
     fn is_over(&self) -> bool;
-    /// `peer` of the communicator has been awaited for so long; called every so often.
-    fn waits(&mut self, peer: usize, waited: Duration);
+    /// `peer` of the communicator is awaited for long; called every so often. `to_come`: it has not
+    /// begun the call.
+    fn waits(&mut self, peer: usize, to_come: bool);
+    /// `peer` has begun the call, after it was awaited for a while.
+    fn came(&mut self, peer: usize);
+    /// This rank is about to take a step of the call, which has `count` of them.
+    fn steps(&mut self, _index: u32, _count: u32) {}
 }
 
 impl Posts {
@@ -79,12 +84,13 @@ impl Posts {
         meeting::publish(&self.steps(self.peers.own, call), step);
     }
 
-    /// Waits until a rank has published a step.
+    /// Waits until a rank has published a step; `to_come`: its first of the call.
     pub(crate) fn wait_for(
         &self,
         rank: usize,
         call: u64,
         step: u32,
+        to_come: bool,
         patience: &mut impl Patience,
     ) -> Result<(), Interrupt> {
         let steps = self.steps(rank, call);
@@ -94,7 +100,11 @@ impl Posts {
             }
             spin_loop();
         }
-        wait_long(rank, &steps, step, patience)
+        wait_long((rank, to_come), &steps, step, patience)?;
+        if to_come {
+            patience.came(rank);
+        }
+        Ok(())
     }
 
     /// Tells what this rank calls, and waits for what another does.
@@ -115,12 +125,11 @@ impl Posts {
         card.length.store(own.len() as u64, Ordering::Relaxed);
         card.call.store(call + 1, Ordering::Release);
         let card = self.card(rank);
-        let since = Instant::now();
         while card.call.load(Ordering::Acquire) != call + 1 {
             if patience.is_over() {
                 return Err(Interrupt);
             }
-            patience.waits(rank, since.elapsed());
+            patience.waits(rank, false);
             std::thread::park_timeout(PAUSE);
         }
         let length = card.length.load(Ordering::Relaxed).min(8 * CARD_WORDS as u64) as usize;
@@ -218,12 +227,11 @@ impl Steps for Shown<'_> {
 
 #[cold]
 fn wait_long(
-    rank: usize,
+    (rank, to_come): (usize, bool),
     steps: &Shown<'_>,
     step: u32,
     patience: &mut impl Patience,
 ) -> Result<(), Interrupt> {
-    let since = Instant::now();
     for _ in 0..YIELDS {
         if has_come(steps.latest(), step) {
             return Ok(());
@@ -234,7 +242,7 @@ fn wait_long(
         std::thread::yield_now();
     }
     let goes_on = || {
-        patience.waits(rank, since.elapsed());
+        patience.waits(rank, to_come);
         !patience.is_over()
     };
     if meeting::sleep_until(steps, step, goes_on) { Ok(()) } else { Err(Interrupt) }

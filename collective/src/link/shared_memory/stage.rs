@@ -112,6 +112,7 @@ impl Call<'_> {
         let mut bytes = [0u8; INLINE_BYTES];
         bytes[..self.length].copy_from_slice(self.own(0..self.length));
         self.own_post().show(self.hash, &as_words(&bytes)[..used]);
+        patience.steps(0, 1);
         self.publish(1);
         let mut total = [0u8; INLINE_BYTES];
         for rank in 0..self.ranks() {
@@ -136,6 +137,7 @@ impl Call<'_> {
         let whole = 0..self.length;
         self.copy(self.start, self.at(self.rank(), offset, self.length), self.length);
         self.own_post().show(self.hash, &[]);
+        patience.steps(0, 1);
         self.publish(1);
         for rank in self.others() {
             self.meet(rank, patience)?;
@@ -151,6 +153,9 @@ impl Call<'_> {
         if shared.is_none() {
             self.stage(0);
         }
+        let blocks = self.length.div_ceil(self.block_bytes()) as u32;
+        // How the others do it is not known yet.
+        patience.steps(0, blocks + 1);
         self.publish(1);
         let mut all_shared = shared.is_some();
         for rank in self.others() {
@@ -159,7 +164,7 @@ impl Call<'_> {
         }
         match all_shared {
             true => self.where_they_lie(patience),
-            false => self.in_blocks(shared.is_none(), patience),
+            false => self.in_blocks(blocks, shared.is_none(), patience),
         }
     }
 
@@ -168,6 +173,7 @@ impl Call<'_> {
             .map(|rank| self.lies(rank, self.buffer_of(rank).unwrap_or(0), self.length))
             .collect();
         let part = self.part(0..self.length, self.rank());
+        patience.steps(1, 2);
         for chunk in chunks(part, CHUNK) {
             // SAFETY: the chunk is within every rank's buffer.
             self.add_up(chunk.clone(), |rank| unsafe { starts[rank].add(chunk.start) });
@@ -186,9 +192,14 @@ impl Call<'_> {
     }
 
     /// With step b + 1 block b is staged, and the block before it added up.
-    fn in_blocks(&self, copies: bool, patience: &mut impl Patience) -> Result<u32, Stop> {
-        let count = self.length.div_ceil(self.block_bytes()) as u32;
+    fn in_blocks(
+        &self,
+        count: u32,
+        copies: bool,
+        patience: &mut impl Patience,
+    ) -> Result<u32, Stop> {
         for block in 0..count {
+            patience.steps(block + 1, count + 1);
             self.reduce_block(block);
             if copies && block + 1 < count {
                 self.stage(block + 1);
@@ -294,8 +305,9 @@ impl Call<'_> {
     }
 
     fn wait(&self, rank: usize, step: u32, patience: &mut impl Patience) -> Result<(), Stop> {
+        let to_come = step == 1;
         let step = self.before.wrapping_add(step);
-        Ok(self.posts.wait_for(rank, self.number, step, patience)?)
+        Ok(self.posts.wait_for(rank, self.number, step, to_come, patience)?)
     }
 
     fn publish(&self, step: u32) {

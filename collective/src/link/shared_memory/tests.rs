@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -21,9 +20,11 @@ impl Patience for Until<'_> {
         self.over.load(Ordering::Relaxed)
     }
 
-    fn waits(&mut self, _: usize, _: Duration) {
+    fn waits(&mut self, _: usize, _: bool) {
         self.waits += 1;
     }
+
+    fn came(&mut self, _: usize) {}
 }
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -220,13 +221,14 @@ fn a_rank_that_does_not_come_is_waited_for_until_the_world_is_over() {
                 fn is_over(&self) -> bool {
                     self.0.load(Ordering::Relaxed)
                 }
-                fn waits(&mut self, peer: usize, _: Duration) {
-                    assert_eq!(peer, 1);
+                fn waits(&mut self, peer: usize, to_come: bool) {
+                    assert_eq!((peer, to_come), (1, true));
                     // The third look finds the verdict.
                     if self.1.fetch_add(1, Ordering::Relaxed) == 2 {
                         self.0.store(true, Ordering::Relaxed);
                     }
                 }
+                fn came(&mut self, _: usize) {}
             }
             let sum = Sum { element: ElementType::F32, op: ReduceOp::Sum };
             let mut buffer = vec![0; 100];

@@ -6,7 +6,7 @@ use super::{Cluster, Event, HEARTBEAT, Step, seconds};
 use crate::control::endpoint::Message;
 use crate::error::Result as Outcome;
 use crate::rendezvous::simulated::process::{FIRST_PORT, Role, Target};
-use crate::rendezvous::{Meeting, attending, gathering, watched};
+use crate::rendezvous::{Mapped, Meeting, attending, gathering, watched};
 use crate::simulation::{MILLISECOND, trace};
 
 impl Cluster {
@@ -188,13 +188,14 @@ impl Cluster {
     }
 
     pub(super) fn mapped(&mut self, slot: u32, epoch: u64, all: bool) -> Step {
-        let arenas = Vec::new();
+        let failed = (!all).then(|| (slot, "it is not there".into()));
+        let mapped = Mapped { arenas: Vec::new(), failed };
         match &self.processes[slot as usize].role {
             Role::Gathering(_) => {
-                self.gathering_takes(slot, gathering::Event::Mapped { epoch, arenas, all })
+                self.gathering_takes(slot, gathering::Event::Mapped { epoch, mapped })
             }
             Role::Attending(_) => {
-                self.attending_takes(slot, attending::Event::Mapped { epoch, arenas, all })
+                self.attending_takes(slot, attending::Event::Mapped { epoch, mapped })
             }
             _ => Ok(()),
         }
