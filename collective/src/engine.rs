@@ -355,11 +355,12 @@ impl Engine {
             }
             world.conclude(flushed)?;
         }
-        let result = here.call(&begun, memory.output());
+        let buffer = memory.output();
+        let result = here.call(&begun, buffer);
         if result.is_err()
             && let Some(memory) = &self.runtime.memory
         {
-            memory.make_private();
+            memory.make_private(buffer);
         }
         world.conclude(result).map(|()| sequence)
     }

@@ -10,12 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use heap::Heap;
 
+use crate::fork::Process;
 use crate::link::shared_memory::{self, Arena, Attached, Peers, Place, Shared};
 
 /// Of one world.
 pub(crate) struct HostMemory {
     rank: u32,
     own: Arc<Arena>,
+    /// What a fork gives back is not its own.
+    process: Process,
     /// By rank of the world.
     others: HashMap<u32, Attached>,
     /// The communicator that each slot of the own arena was given to last.
@@ -26,9 +29,8 @@ pub(crate) struct HostMemory {
 /// The users' buffers in the own arena.
 struct Buffers {
     heap: Heap,
-    taken: Vec<Range<usize>>,
-    /// The world has ended: no other rank sees the arena any more.
-    is_private: bool,
+    /// A call has failed: some of it is private now, and nobody sees it.
+    is_over: bool,
 }
 
 /// The part of an arena that one communicator uses, by number.
@@ -39,9 +41,10 @@ impl HostMemory {
         // The first slot is the whole world's.
         let slots = Mutex::new(vec![Some(crate::world::WHOLE_WORLD)]);
         let heap = Heap::new(SLOTS * SLOT_BYTES..ARENA_BYTES);
-        let buffers = Buffers { heap, taken: Vec::new(), is_private: false };
+        let buffers = Buffers { heap, is_over: false };
         let others = others.into_iter().collect();
-        Self { rank, own, others, slots, buffers: Mutex::new(buffers) }
+        let process = Process::this();
+        Self { rank, own, process, others, slots, buffers: Mutex::new(buffers) }
     }
 
     /// A slot that no communicator uses that `is_open`; None where all are in use. It is clean: the
@@ -92,11 +95,10 @@ impl HostMemory {
     /// ended.
     pub(crate) fn take(&self, length: usize) -> Option<(Range<usize>, NonNull<u8>)> {
         let mut buffers = self.buffers();
-        if buffers.is_private {
+        if buffers.is_over {
             return None;
         }
         let part = buffers.heap.take(length)?;
-        buffers.taken.push(part.clone());
         drop(buffers);
         self.own.clear(part.clone());
         let start = NonNull::new(self.own.place().at(part.start, part.len()))?;
@@ -106,23 +108,21 @@ impl HostMemory {
     /// Gives memory back.
     pub(crate) fn give(&self, part: Range<usize>) {
         let mut buffers = self.buffers();
-        buffers.taken.retain(|taken| *taken != part);
-        if !buffers.is_private {
+        if !buffers.is_over && self.process.is_this() {
             self.own.forget(part.clone());
             buffers.heap.give(part);
         }
     }
 
-    /// Puts private memory with the same contents in the place of all buffers: a rank that wakes in
-    /// the middle of a call must not write into what the user has back.
-    pub(crate) fn make_private(&self) {
+    /// A call on this buffer has failed, and with it the world. Puts private memory with the same
+    /// contents in its place, if it lies in the arena: a rank that wakes in the middle of the call
+    /// must not write into what the user has back. Other buffers stay as they are: other threads may
+    /// be writing to them, and nobody else knows of them.
+    pub(crate) fn make_private(&self, buffer: &[u8]) {
         let mut buffers = self.buffers();
-        if buffers.is_private {
-            return;
-        }
-        buffers.is_private = true;
-        for part in &buffers.taken {
-            self.own.make_private(part.clone());
+        buffers.is_over = true;
+        if let Some(start) = self.own.place().offset_of(buffer.as_ptr(), buffer.len()) {
+            self.own.make_private(start..start + buffer.len());
         }
     }
 

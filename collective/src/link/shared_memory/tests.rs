@@ -197,7 +197,7 @@ fn a_private_buffer_keeps_its_contents_and_hears_nobody() {
     unsafe {
         own.as_ptr().write_bytes(7, 100_000);
         assert_eq!(*theirs.add(99_999), 7);
-        memories[0].make_private();
+        memories[0].make_private(std::slice::from_raw_parts(own.as_ptr(), 100_000));
         assert_eq!(*own.as_ptr().add(99_999), 7);
         theirs.write_bytes(9, 100_000);
         assert_eq!(*own.as_ptr().add(99_999), 7);
