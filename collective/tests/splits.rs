@@ -176,9 +176,12 @@ fn a_mismatch_in_a_part_ends_the_whole_world_and_names_the_part() {
 fn calls_in_opposite_order_are_a_deadlock_that_names_them_all() {
     let soon = Duration::from_millis(300);
     let memory = InMemory::new(3).unwrap().late_after(soon).start().unwrap();
-    let quic: Vec<_> =
-        connect_all(3, |config| config.late_after(soon)).into_iter().map(|r| r.unwrap()).collect();
-    for world in [memory, quic] {
+    let over = |transport: &str| -> Vec<_> {
+        let change =
+            |config: allfold::Config| config.late_after(soon).transport(transport).unwrap();
+        connect_all(3, change).into_iter().map(|r| r.unwrap()).collect()
+    };
+    for world in [memory, over("quic"), over("shared-memory")] {
         let ends = results(world, |rank| {
             let other = rank.split(Some(0), 0)?.unwrap();
             // Until a thread has used a communicator, any other might: no deadlock is certain.

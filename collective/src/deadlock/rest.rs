@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::thread::gettid;
+
 /// The program's threads, from the moment at which they were first looked at.
 #[derive(Debug)]
 pub(crate) struct Rest {
     since: Instant,
-    threads: BTreeMap<u32, Thread>,
+    /// None where they cannot be read.
+    threads: Option<BTreeMap<u32, Thread>>,
 }
 
 /// As the kernel counts it.
@@ -24,7 +27,7 @@ struct Thread {
 
 impl Rest {
     pub(crate) fn begin(now: Instant) -> Self {
-        Self { since: now, threads: threads() }
+        Self { since: now, threads: others() }
     }
 
     /// Whether no thread of the program has done anything worth the name for at least `time`; if
@@ -34,8 +37,10 @@ impl Rest {
         if lasted < time {
             return false;
         }
-        let threads = threads();
-        if is_rest(&self.threads, &threads, lasted) {
+        let threads = others();
+        if let (Some(before), Some(now)) = (&self.threads, &threads)
+            && is_rest(before, now, lasted)
+        {
             return true;
         }
         *self = Self { since: now, threads };
@@ -49,10 +54,6 @@ pub(crate) fn is_only_thread() -> bool {
 }
 
 fn is_rest(before: &BTreeMap<u32, Thread>, now: &BTreeMap<u32, Thread>, lasted: Duration) -> bool {
-    // Where nothing can be read nothing is known.
-    if now.is_empty() {
-        return false;
-    }
     let mut worked = 0;
     for (id, thread) in now {
         match before.get(id) {
@@ -61,6 +62,17 @@ fn is_rest(before: &BTreeMap<u32, Thread>, now: &BTreeMap<u32, Thread>, lasted: 
         }
     }
     worked <= (lasted.as_millis() as u64 / (TICK_MS * BUSY)).max(MIN_TICKS)
+}
+
+/// The threads of the program but this one, which may be waiting in a call and looks meanwhile.
+fn others() -> Option<BTreeMap<u32, Thread>> {
+    let mut threads = threads();
+    // Where nothing can be read nothing is known.
+    if threads.is_empty() {
+        return None;
+    }
+    threads.remove(&gettid().as_raw_nonzero().get().unsigned_abs());
+    Some(threads)
 }
 
 /// The threads of the program, without those of this crate.
@@ -128,6 +140,5 @@ mod tests {
         assert!(!rests(&[(1, "S", 100), (2, "S", 18)]));
         assert!(!rests(&[(1, "S", 100), (2, "R", 7)]));
         assert!(!rests(&[(1, "S", 100), (2, "S", 7), (3, "S", 0)]));
-        assert!(!rests(&[]));
     }
 }
