@@ -455,7 +455,7 @@ fn within_host(
     if let Some((_, slot)) = own {
         memory?.give_slot(*slot, group);
     }
-    Some(WithinHost::new(world.clone(), group, shared))
+    Some(WithinHost::new(world.clone(), group, slots.len() as u32, shared))
 }
 
 impl Runtime {

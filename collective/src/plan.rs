@@ -288,6 +288,14 @@ pub(crate) fn chunk(count: u64, parts: u32, index: u32) -> Range<u64> {
     start..start + length + u64::from(index < longer)
 }
 
+/// Part `index` when so many bytes are cut into `parts` of whole lines of the cache, as equal as
+/// possible; nothing beyond the last.
+pub(crate) fn part(bytes: u64, parts: u64, index: u64) -> Range<u64> {
+    let lines = bytes.div_ceil(LINE);
+    let at = |index: u64| (lines * index.min(parts) / parts.max(1) * LINE).min(bytes);
+    at(index)..at(index + 1)
+}
+
 /// The elements of blocks `blocks.start` to `blocks.end`, each of `count` elements.
 fn blocks(blocks: Range<u32>, count: u64) -> Range<u64> {
     u64::from(blocks.start) * count..u64::from(blocks.end) * count
@@ -332,3 +340,6 @@ fn fold_hash(hash: u64, word: u64) -> u64 {
 /// Segments of relay memory of one call: enough that a rank which passes on what it receives
 /// keeps both of its links busy, small enough (512 KiB) to stay in the cache.
 pub(crate) const RELAY_SEGMENTS: u64 = 8;
+
+/// Ranks that share memory write to lines of their own.
+const LINE: u64 = 64;

@@ -27,6 +27,8 @@ use crate::world::{Waiting, World};
 pub(super) struct WithinHost {
     world: Arc<World>,
     group: u64,
+    /// Of the communicator.
+    ranks: u32,
     shared: Mutex<Shared>,
     /// Calls handed to the thread that have not ended.
     queued: AtomicUsize,
@@ -47,10 +49,11 @@ enum Job {
 }
 
 impl WithinHost {
-    pub(super) fn new(world: Arc<World>, group: u64, shared: Shared) -> Arc<Self> {
+    pub(super) fn new(world: Arc<World>, group: u64, ranks: u32, shared: Shared) -> Arc<Self> {
         Arc::new(Self {
             world,
             group,
+            ranks,
             shared: Mutex::new(shared),
             queued: AtomicUsize::new(0),
             queue: Mutex::new(None),
@@ -154,7 +157,12 @@ impl WithinHost {
         let contract = &begun.contract;
         let (world, group) = (&*self.world, self.group);
         // A barrier is the sum of nothing.
-        let sum = Sum { element: contract.element, op: contract.op.unwrap_or(ReduceOp::Sum) };
+        let sum = Sum {
+            element: contract.element,
+            op: contract.op.unwrap_or(ReduceOp::Sum),
+            ranks: self.ranks,
+            is_all: true,
+        };
         let mut watch = Watch::new(world, begun, since, awaited);
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = match world.is_over() {

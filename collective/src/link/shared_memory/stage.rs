@@ -14,6 +14,7 @@
 use std::ops::Range;
 
 use super::posts::{self, INLINE_WORDS, Interrupt, Patience, Posts};
+use crate::plan::part;
 use crate::reduce::{ElementType, Kernel, ReduceOp};
 
 /// How the elements are combined.
@@ -21,6 +22,10 @@ use crate::reduce::{ElementType, Kernel, ReduceOp};
 pub(crate) struct Sum {
     pub(crate) element: ElementType,
     pub(crate) op: ReduceOp,
+    /// Of how many ranks in all.
+    pub(crate) ranks: u32,
+    /// The ranks that meet here are all of them.
+    pub(crate) is_all: bool,
 }
 
 /// The shared memory of one communicator, as one of its ranks uses it.
@@ -53,6 +58,10 @@ struct Call<'a> {
     /// The steps before it.
     before: u32,
     sum: Sum,
+    /// The first so many ranks have a part each.
+    parts: usize,
+    /// Its steps are the first of the call.
+    opens: bool,
     start: *mut u8,
     length: usize,
 }
@@ -84,24 +93,67 @@ impl Shared {
         buffer: &mut [u8],
         patience: &mut impl Patience,
     ) -> Result<(), Stop> {
-        let call = Call {
-            posts: &self.posts,
-            number,
-            hash,
-            before: self.steps,
-            sum,
-            start: buffer.as_mut_ptr(),
-            length: buffer.len(),
-        };
+        let ranks = self.posts.peers().arenas.len();
+        let call = self.call((number, hash), sum, ranks, buffer);
         let steps = if buffer.len() <= INLINE_BYTES {
             call.inline(patience)?
         } else if buffer.len() <= SMALL_BYTES {
             call.small(patience)?
         } else {
-            call.large(patience)?
+            call.reduce(true, patience)?
         };
         self.steps = self.steps.wrapping_add(steps);
         Ok(())
+    }
+
+    /// Leaves the sum of this host's ranks in each of the first `parts` ranks' part of its buffer;
+    /// what the rest of the buffer holds then is not said.
+    pub(crate) fn reduce_parts(
+        &mut self,
+        (number, hash): (u64, u64),
+        sum: Sum,
+        parts: usize,
+        buffer: &mut [u8],
+        patience: &mut impl Patience,
+    ) -> Result<(), Stop> {
+        let steps = self.call((number, hash), sum, parts, buffer).reduce(false, patience)?;
+        self.steps = self.steps.wrapping_add(steps);
+        Ok(())
+    }
+
+    /// After [`reduce_parts`](Self::reduce_parts), in the same call: gives the parts to all.
+    pub(crate) fn gather_parts(
+        &mut self,
+        (number, hash): (u64, u64),
+        sum: Sum,
+        parts: usize,
+        buffer: &mut [u8],
+        patience: &mut impl Patience,
+    ) -> Result<(), Stop> {
+        let call = self.call((number, hash), sum, parts, buffer);
+        let steps = Call { opens: false, ..call }.gather(patience)?;
+        self.steps = self.steps.wrapping_add(steps);
+        Ok(())
+    }
+
+    fn call(
+        &self,
+        (number, hash): (u64, u64),
+        sum: Sum,
+        parts: usize,
+        buffer: &mut [u8],
+    ) -> Call<'_> {
+        Call {
+            posts: &self.posts,
+            number,
+            hash,
+            before: self.steps,
+            sum,
+            parts,
+            opens: true,
+            start: buffer.as_mut_ptr(),
+            length: buffer.len(),
+        }
     }
 }
 
@@ -146,61 +198,29 @@ impl Call<'_> {
         Ok(1)
     }
 
-    fn large(&self, patience: &mut impl Patience) -> Result<u32, Stop> {
+    /// Each rank adds up its part of all ranks' buffers, piece by piece, and writes it where the
+    /// others find it if `shows`. With step b + 1 the pieces of block b are staged, and those of
+    /// the block before added up.
+    fn reduce(&self, shows: bool, patience: &mut impl Patience) -> Result<u32, Stop> {
         let (arena, _) = self.posts.peers().arenas[self.rank()];
-        let shared = arena.offset_of(self.start, self.length);
-        self.own_post().show(self.hash, &[shared.map_or(0, |offset| offset as u64 + 1)]);
-        if shared.is_none() {
+        let lies = arena.offset_of(self.start, self.length);
+        self.own_post().show(self.hash, &[lies.map_or(0, |offset| offset as u64 + 1)]);
+        let copies = lies.is_none();
+        if copies {
             self.stage(0);
         }
-        let blocks = self.length.div_ceil(self.block_bytes()) as u32;
         // How the others do it is not known yet.
-        patience.steps(0, blocks + 1);
+        patience.steps(0, self.blocks(false) + 1);
         self.publish(1);
-        let mut all_shared = shared.is_some();
+        let mut all_lie = !copies;
         for rank in self.others() {
             self.meet(rank, patience)?;
-            all_shared &= self.buffer_of(rank).is_some();
+            all_lie &= self.lies_at(rank).is_some();
         }
-        match all_shared {
-            true => self.where_they_lie(patience),
-            false => self.in_blocks(blocks, shared.is_none(), patience),
-        }
-    }
-
-    fn where_they_lie(&self, patience: &mut impl Patience) -> Result<u32, Stop> {
-        let starts: Vec<*mut u8> = (0..self.ranks())
-            .map(|rank| self.lies(rank, self.buffer_of(rank).unwrap_or(0), self.length))
-            .collect();
-        let part = self.part(0..self.length, self.rank());
-        patience.steps(1, 2);
-        for chunk in chunks(part, CHUNK) {
-            // SAFETY: the chunk is within every rank's buffer.
-            self.add_up(chunk.clone(), |rank| unsafe { starts[rank].add(chunk.start) });
-            for rank in self.others() {
-                // SAFETY: as above.
-                let (from, to) =
-                    unsafe { (self.start.add(chunk.start), starts[rank].add(chunk.start)) };
-                self.copy(from, to, chunk.len());
-            }
-        }
-        self.publish(2);
-        for rank in self.others() {
-            self.wait(rank, 2, patience)?;
-        }
-        Ok(2)
-    }
-
-    /// With step b + 1 block b is staged, and the block before it added up.
-    fn in_blocks(
-        &self,
-        count: u32,
-        copies: bool,
-        patience: &mut impl Patience,
-    ) -> Result<u32, Stop> {
+        let count = self.blocks(all_lie);
         for block in 0..count {
             patience.steps(block + 1, count + 1);
-            self.reduce_block(block);
+            self.add_up_piece(self.piece(block, self.rank(), all_lie), block, shows);
             if copies && block + 1 < count {
                 self.stage(block + 1);
             }
@@ -208,40 +228,76 @@ impl Call<'_> {
             for rank in self.others() {
                 self.wait(rank, block + 2, patience)?;
             }
-            if copies {
-                for (range, staged) in self.others_parts(block) {
-                    // SAFETY: the range is within the buffer.
-                    self.copy(staged, unsafe { self.start.add(range.start) }, range.len());
+            if copies && shows {
+                for owner in self.others() {
+                    let piece = self.piece(block, owner, false);
+                    let staged = self.staged(self.rank(), block, owner, piece.clone());
+                    // SAFETY: the piece is within the buffer.
+                    self.copy(staged, unsafe { self.start.add(piece.start) }, piece.len());
                 }
             }
         }
         Ok(count + 1)
     }
 
-    /// Copies what is not this rank's part of a block to where the others see it.
+    /// Gives each rank's part to all. Where the buffers lie has been shown before.
+    fn gather(&self, patience: &mut impl Patience) -> Result<u32, Stop> {
+        let lies = |rank: usize| self.lies_at(rank).is_some();
+        let count = self.blocks(false);
+        let offer = |block: u32| {
+            let piece = self.piece(block, self.rank(), false);
+            if !lies(self.rank()) {
+                let staged = self.staged(self.rank(), block, self.rank(), piece.clone());
+                // SAFETY: the piece is within the buffer.
+                self.copy(unsafe { self.start.add(piece.start) }, staged, piece.len());
+            }
+        };
+        offer(0);
+        self.publish(1);
+        for block in 0..count {
+            for rank in self.others() {
+                self.wait(rank, block + 1, patience)?;
+            }
+            for owner in self.others() {
+                let piece = self.piece(block, owner, false);
+                let from = match self.lies_at(owner) {
+                    Some(offset) => self.lies(owner, offset + piece.start, piece.len()),
+                    None => self.staged(owner, block, owner, piece.clone()),
+                };
+                // SAFETY: the piece is within the buffer.
+                self.copy(from, unsafe { self.start.add(piece.start) }, piece.len());
+            }
+            if block + 1 < count {
+                offer(block + 1);
+            }
+            self.publish(block + 2);
+        }
+        // Until all have taken the last, it must stay.
+        for rank in self.others() {
+            self.wait(rank, count + 1, patience)?;
+        }
+        Ok(count + 1)
+    }
+
+    /// Copies what is not this rank's of a block to where the others see it.
     fn stage(&self, block: u32) {
-        for (range, staged) in self.others_parts(block) {
-            // SAFETY: the range is within the buffer.
-            self.copy(unsafe { self.start.add(range.start) }, staged, range.len());
+        for owner in self.others() {
+            let piece = self.piece(block, owner, false);
+            let staged = self.staged(self.rank(), block, owner, piece.clone());
+            // SAFETY: the piece is within the buffer.
+            self.copy(unsafe { self.start.add(piece.start) }, staged, piece.len());
         }
     }
 
-    /// What is not this rank's part of a block, and where it is staged.
-    fn others_parts(&self, block: u32) -> [(Range<usize>, *mut u8); 2] {
-        let whole = self.block(block);
-        let part = self.part(whole.clone(), self.rank());
-        [whole.start..part.start, part.end..whole.end]
-            .map(|range| (range.clone(), self.staged(self.rank(), block, range)))
-    }
-
-    fn reduce_block(&self, block: u32) {
-        for chunk in chunks(self.part(self.block(block), self.rank()), CHUNK) {
-            let at = |rank: usize| match self.buffer_of(rank) {
+    fn add_up_piece(&self, piece: Range<usize>, block: u32, shows: bool) {
+        let own = self.rank();
+        for chunk in chunks(piece, CHUNK) {
+            let at = |rank: usize| match self.lies_at(rank) {
                 Some(offset) => self.lies(rank, offset + chunk.start, chunk.len()),
-                None => self.staged(rank, block, chunk.clone()),
+                None => self.staged(rank, block, own, chunk.clone()),
             };
             self.add_up(chunk.clone(), at);
-            for rank in self.others() {
+            for rank in self.others().filter(|_| shows) {
                 // SAFETY: the chunk is within the buffer.
                 self.copy(unsafe { self.start.add(chunk.start) }, at(rank), chunk.len());
             }
@@ -259,7 +315,7 @@ impl Call<'_> {
         let (first, second) = if own == 1 { (1, 0) } else { (0, 1) };
         if own > 1 {
             // Own input is read from where the others see it, in its turn.
-            if self.buffer_of(own).is_some() || self.length > SMALL_BYTES {
+            if !self.is_small() {
                 return self.add_up_aside(into, own, theirs);
             }
             into.copy_from_slice(theirs(first));
@@ -289,10 +345,10 @@ impl Call<'_> {
         Kernel {
             element: self.sum.element,
             op: self.sum.op,
-            ranks: self.ranks() as u32,
+            ranks: self.sum.ranks,
             incoming_raw: true,
             local_raw: rank == 1,
-            last: rank + 1 == self.ranks(),
+            last: self.sum.is_all && rank + 1 == self.ranks(),
         }
     }
 
@@ -305,7 +361,7 @@ impl Call<'_> {
     }
 
     fn wait(&self, rank: usize, step: u32, patience: &mut impl Patience) -> Result<(), Stop> {
-        let to_come = step == 1;
+        let to_come = step == 1 && self.opens;
         let step = self.before.wrapping_add(step);
         Ok(self.posts.wait_for(rank, self.number, step, to_come, patience)?)
     }
@@ -318,11 +374,13 @@ impl Call<'_> {
         self.posts.of(self.rank(), self.number)
     }
 
+    /// Whether all is passed to everybody.
+    fn is_small(&self) -> bool {
+        self.sum.is_all && self.length <= SMALL_BYTES
+    }
+
     /// Where a rank's buffer lies in its arena, if it does.
-    fn buffer_of(&self, rank: usize) -> Option<usize> {
-        if self.length <= SMALL_BYTES {
-            return None;
-        }
+    fn lies_at(&self, rank: usize) -> Option<usize> {
         let word = self.posts.of(rank, self.number).word(0);
         (word as usize).checked_sub(1)
     }
@@ -368,26 +426,38 @@ impl Call<'_> {
         unsafe { std::ptr::copy_nonoverlapping(from, to, length) }
     }
 
-    fn block(&self, block: u32) -> Range<usize> {
-        let start = block as usize * self.block_bytes();
-        start..(start + self.block_bytes()).min(self.length)
+    /// The part of the buffer that a rank adds up.
+    fn part(&self, rank: usize) -> Range<usize> {
+        let part = part(self.length as u64, self.parts as u64, rank as u64);
+        part.start as usize..part.end as usize
     }
 
-    fn block_bytes(&self) -> usize {
-        (BLOCK_BYTES_A_RANK * self.ranks()).min(MAX_BLOCK_BYTES)
+    /// Of a rank's part, what belongs to a block; all of it where nothing is staged.
+    fn piece(&self, block: u32, rank: usize, is_whole: bool) -> Range<usize> {
+        let part = self.part(rank);
+        match is_whole {
+            true => part,
+            false => {
+                let start = part.start + block as usize * self.piece_bytes();
+                start.min(part.end)..(start + self.piece_bytes()).min(part.end)
+            }
+        }
     }
 
-    /// The part of a range that a rank adds up: whole lines of the cache, as equal as they can be.
-    fn part(&self, range: Range<usize>, rank: usize) -> Range<usize> {
-        let lines = range.len().div_ceil(LINE);
-        let at = |rank: usize| (range.start + lines * rank / self.ranks() * LINE).min(range.end);
-        at(rank)..at(rank + 1)
+    /// How many blocks there are.
+    fn blocks(&self, is_whole: bool) -> u32 {
+        let longest = self.length.div_ceil(LINE).div_ceil(self.parts) * LINE;
+        if is_whole { 1 } else { longest.div_ceil(self.piece_bytes()).max(1) as u32 }
     }
 
-    /// Where a rank stages a range of a block.
-    fn staged(&self, rank: usize, block: u32, range: Range<usize>) -> *mut u8 {
-        let start = STAGE_AT + (block % 2) as usize * MAX_BLOCK_BYTES;
-        self.at(rank, start + range.start - self.block(block).start, range.len())
+    fn piece_bytes(&self) -> usize {
+        (PIECE_BYTES.min(MAX_BLOCK_BYTES / self.parts) / LINE).max(1) * LINE
+    }
+
+    /// Where a rank stages a range of the owner's piece of a block.
+    fn staged(&self, rank: usize, block: u32, owner: usize, range: Range<usize>) -> *mut u8 {
+        let start = STAGE_AT + (block % 2) as usize * MAX_BLOCK_BYTES + owner * self.piece_bytes();
+        self.at(rank, start + range.start - self.piece(block, owner, false).start, range.len())
     }
 }
 
@@ -418,8 +488,8 @@ const INLINE_BYTES: usize = 8 * INLINE_WORDS;
 /// Up to here one meeting and reading everything is faster than two meetings.
 pub(crate) const SMALL_BYTES: usize = 4 << 10;
 /// With two ranks measured: from 64 KiB on larger ones are no faster; smaller ones have to meet too
-/// often. With more ranks a part of the block should still be worth a meeting.
-const BLOCK_BYTES_A_RANK: usize = 128 << 10;
+/// often.
+const PIECE_BYTES: usize = 128 << 10;
 /// What is staged, added up and copied back stays in a core's second-level cache.
 const MAX_BLOCK_BYTES: usize = 1 << 20;
 /// What is added up and then copied to the others is still in the first-level cache.

@@ -56,6 +56,11 @@ fn memories(ranks: u32) -> Vec<Arc<HostMemory>> {
     (0..ranks).map(attach).collect()
 }
 
+/// A sum of all ranks, which meet in one memory.
+fn all(element: ElementType, op: ReduceOp, ranks: u32) -> Sum {
+    Sum { element, op, ranks, is_all: true }
+}
+
 /// `((r0 + r1) + r2) + ...`
 fn expected(sum: Sum, inputs: &[Vec<u8>]) -> Vec<u8> {
     let mut total = inputs[0].clone();
@@ -63,7 +68,7 @@ fn expected(sum: Sum, inputs: &[Vec<u8>]) -> Vec<u8> {
         let kernel = Kernel {
             element: sum.element,
             op: sum.op,
-            ranks: inputs.len() as u32,
+            ranks: sum.ranks,
             incoming_raw: true,
             local_raw: rank == 1,
             last: rank + 1 == inputs.len(),
@@ -119,7 +124,7 @@ proptest! {
             .map(|(element, op, count, seed)| {
                 let length = count.min(1_500_000 / element.size()) * element.size();
                 let input = |rank| random_bytes(seed ^ u64::from(rank), length);
-                (Sum { element, op }, (0..ranks).map(input).collect())
+                (all(element, op, ranks), (0..ranks).map(input).collect())
             })
             .collect();
         let results = run(world(ranks), &calls);
@@ -135,7 +140,7 @@ proptest! {
 #[test]
 fn many_calls_of_all_sizes_in_a_row_agree() {
     let sizes = [0usize, 4, 48, 52, 1_000, 16_384, 16_388, 262_144, 300_000, 1_048_576];
-    let sum = Sum { element: ElementType::I32, op: ReduceOp::Sum };
+    let sum = all(ElementType::I32, ReduceOp::Sum, 3);
     let calls: Vec<(Sum, Vec<Vec<u8>>)> = (0..300)
         .map(|number: u64| {
             let length = sizes[(number * 7 % 10) as usize];
@@ -151,7 +156,7 @@ fn many_calls_of_all_sizes_in_a_row_agree() {
 
 #[test]
 fn buffers_that_lie_in_shared_memory_are_added_up_where_they_lie() {
-    let sum = Sum { element: ElementType::U32, op: ReduceOp::Sum };
+    let sum = all(ElementType::U32, ReduceOp::Sum, 4);
     // Which of the ranks give a buffer that the others see.
     for shares in [[true, true, true, true], [true, false, true, false], [false, true, true, true]]
     {
@@ -178,6 +183,48 @@ fn buffers_that_lie_in_shared_memory_are_added_up_where_they_lie() {
                             buffer.copy_from_slice(&inputs[rank]);
                             let done =
                                 shared.all_reduce((call, call), sum, buffer, &mut patience());
+                            assert!(done.is_ok() && *buffer == want[..], "rank {rank}, {length}");
+                        }
+                        memory.give(part);
+                    });
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn the_parts_of_a_host_are_its_sums_and_come_to_all() {
+    // In between each owner changes its part, as a sum with other hosts does.
+    for (ranks, parts) in [(2, 1), (2, 2), (3, 2), (4, 4)] {
+        for length in [0usize, 4, 100, 4_096, 100_000, 1_048_580] {
+            let sum = Sum { is_all: false, ..all(ElementType::U32, ReduceOp::Sum, 9) };
+            let inputs: Vec<Vec<u8>> =
+                (0..ranks).map(|rank| random_bytes(rank + length as u64, length)).collect();
+            let mut want = expected(all(ElementType::U32, ReduceOp::Sum, 9), &inputs);
+            want.iter_mut().for_each(|byte| *byte ^= 0x55);
+            std::thread::scope(|scope| {
+                for (rank, memory) in memories(ranks as u32).into_iter().enumerate() {
+                    let (inputs, want) = (&inputs, &want);
+                    scope.spawn(move || {
+                        let mut shared = whole(&memory, ranks as u32);
+                        // One rank's buffer lies where the others see it.
+                        let (part, start) = memory.take(length.max(1)).unwrap();
+                        let mut plain = vec![0; length];
+                        let buffer = match rank {
+                            // SAFETY: the part is this rank's alone.
+                            0 => unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), length) },
+                            _ => &mut plain[..],
+                        };
+                        for call in 0..3 {
+                            buffer.copy_from_slice(&inputs[rank]);
+                            let id = (call, call);
+                            let done = shared.reduce_parts(id, sum, parts, buffer, &mut patience());
+                            assert!(done.is_ok());
+                            let own = crate::plan::part(length as u64, parts as u64, rank as u64);
+                            let own = &mut buffer[own.start as usize..own.end as usize];
+                            own.iter_mut().for_each(|byte| *byte ^= 0x55);
+                            let done = shared.gather_parts(id, sum, parts, buffer, &mut patience());
                             assert!(done.is_ok() && *buffer == want[..], "rank {rank}, {length}");
                         }
                         memory.give(part);
@@ -230,7 +277,7 @@ fn a_rank_that_does_not_come_is_waited_for_until_the_world_is_over() {
                 }
                 fn came(&mut self, _: usize) {}
             }
-            let sum = Sum { element: ElementType::F32, op: ReduceOp::Sum };
+            let sum = all(ElementType::F32, ReduceOp::Sum, 2);
             let mut buffer = vec![0; 100];
             first.all_reduce((0, 0), sum, &mut buffer, &mut Ends(over, looks))
         });
@@ -244,7 +291,7 @@ fn ranks_that_differ_hear_what_the_other_calls() {
     let results: Vec<(usize, u64, Vec<u8>)> = std::thread::scope(|scope| {
         let rank = |(rank, mut shared): (usize, Shared)| {
             scope.spawn(move || {
-                let sum = Sum { element: ElementType::F32, op: ReduceOp::Sum };
+                let sum = all(ElementType::F32, ReduceOp::Sum, 2);
                 // Other lengths, so that each meets the other in its own way.
                 let mut buffer = vec![0; [40, 100_000][rank]];
                 let hash = [11, 22][rank];
