@@ -290,7 +290,7 @@ impl Communicator {
             chosen.iter().filter_map(|(_, rank)| engine.members().get(*rank).copied()).collect();
         let slot =
             |(_, rank): &(u32, usize)| (words[2 * rank] >> 32).checked_sub(1).map(|s| s as u32);
-        let slots: Option<Vec<u32>> = chosen.iter().map(slot).collect();
+        let slots: Vec<Option<u32>> = chosen.iter().map(slot).collect();
         let suffix = match engine.suffix() {
             parent if parent.is_empty() => format!(" on split {color}"),
             parent => format!("{parent}/{color}"),

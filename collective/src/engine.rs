@@ -4,6 +4,7 @@
 //! the caller's slices and sleeps until the lane has let go of them; one that was started owns its
 //! buffer and comes back as a [`Pending`].
 
+mod watch;
 mod within_host;
 
 use std::panic::Location;
@@ -15,16 +16,17 @@ use crate::contract::{self, CallShape, Collective};
 use crate::departure;
 use crate::error::{ErrorKind, Result};
 use crate::fork::Process;
-use crate::group::{Group, Planned};
+use crate::group::{Begun, Group, Planned};
 use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
 use crate::machine::Machine;
 use crate::pending::Pending;
-use crate::plan::costs;
+use crate::plan::Hosts;
+use crate::plan::costs::{self, Layout};
 use crate::reduce::{Element, ElementType};
 use crate::verdict::Loss;
 use crate::world::{WHOLE_WORLD, World};
-use within_host::WithinHost;
+use within_host::{Between, WithinHost};
 
 /// One communicator of a world with several ranks.
 pub(crate) struct Engine {
@@ -60,8 +62,8 @@ impl Engine {
     /// The communicator of all ranks; with the memory it shares with those of its host.
     pub(crate) fn new(world: Arc<World>, lane: Lane, memory: Option<Arc<HostMemory>>) -> Self {
         let members: Arc<[u32]> = (0..world.peers.len() as u32).collect();
-        let slots: Vec<(u32, Slot)> = members.iter().map(|rank| (*rank, 0)).collect();
-        let here = within_host(&world, memory.as_ref(), WHOLE_WORLD, Some(&slots));
+        let slots: Vec<(u32, Option<Slot>)> = members.iter().map(|rank| (*rank, Some(0))).collect();
+        let here = within_host(&world, memory.as_ref(), WHOLE_WORLD, &slots);
         let runtime = Runtime {
             world,
             lane: Mutex::new(Some(lane)),
@@ -166,20 +168,19 @@ impl Engine {
 
     /// Adds the communicator of `members`, ranks of the world, this one among them. `id` is equal
     /// on all of them, and no other's.
-    /// `slots`: by member, where all share memory.
+    /// `slots`: by member, of those that share memory.
     pub(crate) fn split_off(
         &self,
         id: u64,
         suffix: &str,
         members: Vec<u32>,
-        slots: Option<Vec<Slot>>,
+        slots: Vec<Option<Slot>>,
     ) -> Self {
         let world = self.world();
-        let slots: Option<Vec<(u32, Slot)>> =
-            slots.map(|slots| members.iter().copied().zip(slots).collect());
+        let slots: Vec<(u32, Option<Slot>)> = members.iter().copied().zip(slots).collect();
         let place = members.iter().position(|member| *member == world.rank).unwrap_or(0);
         world.add_group(Group::new(world.epoch, id, suffix, members.clone(), place as u32));
-        let here = within_host(world, self.runtime.memory.as_ref(), id, slots.as_deref());
+        let here = within_host(world, self.runtime.memory.as_ref(), id, &slots);
         world.note_split(id);
         self.runtime.open.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -318,10 +319,10 @@ impl Engine {
         (held, lent): (Held<T>, Lent),
     ) -> Result<Pending<T>> {
         if let Some(here) = self.meets_here(shape).filter(|_| group == self.group) {
-            let begun = self.begin(shape, |world, shape| world.begin(group, shape))?;
+            let (begun, between) = self.begin_here(here, shape)?;
             let sequence = begun.contract.sequence;
             let (done, completion) = lane::completion();
-            here.start(begun, lent, done);
+            here.start((begun, between), lent, done);
             return Ok(Pending::new(self.world().clone(), (group, sequence), completion, held));
         }
         let Issued { group, sequence, completion } = self.issue(group, shape, lent)?;
@@ -343,7 +344,7 @@ impl Engine {
         mut memory: Borrowed<'_>,
     ) -> Result<u64> {
         let world = self.world();
-        let begun = self.begin(shape, |world, shape| world.begin(self.group, shape))?;
+        let (begun, between) = self.begin_here(here, shape)?;
         let sequence = begun.contract.sequence;
         if !begun.is_alone {
             let (done, completion) = lane::completion();
@@ -356,13 +357,25 @@ impl Engine {
             world.conclude(flushed)?;
         }
         let buffer = memory.output();
-        let result = here.call(&begun, buffer);
+        let result = here.call(&begun, between, buffer);
         if result.is_err()
             && let Some(memory) = &self.runtime.memory
         {
             memory.make_private(buffer);
         }
         world.conclude(result).map(|()| sequence)
+    }
+
+    /// Agrees on the next call; with what its ranks on different hosts need.
+    fn begin_here(&self, here: &WithinHost, shape: &CallShape) -> Result<(Begun, Option<Between>)> {
+        let group = self.group;
+        if !here.has_other_hosts() {
+            let begun = self.begin(shape, |world, shape| world.begin(group, shape))?;
+            return Ok((begun, None));
+        }
+        let Planned { begun, plan, members } =
+            self.begin(shape, |world, shape| world.begin_planned(group, shape))?;
+        Ok((begun, Some(Between { plan, members, location: shape.location })))
     }
 
     /// Agrees on the next call of a communicator, by `begin` of the world.
@@ -405,6 +418,7 @@ impl Engine {
             machine: Machine::new(plan, segment),
             lent,
             done,
+            is_whole: true,
         };
         match &*self.runtime.lane() {
             Some(lane) => {
@@ -441,21 +455,43 @@ impl Engine {
     }
 }
 
-/// What a communicator is given where its ranks share memory; `slots`: by member.
+/// Settles where the ranks of a communicator are, which all of them find alike, and returns what it
+/// has where this rank shares memory with others of it; `slots`: by member.
 fn within_host(
     world: &Arc<World>,
     memory: Option<&Arc<HostMemory>>,
     group: u64,
-    slots: Option<&[(u32, Slot)]>,
+    slots: &[(u32, Option<Slot>)],
 ) -> Option<Arc<WithinHost>> {
-    let slots = slots.filter(|slots| slots.len() > 1)?;
-    let shared = memory?.communicator(slots)?;
-    world.share_memory(group);
-    let own = slots.iter().find(|(rank, _)| *rank == world.rank);
-    if let Some((_, slot)) = own {
-        memory?.give_slot(*slot, group);
+    let home = |(rank, slot): &(u32, Option<Slot>)| {
+        // Who has no slot left does without.
+        slot.and(world.peers.get(*rank as usize)?.home)
+    };
+    let hosts = Hosts::new(slots.iter().map(home));
+    let parts = hosts.parts();
+    let own = (0..).zip(slots).find(|(_, (rank, _))| *rank == world.rank);
+    let (place, (_, slot)) = own?;
+    let around: Vec<(u32, Slot)> = hosts
+        .around(place)
+        .iter()
+        .filter_map(|place| slots.get(*place as usize))
+        .filter_map(|(rank, slot)| Some((*rank, (*slot)?)))
+        .collect();
+    if let (Some(memory), Some(slot)) = (memory, slot) {
+        memory.give_slot(*slot, group);
     }
-    Some(WithinHost::new(world.clone(), group, slots.len() as u32, shared))
+    let is_whole = around.len() == slots.len();
+    let layout = match () {
+        () if is_whole && around.len() > 1 => Layout::Together,
+        () if hosts.are_mixed() => Layout::ByHost(Arc::new(hosts)),
+        () => Layout::Apart,
+    };
+    world.lay_out_group(group, layout);
+    let shared = memory.filter(|_| around.len() > 1)?.communicator(&around)?;
+    let between = (!is_whole).then_some(parts);
+    let ranks = slots.len() as u32;
+    let around = around.into_iter().map(|(rank, _)| rank).collect();
+    Some(WithinHost::new(world.clone(), (group, ranks), (around, shared), between))
 }
 
 impl Runtime {

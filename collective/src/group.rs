@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::{self, CallShape, Collective, Contract};
 use crate::plan::Plan;
-use crate::plan::costs::Choice;
+use crate::plan::costs::{Choice, Layout};
 use crate::report;
 use crate::verdict::Fault;
 
@@ -28,8 +28,8 @@ pub(crate) struct Group {
     ended: u64,
     /// After the calls that were begun.
     hash: u64,
-    /// All its ranks share memory.
-    shares: bool,
+    /// Where its ranks are.
+    layout: Layout,
     /// This rank makes no more calls.
     closed: bool,
     history: VecDeque<Past>,
@@ -117,7 +117,7 @@ impl Group {
             begun: 0,
             ended: 0,
             hash: contract::first_hash(epoch, id),
-            shares: false,
+            layout: Layout::Apart,
             closed: false,
             history: VecDeque::new(),
             some_left: false,
@@ -125,9 +125,9 @@ impl Group {
         }
     }
 
-    /// From now on its ranks meet in memory.
-    pub(crate) fn share_memory(&mut self) {
-        self.shares = true;
+    /// From now on its ranks meet as they layout.
+    pub(crate) fn lay_out(&mut self, layout: Layout) {
+        self.layout = layout;
         self.agreed = None;
     }
 
@@ -172,7 +172,7 @@ impl Group {
         if !self.agreed.as_ref().is_some_and(|agreed| agreed.is_as(shape)) {
             self.agreed = None;
         }
-        let ranks = (self.members.len() as u32, self.place, self.shares);
+        let ranks = (self.members.len() as u32, self.place, &self.layout);
         let agreed = self.agreed.get_or_insert_with(|| Agreed::new(self.id, shape, choice, ranks));
         let contract = Contract { sequence: self.begun, ..agreed.contract };
         self.begun += 1;
@@ -409,10 +409,10 @@ impl Agreed {
         group: u64,
         shape: &CallShape,
         choice: &Choice,
-        (ranks, place, shares): (u32, u32, bool),
+        (ranks, place, layout): (u32, u32, &Layout),
     ) -> Self {
         let request = shape.request(ranks);
-        let plan = choice.plan(&request, place, shares);
+        let plan = choice.plan(&request, place, layout);
         let contract = Contract {
             group,
             sequence: 0,

@@ -63,6 +63,8 @@ pub(crate) struct Call {
     pub(crate) machine: Machine,
     pub(crate) lent: Lent,
     pub(crate) done: Completer,
+    /// Its end is that of the communicator's call; else the ranks of the host go on with it.
+    pub(crate) is_whole: bool,
 }
 
 /// The lane's thread.
@@ -171,6 +173,7 @@ struct Calls {
 struct Active {
     call: ActiveCall,
     done: Completer,
+    is_whole: bool,
     algorithm: Algorithm,
     lateness: Lateness,
     /// When its turn came.
@@ -243,7 +246,7 @@ impl Driver {
     fn queue(self: &Rc<Self>, call: Call) {
         let group = call.contract.group;
         if let Some(error) = self.world.error() {
-            self.world.end_call(group);
+            self.end_call(group, call.is_whole);
             return call.end(Err(error));
         }
         self.calls.borrow_mut().entry(group).or_default().queue.push_back(call);
@@ -287,8 +290,10 @@ impl Driver {
                     if let Some(active) = ended {
                         let collective = active.call.contract.collective;
                         let key = CallKey { collective, algorithm: active.algorithm };
-                        self.world.counters.call(key, active.since.elapsed());
-                        self.world.end_call(group);
+                        if active.is_whole {
+                            self.world.counters.call(key, active.since.elapsed());
+                            self.world.end_call(group);
+                        }
                         self.end(active, Ok(()));
                     }
                 }
@@ -312,7 +317,8 @@ impl Driver {
 
     /// Makes a call the one under way: its flows are opened, its relay is ready.
     fn activate(self: &Rc<Self>, call: Call) -> Active {
-        let Call { contract, location, hash, members, algorithm, machine, lent, done } = call;
+        let Call { contract, location, hash, members, algorithm, machine, lent, done, is_whole } =
+            call;
         let flow = |key: FlowKey| Flow {
             peer: members.get(key.peer as usize).copied().unwrap_or(self.world.rank),
             group: contract.group,
@@ -339,7 +345,7 @@ impl Driver {
         let next_warning = patience::first_warning(&self.world.limits);
         let since = Instant::now();
         let lateness = self.begin_waiting(since);
-        Active { call, done, algorithm, lateness, since, next_warning }
+        Active { call, done, is_whole, algorithm, lateness, since, next_warning }
     }
 
     /// Lets go of the user's memory, then wakes the caller.
@@ -352,16 +358,22 @@ impl Driver {
         done.set(result);
     }
 
+    fn end_call(&self, group: u64, is_whole: bool) {
+        if is_whole {
+            self.world.end_call(group);
+        }
+    }
+
     fn abort(&self) {
         if let Some(error) = self.world.error() {
             for (group, calls) in self.calls.take() {
                 if let Some(active) = calls.active {
                     self.stop_waiting(&active.lateness);
-                    self.world.end_call(group);
+                    self.end_call(group, active.is_whole);
                     self.end(active, Err(error.clone()));
                 }
                 for call in calls.queue {
-                    self.world.end_call(group);
+                    self.end_call(group, call.is_whole);
                     call.end(Err(error.clone()));
                 }
                 calls.flushes.into_iter().for_each(|done| done.set(Err(error.clone())));

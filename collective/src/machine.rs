@@ -192,7 +192,8 @@ impl Machine {
                 && at.segment == 0
                 && at.step.is_send()
                 && at.after.is_none()
-                && at.room.is_none(),
+                && at.room.is_none()
+                && self.plan.begins_alone(),
             action: self.at_offset(at.step.action, offset),
         })
     }

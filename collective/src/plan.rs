@@ -6,6 +6,7 @@
 
 mod alone;
 mod binomial;
+mod by_host;
 mod chain;
 pub(crate) mod costs;
 mod direct;
@@ -28,6 +29,8 @@ use std::sync::Arc;
 
 use crate::contract::Collective;
 use alone::Alone;
+use by_host::ByHost;
+pub(crate) use by_host::Hosts;
 use shape::Shape;
 
 /// What all ranks of a communicator know of a call, and all that the choice of its plan depends on.
@@ -133,6 +136,8 @@ pub(crate) enum Algorithm {
     Dissemination,
     /// No messages: the ranks of one host meet in memory (`link/shared_memory.rs`).
     SharedMemory,
+    /// In memory within each host, and between one rank of each (`by_host`).
+    ByHost,
 }
 
 impl Plan {
@@ -156,6 +161,23 @@ impl Plan {
         Self { shape, agreed }
     }
 
+    /// The plan of `rank` where some of the ranks share memory; `algorithm` is that between hosts.
+    pub(crate) fn by_host(
+        request: &Request,
+        rank: u32,
+        hosts: &Hosts,
+        algorithm: Algorithm,
+        segment_elements: u64,
+    ) -> Self {
+        let elements = (request.count, request.element_bytes);
+        let steps = ByHost::new(hosts, rank, elements, |rank, size, count| {
+            let request = Request { size, count, ..request.clone() };
+            Shape::new(&request, rank, algorithm, segment_elements)
+        });
+        let agreed = hosts.words().fold(agreed(request, algorithm), fold_hash);
+        Self { shape: Shape::ByHost(steps), agreed }
+    }
+
     /// The number of steps.
     pub(crate) fn len(&self) -> u32 {
         self.shape.steps().len()
@@ -174,9 +196,18 @@ impl Plan {
     /// Whether the first message of this rank's flow to `peer` waits for nothing that another rank
     /// has to do first.
     pub(crate) fn opens_unprompted(&self, peer: u32, stripe: u16) -> bool {
+        if !self.begins_alone() {
+            return false;
+        }
         let steps = (0..self.opening()).map(|index| self.step(index));
         let mut flow = steps.filter(|s| s.is_send() && s.peer == peer && s.stripe == stripe);
         flow.next().is_some_and(|first| first.after == After::Nothing && first.room.is_none())
+    }
+
+    /// Whether this rank's first step waits for no other rank. What is sent between hosts waits for
+    /// the sums within a host.
+    pub(crate) fn begins_alone(&self) -> bool {
+        self.algorithm() != Algorithm::ByHost
     }
 
     /// The step that follows step `index` on the same flow.
@@ -232,7 +263,7 @@ impl Space {
 
 impl Algorithm {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Algorithm::Ring,
         Algorithm::Tree,
         Algorithm::RecursiveDoubling,
@@ -242,6 +273,7 @@ impl Algorithm {
         Algorithm::Direct,
         Algorithm::Dissemination,
         Algorithm::SharedMemory,
+        Algorithm::ByHost,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -255,6 +287,7 @@ impl Algorithm {
             Algorithm::Direct => "direct",
             Algorithm::Dissemination => "dissemination",
             Algorithm::SharedMemory => "shared-memory",
+            Algorithm::ByHost => "by-host",
         }
     }
 }

@@ -230,7 +230,9 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         .map(|entry| {
             let known = Peer::new(entry.rank as usize, &entry.host, entry.pid);
             let address = Some(entry.address.unwrap_or(meeting.rank_0));
-            Peer { address, habitat: entry.habitat, ..known }
+            let shares = meeting.shares.get(entry.rank as usize) == Some(&true);
+            let home = entry.door.filter(|_| shares).map(|door| door.home);
+            Peer { address, habitat: entry.habitat, home, ..known }
         })
         .collect();
     #[cfg(feature = "faults")]
@@ -254,6 +256,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let transport = match lanes.iter().find(|lane| !lane.address.ip().is_loopback()) {
         _ if meets_all => "shared memory".into(),
         None => format!("quic on {}", meeting.rank_0),
+        Some(_) if shares => "shared memory within hosts, quic between them".into(),
         Some(_) => "quic between hosts".into(),
     };
     let own = lanes.get(rank as usize);

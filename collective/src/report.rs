@@ -105,12 +105,13 @@ impl Line<'_> {
 
 /// One line for the person who runs the job.
 pub(crate) fn warn(message: &str) {
-    origin::warn(message, None);
+    origin::warn(message);
 }
 
-/// As [`warn`], about a call.
-pub(crate) fn warn_of_call(message: &str, call: &str) {
-    origin::warn(message, Some(call));
+/// As [`warn`], about a call of this rank; it may be the program's own thread that looks after it,
+/// which must not wait for whoever reads the warning either.
+pub(crate) fn warn_of_call(origin: &std::sync::Arc<Origin>, message: &str, call: &str) {
+    origin::hand_over(origin.clone(), message, Some(call));
 }
 
 /// One line that is worth knowing and needs nothing done.

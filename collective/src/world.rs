@@ -40,12 +40,14 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// Where its process id is known (see `control/processes.rs`).
     pub(crate) habitat: u64,
+    /// Equal in ranks that share memory with each other; None shares with nobody.
+    pub(crate) home: Option<u64>,
 }
 
 impl Peer {
     /// A rank of which no more is known.
     pub fn new(rank: usize, host: &str, pid: u32) -> Self {
-        Self { rank, host: host.into(), pid, address: None, habitat: 0 }
+        Self { rank, host: host.into(), pid, address: None, habitat: 0, home: None }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use allfold::{Communicator, Error, ReduceOp, Result};
+use allfold::{Communicator, Error, ReduceOp, Result, f16};
 
 use crate::faults::busy;
 use crate::faults::victim::{self, Part};
@@ -91,8 +91,52 @@ fn act(words: &[String]) -> Result<()> {
             say(&format!("{calls} calls"));
             Ok(())
         }
+        // All-reduces of every kind, checked, and how they were done.
+        ["kinds"] => kinds(world),
         _ => Err(unknown(&words)),
     }
+}
+
+fn kinds(world: Communicator) -> Result<()> {
+    for length in [0, 1, 5, 1_000, 40_000, 600_001] {
+        // Small whole numbers, so that every order of adding them up gives the same.
+        let value = |index: usize| (world.rank() + 1) as f32 * (index % 5) as f32;
+        let ranks = world.size() as f32;
+        let all = ranks * (ranks + 1.0) / 2.0;
+        let mut plain: Vec<f32> = (0..length).map(value).collect();
+        let mut placed = world.alloc::<f32>(length);
+        placed.copy_from_slice(&plain);
+        let kept = plain.clone();
+        world.all_reduce(&mut plain, ReduceOp::Sum)?;
+        world.all_reduce(&mut placed, ReduceOp::Sum)?;
+        let started = world.start_all_reduce(kept, ReduceOp::Avg)?;
+        let mut halves: Vec<f16> = (0..length).map(|i| f16::from_f32(value(i))).collect();
+        world.all_reduce(&mut halves, ReduceOp::Avg)?;
+        let mut greatest: Vec<i64> = (0..length).map(|i| value(i) as i64).collect();
+        world.all_reduce(&mut greatest, ReduceOp::Max)?;
+        let averages = started.wait()?;
+        world.barrier()?;
+        let is_right = |index: usize| {
+            let of = (index % 5) as f32;
+            plain[index] == all * of
+                && placed[index] == all * of
+                && averages[index] == all * of / ranks
+                && (halves[index].to_f32() - all * of / ranks).abs() < 0.05
+                && greatest[index] as f32 == ranks * of
+        };
+        if let Some(index) = (0..length).find(|index| !is_right(*index)) {
+            let (half, most) = (halves[index], greatest[index]);
+            eprintln!(
+                "wrong data at {index} of {length}: {} {} {} {half} {most}",
+                plain[index], placed[index], averages[index],
+            );
+            std::process::exit(1);
+        }
+    }
+    for calls in world.stats().calls {
+        say(&format!("{} {} {}", calls.collective, calls.algorithm, calls.calls));
+    }
+    world.close()
 }
 
 fn forever(world: &Communicator) -> Result<()> {

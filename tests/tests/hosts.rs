@@ -66,6 +66,64 @@ fn a_rank_that_dies_without_a_word_is_named_with_its_host() {
     }
 }
 
+/// A job whose ranks run on these hosts, in order, which do what `arguments` say; or why not.
+fn spread(test: &str, on: &[usize], arguments: &[&str]) -> Option<(Hosts, Vec<Process>)> {
+    let count = on.iter().max().map_or(0, |last| last + 1);
+    let hosts = match Hosts::on_a_switch(count) {
+        Ok(hosts) => hosts,
+        Err(reason) => {
+            skipped(test, &reason);
+            return None;
+        }
+    };
+    let job = allfold_tests::Job { size: on.len(), ..hosts.job() };
+    let start = |(rank, host): (usize, &usize)| {
+        Process::start(&mut hosts.on(*host, &job.rank(rank, RANK, arguments)))
+    };
+    let ranks = on.iter().enumerate().map(start).collect();
+    Some((hosts, ranks))
+}
+
+#[test]
+fn hosts_with_several_ranks_add_up_in_memory_first() {
+    let _one_at_a_time = machine_lock();
+    // Two hosts with two ranks each, in order and mixed; one with two and one with one; three.
+    let layouts: [&[usize]; 5] =
+        [&[0, 0, 1, 1], &[0, 1, 0, 1], &[0, 0, 1], &[0, 1, 1], &[0, 1, 1, 2, 2, 2]];
+    for on in layouts {
+        let test = "hosts_with_several_ranks_add_up_in_memory_first";
+        let Some((_hosts, ranks)) = spread(test, on, &["kinds"]) else { return };
+        for rank in ranks {
+            let ended = rank.wait();
+            assert!(ended.status.success(), "{on:?}: {ended:#?}");
+            let says = |line: &str| ended.lines.iter().any(|said| said == line);
+            assert!(says("all_reduce by-host 30"), "{on:?}: {ended:#?}");
+            assert!(says("barrier by-host 6"), "{on:?}: {ended:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_dies_among_several_of_its_host_is_named() {
+    let _one_at_a_time = machine_lock();
+    for (signal, lost) in [(Signal::KILL, 1), (Signal::STOP, 2)] {
+        let test = "a_rank_that_dies_among_several_of_its_host_is_named";
+        let Some((hosts, mut ranks)) = spread(test, &[0, 0, 1, 1], &["forever"]) else { return };
+        ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+        hosts.signal(&ranks[lost], signal);
+        let began = Instant::now();
+        let (gone, others): (Vec<_>, Vec<_>) =
+            ranks.into_iter().enumerate().partition(|(rank, _)| *rank == lost);
+        for (_, process) in others {
+            let ended = process.wait();
+            let rank = format!("rank {lost} (host-{}", lost / 2);
+            ended.assert_error(75, &[&rank, "stopped answering", "all_reduce"]);
+        }
+        assert!(began.elapsed() < CAP, "{:?}", began.elapsed());
+        drop(gone);
+    }
+}
+
 #[test]
 fn a_cut_link_is_named_by_both_its_ends_and_all_others() {
     let _one_at_a_time = machine_lock();

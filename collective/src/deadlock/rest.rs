@@ -123,7 +123,7 @@ mod tests {
         assert!(stat(71, "main", "S", 5).unwrap().1.sleeps);
         assert!(stat(71, "allfold-lane-0", "S", 5).is_none());
         assert!(parse("71 (main) S 1 2").is_none());
-        let own = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        let own = gettid().as_raw_nonzero().get() as u32;
         assert!(threads().contains_key(&own));
     }
 

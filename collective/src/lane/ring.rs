@@ -57,6 +57,7 @@ pub(super) fn call(driver: &Rc<Driver>) -> Completion {
         members,
         algorithm: plan.algorithm(),
         machine: Machine::new(plan, 1024),
+        is_whole: true,
         lent,
         done,
     });

@@ -5,9 +5,11 @@
 //! there, what each byte and each message takes after that, and what it takes to reduce a byte.
 //! They need not be exact, only ordered like the truth.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, Plan, RELAY_SEGMENTS, Request, segments};
+use super::{Algorithm, Hosts, Plan, RELAY_SEGMENTS, Request, segments};
 use crate::contract::Collective;
 
 /// What transfers and reductions take; rank 0 hands it out with the world, so that all ranks
@@ -36,13 +38,32 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// The plan of `rank` for a call; `shares`: all ranks of the communicator share memory.
-    pub(crate) fn plan(&self, request: &Request, rank: u32, shares: bool) -> Plan {
-        if shares && self.forced.is_none() && meets_in_memory(request.collective) {
-            return Plan::in_memory(request);
+    /// The plan of `rank` for a call of a communicator whose ranks lie like that.
+    pub(crate) fn plan(&self, request: &Request, rank: u32, layout: &Layout) -> Plan {
+        let meets = self.forced.is_none() && meets_in_memory(request.collective);
+        match layout {
+            Layout::Together if meets => Plan::in_memory(request),
+            Layout::ByHost(hosts) if meets => {
+                let count = hosts.longest(request.count, request.element_bytes);
+                let between = Request { size: hosts.count() as u32, count, ..request.clone() };
+                let algorithm = fastest(&between, &self.costs);
+                let segment = self.costs.segment_elements(request.element_bytes);
+                Plan::by_host(request, rank, hosts, algorithm, segment)
+            }
+            _ => choose(request, rank, &self.costs, self.forced),
         }
-        choose(request, rank, &self.costs, self.forced)
     }
+}
+
+/// Where the ranks of a communicator are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// None shares memory with another, or they do not ask.
+    Apart,
+    /// All share memory.
+    Together,
+    /// Some do.
+    ByHost(Arc<Hosts>),
 }
 
 /// Whether ranks that share memory meet there for it.
@@ -61,13 +82,18 @@ pub(crate) fn choose(
     let known = algorithms(request.collective);
     let forced =
         forced.filter(|forced| known.contains(forced) && is_possible(request, *forced, costs));
-    // Of equals, the first one listed.
-    let fastest = || {
-        let possible = known.iter().filter(|algorithm| is_possible(request, **algorithm, costs));
-        possible.min_by_key(|algorithm| predicted_ns(request, **algorithm, costs)).copied()
-    };
-    let algorithm = forced.or_else(fastest).unwrap_or(Algorithm::Direct);
+    let algorithm = forced.unwrap_or_else(|| fastest(request, costs));
     Plan::new(request, rank, algorithm, costs.segment_elements(request.element_bytes))
+}
+
+fn fastest(request: &Request, costs: &CostTable) -> Algorithm {
+    let known = algorithms(request.collective).iter();
+    // Of equals, the first one listed.
+    known
+        .filter(|algorithm| is_possible(request, **algorithm, costs))
+        .min_by_key(|algorithm| predicted_ns(request, **algorithm, costs))
+        .copied()
+        .unwrap_or(Algorithm::Direct)
 }
 
 /// How long a call takes if all ranks make it at once; `u64::MAX` if the collective has no such

@@ -2,6 +2,7 @@
 
 use super::alone::Alone;
 use super::binomial::{Broadcast, Gather, Reduce, Scatter};
+use super::by_host::ByHost;
 use super::chain::Chain;
 use super::direct::{Linear, Message};
 use super::dissemination::Dissemination;
@@ -43,6 +44,7 @@ pub(super) enum Shape {
     Alone(Alone),
     /// In memory that all ranks have mapped.
     Here(Alone),
+    ByHost(ByHost),
     Ring(Ring),
     ReduceScatter(ReduceScatter),
     Tree(DoubleTree),
@@ -115,6 +117,7 @@ impl Shape {
     pub(super) fn steps(&self) -> &dyn Steps {
         match self {
             Self::Alone(steps) | Self::Here(steps) => steps,
+            Self::ByHost(steps) => steps,
             Self::Ring(steps) => steps,
             Self::ReduceScatter(steps) => steps,
             Self::Tree(steps) => steps,
@@ -147,6 +150,7 @@ impl Shape {
             }
             Self::Dissemination(_) => Algorithm::Dissemination,
             Self::Here(_) => Algorithm::SharedMemory,
+            Self::ByHost(_) => Algorithm::ByHost,
         }
     }
 }

@@ -86,14 +86,17 @@ pub(super) fn speak_for(origin: &Arc<Origin>) {
 }
 
 /// One of allfold's threads must not wait for whoever reads the warning.
-pub(super) fn warn(message: &str, call: Option<&str>) {
+pub(super) fn warn(message: &str) {
     match of_thread() {
-        Some(origin) => {
-            let (message, call) = (message.to_string(), call.map(str::to_string));
-            LINES.hand_over(Weight::Warning, move || origin.say(&message, call.as_deref()));
-        }
-        None => current().say(message, call),
+        Some(origin) => hand_over(origin, message, None),
+        None => current().say(message, None),
     }
+}
+
+/// Has a warning said by the thread that writes.
+pub(super) fn hand_over(origin: Arc<Origin>, message: &str, call: Option<&str>) {
+    let (message, call) = (message.to_string(), call.map(str::to_string));
+    LINES.hand_over(Weight::Warning, move || origin.say(&message, call.as_deref()));
 }
 
 /// Of one of allfold's own threads; one that is ending has none.

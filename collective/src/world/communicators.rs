@@ -8,6 +8,7 @@ use crate::contract::{self, CallShape, Contract};
 use crate::engine::MAX_COMMUNICATORS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Accusation, Begun, Group, Planned, Standing};
+use crate::plan::costs::Layout;
 use crate::verdict::Fault;
 use crate::wire::Header;
 
@@ -51,10 +52,10 @@ impl World {
         self.accuse(accusation);
     }
 
-    /// The ranks of a communicator share memory: known alike on all of them, before its first call.
-    pub(crate) fn share_memory(&self, group: u64) {
+    /// Where the ranks of a communicator are: known alike on all of them, before its first call.
+    pub(crate) fn lay_out_group(&self, group: u64, layout: Layout) {
         if let Some(group) = self.state().groups.get_mut(&group) {
-            group.share_memory();
+            group.lay_out(layout);
         }
     }
 

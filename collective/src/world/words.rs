@@ -21,7 +21,7 @@ impl World {
         let call = words.unwrap_or_default();
         let (rank, waited) = (self.rank, report::duration(waited));
         let message = format!("rank {rank} has waited {waited} in {call}: {late}");
-        report::warn_of_call(&message, &call);
+        report::warn_of_call(&self.counters.origin, &message, &call);
     }
 
     /// The ranks that have not begun call `sequence`, and what they did last.

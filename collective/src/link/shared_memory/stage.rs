@@ -31,7 +31,9 @@ pub(crate) struct Sum {
 /// The shared memory of one communicator, as one of its ranks uses it.
 pub(crate) struct Shared {
     posts: Posts,
-    /// Steps of all calls so far, wrapping.
+    /// Calls that have met here; others of the communicator may lie between them.
+    calls: u64,
+    /// Steps of them all, wrapping.
     steps: u32,
 }
 
@@ -52,7 +54,7 @@ impl From<Interrupt> for Stop {
 /// One call, on one rank.
 struct Call<'a> {
     posts: &'a Posts,
-    /// Its number.
+    /// Its number among those that meet here.
     number: u64,
     hash: u64,
     /// The steps before it.
@@ -71,7 +73,7 @@ impl Shared {
     /// core of its own, waiting begins with looking.
     pub(crate) fn new(peers: super::Peers, has_own_core: bool) -> Self {
         let spins = if has_own_core { SPINS } else { 0 };
-        Self { posts: Posts::new(peers, spins), steps: 0 }
+        Self { posts: Posts::new(peers, spins), calls: 0, steps: 0 }
     }
 
     /// Where a rank differs: tells the others what this one calls, and hears what that one does.
@@ -85,16 +87,16 @@ impl Shared {
         Ok(self.posts.explain(number, own, rank, patience)?)
     }
 
-    /// All-reduces `buffer` in place. `number` and `hash` are of this call.
+    /// All-reduces `buffer` in place; `hash` is of this call.
     pub(crate) fn all_reduce(
         &mut self,
-        (number, hash): (u64, u64),
+        hash: u64,
         sum: Sum,
         buffer: &mut [u8],
         patience: &mut impl Patience,
     ) -> Result<(), Stop> {
         let ranks = self.posts.peers().arenas.len();
-        let call = self.call((number, hash), sum, ranks, buffer);
+        let call = self.call(hash, sum, ranks, buffer);
         let steps = if buffer.len() <= INLINE_BYTES {
             call.inline(patience)?
         } else if buffer.len() <= SMALL_BYTES {
@@ -103,6 +105,7 @@ impl Shared {
             call.reduce(true, patience)?
         };
         self.steps = self.steps.wrapping_add(steps);
+        self.calls += 1;
         Ok(())
     }
 
@@ -110,13 +113,13 @@ impl Shared {
     /// what the rest of the buffer holds then is not said.
     pub(crate) fn reduce_parts(
         &mut self,
-        (number, hash): (u64, u64),
+        hash: u64,
         sum: Sum,
         parts: usize,
         buffer: &mut [u8],
         patience: &mut impl Patience,
     ) -> Result<(), Stop> {
-        let steps = self.call((number, hash), sum, parts, buffer).reduce(false, patience)?;
+        let steps = self.call(hash, sum, parts, buffer).reduce(false, patience)?;
         self.steps = self.steps.wrapping_add(steps);
         Ok(())
     }
@@ -124,28 +127,23 @@ impl Shared {
     /// After [`reduce_parts`](Self::reduce_parts), in the same call: gives the parts to all.
     pub(crate) fn gather_parts(
         &mut self,
-        (number, hash): (u64, u64),
+        hash: u64,
         sum: Sum,
         parts: usize,
         buffer: &mut [u8],
         patience: &mut impl Patience,
     ) -> Result<(), Stop> {
-        let call = self.call((number, hash), sum, parts, buffer);
+        let call = self.call(hash, sum, parts, buffer);
         let steps = Call { opens: false, ..call }.gather(patience)?;
         self.steps = self.steps.wrapping_add(steps);
+        self.calls += 1;
         Ok(())
     }
 
-    fn call(
-        &self,
-        (number, hash): (u64, u64),
-        sum: Sum,
-        parts: usize,
-        buffer: &mut [u8],
-    ) -> Call<'_> {
+    fn call(&self, hash: u64, sum: Sum, parts: usize, buffer: &mut [u8]) -> Call<'_> {
         Call {
             posts: &self.posts,
-            number,
+            number: self.calls,
             hash,
             before: self.steps,
             sum,

@@ -85,7 +85,7 @@ fn run(world: Vec<Shared>, calls: &[(Sum, Vec<Vec<u8>>)]) -> Vec<Vec<Vec<u8>>> {
             scope.spawn(move || {
                 let call = |(number, (sum, inputs)): (usize, &(Sum, Vec<Vec<u8>>))| {
                     let mut buffer = inputs[rank].clone();
-                    let id = (number as u64, number as u64 * 7);
+                    let id = number as u64 * 7;
                     let done = shared.all_reduce(id, *sum, &mut buffer, &mut patience());
                     assert!(done.is_ok());
                     buffer
@@ -181,8 +181,7 @@ fn buffers_that_lie_in_shared_memory_are_added_up_where_they_lie() {
                         assert!(buffer.iter().all(|byte| *byte == 0));
                         for call in 0..3 {
                             buffer.copy_from_slice(&inputs[rank]);
-                            let done =
-                                shared.all_reduce((call, call), sum, buffer, &mut patience());
+                            let done = shared.all_reduce(call, sum, buffer, &mut patience());
                             assert!(done.is_ok() && *buffer == want[..], "rank {rank}, {length}");
                         }
                         memory.give(part);
@@ -218,7 +217,7 @@ fn the_parts_of_a_host_are_its_sums_and_come_to_all() {
                         };
                         for call in 0..3 {
                             buffer.copy_from_slice(&inputs[rank]);
-                            let id = (call, call);
+                            let id = call;
                             let done = shared.reduce_parts(id, sum, parts, buffer, &mut patience());
                             assert!(done.is_ok());
                             let own = crate::plan::part(length as u64, parts as u64, rank as u64);
@@ -279,7 +278,7 @@ fn a_rank_that_does_not_come_is_waited_for_until_the_world_is_over() {
             }
             let sum = all(ElementType::F32, ReduceOp::Sum, 2);
             let mut buffer = vec![0; 100];
-            first.all_reduce((0, 0), sum, &mut buffer, &mut Ends(over, looks))
+            first.all_reduce(0, sum, &mut buffer, &mut Ends(over, looks))
         });
         assert!(matches!(waits.join().unwrap(), Err(Stop::Over)));
     });
@@ -295,7 +294,7 @@ fn ranks_that_differ_hear_what_the_other_calls() {
                 // Other lengths, so that each meets the other in its own way.
                 let mut buffer = vec![0; [40, 100_000][rank]];
                 let hash = [11, 22][rank];
-                match shared.all_reduce((0, hash), sum, &mut buffer, &mut patience()) {
+                match shared.all_reduce(hash, sum, &mut buffer, &mut patience()) {
                     Err(Stop::Differs(other, theirs)) => {
                         let own = format!("this is rank {rank}").into_bytes();
                         let words = shared.explain(0, &own, other, &mut patience());
