@@ -320,6 +320,11 @@ impl Group {
         self.past(sequence).map(|past| self.describe(past))
     }
 
+    /// This rank's call `sequence` and the rolling hash after it, as far back as it is kept.
+    pub(crate) fn call(&self, sequence: u64) -> Option<(Contract, u64)> {
+        self.past(sequence).map(|past| (past.contract, past.hash))
+    }
+
     /// Where in the program this rank's call `sequence` was made.
     pub(crate) fn location_of(&self, sequence: u64) -> Option<&'static Location<'static>> {
         self.past(sequence).map(|past| past.location)

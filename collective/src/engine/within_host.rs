@@ -276,20 +276,39 @@ impl WithinHost {
         result.map_err(|_| Stop::Over)
     }
 
-    /// The rank at `place` makes another call: the verdict shows both.
+    /// The rank at `place` makes another call: the verdict shows both. Where it is the same, one before
+    /// it was another: a call that waits for nobody may have ended before that was found.
     fn tell_difference(&self, begun: &Begun, (place, hash): (usize, u64), watch: &mut Watch<'_>) {
-        let (world, contract) = (&*self.world, &begun.contract);
+        let (world, group) = (&*self.world, self.group);
         let Some(peer) = self.around.get(place).copied() else { return };
-        let location = world.location_of(self.group, contract.sequence);
-        let own = [&contract.to_wire()[..], location.as_bytes()].concat();
-        let shared = self.shared();
-        let Ok(theirs) = shared.explain(contract.sequence, &own, place, watch) else { return };
-        drop(shared);
-        let theirs = wire::read_contract(&theirs);
-        let sequence = contract.sequence;
-        if !world.compare_call(peer, self.group, (sequence, hash), theirs.as_ref()) {
+        let mut shown = (begun.contract.sequence, hash, None);
+        for round in 0..ROUNDS {
+            let sequence = shown.0;
+            let Some((contract, hash)) = world.call(group, sequence) else { break };
+            let location = world.location_of(group, sequence);
+            let own = [&hash.to_le_bytes()[..], &contract.to_wire(), location.as_bytes()].concat();
+            let Ok(theirs) = self.shared().explain(round, &own, place, watch) else { return };
+            let Some((hash, theirs)) = theirs.split_first_chunk::<8>() else { break };
+            let Some(theirs) = wire::read_contract(theirs) else { break };
+            let their_sequence = theirs.0.sequence;
+            let is_same = theirs.0 == contract;
+            shown = (sequence, u64::from_le_bytes(*hash), Some(theirs));
+            match their_sequence.cmp(&sequence) {
+                // Of two calls that met, the one with the lower number has the other's before it.
+                std::cmp::Ordering::Less => shown.0 = their_sequence,
+                std::cmp::Ordering::Greater => {}
+                std::cmp::Ordering::Equal if is_same && sequence > 0 => shown.0 = sequence - 1,
+                std::cmp::Ordering::Equal => break,
+            }
+        }
+        let (sequence, hash, theirs) = shown;
+        let known = theirs.as_ref().is_some_and(|theirs| theirs.0.sequence == sequence);
+        if !known || !world.compare_call(peer, group, (sequence, hash), theirs.as_ref()) {
             let problem = "it shows another call than the one it makes".into();
             world.raise(peer, Fault::Protocol { problem });
         }
     }
 }
+
+/// How many calls back a difference is looked for.
+const ROUNDS: u64 = 64;

@@ -179,6 +179,11 @@ impl World {
         location.map_or_else(String::new, contract::show_location)
     }
 
+    /// A call of this rank and the rolling hash after it, as far back as it is kept.
+    pub(crate) fn call(&self, group: u64, sequence: u64) -> Option<(Contract, u64)> {
+        self.state().groups.get(&group)?.call(sequence)
+    }
+
     /// Whether no call is under way on a communicator.
     pub(crate) fn is_idle(&self, group: u64) -> bool {
         self.state().groups.get(&group).is_none_or(|group| group.outstanding() == 0)

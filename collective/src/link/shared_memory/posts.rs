@@ -37,11 +37,11 @@ pub(crate) struct Posts {
     spins: u32,
 }
 
-/// What a rank says of its call where it differs from another's; written only then.
+/// What a rank says of a call where it differs from another's; written only then.
 #[repr(C, align(64))]
 struct Card {
-    /// The call's number and 1; written last.
-    call: AtomicU64,
+    /// Which it is, from 1; written last.
+    number: AtomicU64,
     length: AtomicU64,
     words: [AtomicU64; CARD_WORDS],
 }
@@ -107,25 +107,26 @@ impl Posts {
         Ok(())
     }
 
-    /// Tells what this rank calls, and waits for what another does.
+    /// Tells what this rank calls, and waits for what another does, for the `round`th time. Two
+    /// cards serve two rounds in turn, as posts do.
     pub(crate) fn explain(
         &self,
-        call: u64,
+        round: u64,
         own: &[u8],
         rank: usize,
         patience: &mut impl Patience,
     ) -> Result<Vec<u8>, Interrupt> {
         let own = &own[..own.len().min(8 * CARD_WORDS)];
-        let card = self.card(self.peers.own);
+        let card = self.card(self.peers.own, round);
         for (word, bytes) in card.words.iter().zip(own.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
         }
         card.length.store(own.len() as u64, Ordering::Relaxed);
-        card.call.store(call + 1, Ordering::Release);
-        let card = self.card(rank);
-        while card.call.load(Ordering::Acquire) != call + 1 {
+        card.number.store(round + 1, Ordering::Release);
+        let card = self.card(rank, round);
+        while card.number.load(Ordering::Acquire) != round + 1 {
             if patience.is_over() {
                 return Err(Interrupt);
             }
@@ -139,8 +140,9 @@ impl Posts {
         Ok(theirs)
     }
 
-    fn card(&self, rank: usize) -> &Card {
-        let start = self.at(rank, CARD_AT, size_of::<Card>());
+    fn card(&self, rank: usize, round: u64) -> &Card {
+        let offset = CARDS_AT + (round % 2) as usize * size_of::<Card>();
+        let start = self.at(rank, offset, size_of::<Card>());
         // SAFETY: as in `of`.
         unsafe { &*start.cast::<Card>() }
     }
@@ -260,9 +262,9 @@ pub(crate) const INLINE_WORDS: usize = 14;
 const POST_STRIDE: usize = size_of::<Post>();
 /// A contract, and where in the program.
 const CARD_WORDS: usize = 30;
-const CARD_AT: usize = 3 * POST_STRIDE;
-/// Two posts, the sleepers, and the card.
-pub(crate) const BYTES: usize = CARD_AT + size_of::<Card>();
+const CARDS_AT: usize = 3 * POST_STRIDE;
+/// Two posts, the sleepers, and two cards.
+pub(crate) const BYTES: usize = CARDS_AT + 2 * size_of::<Card>();
 /// Between two looks at a card: the job is lost anyway.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Others may need the core; a turn of each costs less than sleeping and being woken.

@@ -76,15 +76,16 @@ impl Shared {
         Self { posts: Posts::new(peers, spins), calls: 0, steps: 0 }
     }
 
-    /// Where a rank differs: tells the others what this one calls, and hears what that one does.
+    /// Where a rank differs: tells the others of a call of this one, and hears of that one's; rounds
+    /// count from 0.
     pub(crate) fn explain(
         &self,
-        number: u64,
+        round: u64,
         own: &[u8],
         rank: usize,
         patience: &mut impl Patience,
     ) -> Result<Vec<u8>, Stop> {
-        Ok(self.posts.explain(number, own, rank, patience)?)
+        Ok(self.posts.explain(round, own, rank, patience)?)
     }
 
     /// All-reduces `buffer` in place; `hash` is of this call.
