@@ -4,6 +4,7 @@
 //! names for the rank. On it each flow is one long-lived unidirectional stream.
 
 pub(crate) mod endpoint;
+mod socket;
 pub(crate) mod tuning;
 
 use std::cell::{Cell, RefCell};

@@ -12,7 +12,7 @@ use super::Cipher;
 use super::wire::{CARD_BYTES, Card, TEXT_BYTES, text_from_bytes, text_to_bytes};
 use crate::communicator::{Communicator, Kind};
 use crate::error::{ErrorKind, Result};
-use crate::link::quic::tuning::MAX_UDP_PAYLOAD;
+use crate::link::quic::tuning::MAX_PROBE_PAYLOAD;
 use crate::report;
 use crate::trust::secret::Secret;
 use ends::{End, Outcome};
@@ -130,7 +130,7 @@ impl Link {
     }
 
     fn check(&self, size: usize, route: Route) -> Result<()> {
-        let payloads = MIN_PAYLOAD..=MAX_UDP_PAYLOAD;
+        let payloads = MIN_PAYLOAD..=MAX_PROBE_PAYLOAD;
         let problem = match route {
             _ if size < 2 => "a link needs two ranks".into(),
             Route::Pair { from, to } if from >= size || to >= size || from == to => {
@@ -144,7 +144,7 @@ impl Link {
             }
             _ => match self.payload {
                 Some(bytes) if !payloads.contains(&bytes) => format!(
-                    "packets of {bytes} bytes: between {MIN_PAYLOAD} and {MAX_UDP_PAYLOAD} can be \
+                    "packets of {bytes} bytes: between {MIN_PAYLOAD} and {MAX_PROBE_PAYLOAD} can be \
                      sent"
                 ),
                 _ => return Ok(()),

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::identity::host_name;
 use crate::link::quic::endpoint;
 use crate::link::quic::tuning::Traffic;
+use crate::plan::costs;
 use crate::probe::Cipher;
 use crate::probe::wire::Card;
 use crate::statistics::Counters;
@@ -305,8 +306,8 @@ async fn close(endpoint: &Endpoint) {
 const JOB: &str = "allfold-probe";
 /// In place of a message's number: no more messages.
 const NO_MORE: u64 = u64::MAX;
-/// As the runtime's own, so that a stream is fed as a collective feeds it.
-pub(super) const SEGMENT_BYTES: usize = 64 * 1024;
+/// A stream is fed as a collective feeds it.
+pub(super) const SEGMENT_BYTES: usize = costs::SEGMENT_BYTES as usize;
 /// As a lane takes them.
 const PIECES_AT_ONCE: usize = 32;
 /// All ends start within milliseconds of each other.
