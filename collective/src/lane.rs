@@ -11,7 +11,7 @@ mod reading;
 #[cfg(test)]
 mod ring;
 mod silence;
-mod wakefulness;
+pub(crate) mod wakefulness;
 mod writing;
 
 use std::cell::{Cell, RefCell};

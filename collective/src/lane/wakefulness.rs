@@ -49,7 +49,7 @@ impl Driver {
 }
 
 /// Whether each rank of this host has a core, so that one that polls takes it from nobody.
-fn has_cores(world: &World) -> bool {
+pub(crate) fn has_cores(world: &World) -> bool {
     let own = world.peers.get(world.rank as usize);
     let here = world.peers.iter().filter(|peer| own.is_some_and(|own| own.host == peer.host));
     std::thread::available_parallelism().is_ok_and(|cores| here.count() <= cores.get())
