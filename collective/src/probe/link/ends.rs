@@ -274,9 +274,6 @@ async fn pour_all(link: Link, connection: &Connection) -> Result<(), String> {
 async fn pour(mut stream: SendStream, segment: Bytes, deadline: Instant) -> Result<(), String> {
     loop {
         stream.write_chunk(segment.clone()).await.map_err(|error| error.to_string())?;
-        if std::env::var("X_YIELD").is_ok() {
-            tokio::task::yield_now().await;
-        }
         if Instant::now() >= deadline {
             return stream.finish().map_err(|error| error.to_string());
         }
