@@ -331,7 +331,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Headers, contracts and short segments.
 const SMALL_BYTES: usize = 4096;
-/// A whole segment of 64 KiB with header and contract, in whole pages.
+/// A whole segment of 63 KiB with header and contract, in whole pages.
 const LARGE_BYTES: usize = 68 * 1024;
 /// More than the messages of a few stalled flows within a process; a look takes nanoseconds.
 const LOOKS: usize = 16;

@@ -11,6 +11,7 @@ mod reading;
 #[cfg(test)]
 mod ring;
 mod silence;
+pub(crate) mod wakefulness;
 mod writing;
 
 use std::cell::{Cell, RefCell};
@@ -140,6 +141,8 @@ struct Driver {
     calls: RefCell<HashMap<u64, Calls>>,
     /// A call has begun.
     begun: Notify,
+    /// A call was asked for, or went on.
+    stirred: Notify,
     /// Something happened that a waiting task may have waited for.
     changed: Notify,
     pool: RefCell<SegmentPool>,
@@ -152,6 +155,8 @@ struct Driver {
     /// Writing tasks that still have to say goodbye and be answered.
     unanswered: Cell<usize>,
     closing: Cell<bool>,
+    /// Somebody waited for the call that ended last.
+    was_awaited: Cell<bool>,
     /// Segments sent and received.
     moved: Cell<u64>,
     /// Of the flows from peers.
@@ -199,6 +204,7 @@ impl Driver {
             links,
             calls: RefCell::new(HashMap::new()),
             begun: Notify::new(),
+            stirred: Notify::new(),
             changed: Notify::new(),
             pool: RefCell::new(SegmentPool::default()),
             relays: RefCell::new(Vec::new()),
@@ -206,6 +212,7 @@ impl Driver {
             goodbyes: RefCell::new(HashMap::new()),
             unanswered: Cell::new(0),
             closing: Cell::new(false),
+            was_awaited: Cell::new(false),
             moved: Cell::new(0),
             openings: RefCell::default(),
             attention: RefCell::new(Attention::new(Instant::now())),
@@ -220,6 +227,7 @@ impl Driver {
             }
         });
         self.spawn(self.clone().watch());
+        self.spawn(self.clone().stay_awake());
         loop {
             match inbox.recv().await {
                 Some(Command::Run(call)) => self.queue(*call),
@@ -249,6 +257,7 @@ impl Driver {
             self.end_call(group, call.is_whole);
             return call.end(Err(error));
         }
+        self.stirred.notify_one();
         self.calls.borrow_mut().entry(group).or_default().queue.push_back(call);
         self.advance(group);
     }
@@ -351,6 +360,7 @@ impl Driver {
     /// Lets go of the user's memory, then wakes the caller.
     fn end(&self, active: Active, result: Result<()>) {
         let Active { call, done, .. } = active;
+        self.was_awaited.set(done.awaited().is_some());
         let relay = call.into_relay();
         if relay.capacity() > 0 && self.relays.borrow().len() < MAX_RELAYS {
             self.relays.borrow_mut().push(relay);
@@ -391,6 +401,7 @@ impl Driver {
     /// one.
     fn progressed(self: &Rc<Self>, group: u64) {
         self.moved.set(self.moved.get() + 1);
+        self.stirred.notify_one();
         self.advance(group);
         self.changed.notify_waiters();
     }

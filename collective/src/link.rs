@@ -71,6 +71,13 @@ impl Links {
         }
     }
 
+    /// Warns if packets are lost for want of a buffer.
+    pub(crate) fn look_for_drops(&self) {
+        if let Links::Quic(links) = self {
+            links.look_for_drops();
+        }
+    }
+
     /// Closes all links, telling the peers that nothing more comes.
     pub(crate) async fn close(&self) {
         match self {

@@ -169,7 +169,7 @@ impl Fields<'_> {
 
 pub(crate) const PREAMBLE_BYTES: usize = 28;
 pub(crate) const HEADER_BYTES: usize = 44;
-/// Segments are 64 KiB; four times that leaves room to tune without a new protocol version.
+/// Segments are 63 KiB; four times that leaves room to tune without a new protocol version.
 pub(crate) const MAX_PAYLOAD_BYTES: u32 = 256 * 1024;
 /// A world table of 65,536 ranks at 256 bytes each.
 pub(crate) const MAX_CONTROL_BYTES: usize = 16 * 1024 * 1024;

@@ -92,8 +92,8 @@ fn fewest(world: Vec<Communicator>) -> (usize, usize) {
     })
 }
 
-/// Elements of a segment of 64 KiB.
-const SEGMENT: usize = 16 * 1024;
+/// Elements of a segment of 63 KiB.
+const SEGMENT: usize = 63 * 256;
 const FEW: usize = 10;
 const MANY: usize = 400;
 const LEAST_ATTEMPTS: usize = 4;

@@ -8,8 +8,8 @@ mod worlds;
 use allfold::{Communicator, ErrorKind, ReduceOp};
 use worlds::{each_rank, on_every_link};
 
-/// Lengths around the boundaries of ranks, segments (64 KiB) and chunks.
-const LENGTHS: [usize; 11] = [0, 1, 2, 3, 5, 7, 64, 1_000, 16_384, 16_385, 150_001];
+/// Lengths around the boundaries of ranks, segments (63 KiB) and chunks.
+const LENGTHS: [usize; 11] = [0, 1, 2, 3, 5, 7, 64, 1_000, 16_128, 16_129, 150_001];
 
 #[test]
 fn a_sum_is_right_and_identical_on_all_ranks() {

@@ -8,8 +8,8 @@ mod worlds;
 use allfold::{Communicator, ErrorKind, Result};
 use worlds::on_every_link;
 
-/// Elements of one rank's block, around the boundaries of segments (64 KiB) and of the relay.
-const BLOCKS: [usize; 7] = [0, 1, 3, 1_000, 16_384, 16_385, 40_000];
+/// Elements of one rank's block, around the boundaries of segments (63 KiB) and of the relay.
+const BLOCKS: [usize; 7] = [0, 1, 3, 1_000, 16_128, 16_129, 40_000];
 const SIZES: [usize; 5] = [1, 2, 3, 5, 8];
 
 #[test]

@@ -41,6 +41,7 @@ impl Driver {
             self.count_waits(Instant::now());
             self.look_for_deadlock(&mut still);
             self.look_for_silence(&mut silences);
+            self.links.look_for_drops();
             if let Some(control) = self.world.control() {
                 control.compare_notes(|| self.world.standings());
             }

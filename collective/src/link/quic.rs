@@ -3,7 +3,11 @@
 //! The lower rank dials. Every connection is checked against the leaf that rank 0's world table
 //! names for the rank. On it each flow is one long-lived unidirectional stream.
 
+mod drops;
 pub(crate) mod endpoint;
+#[cfg(test)]
+mod incast;
+mod socket;
 pub(crate) mod tuning;
 
 use std::cell::{Cell, RefCell};
@@ -23,6 +27,7 @@ use crate::statistics::{Counters, Refusal};
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
 use crate::wire::{PREAMBLE_BYTES, Preamble};
+use drops::Drops;
 use endpoint::Complaints;
 use tuning::Traffic;
 
@@ -53,6 +58,7 @@ struct Shared {
     inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Incoming>>,
     closed: Cell<bool>,
     complaints: Complaints,
+    drops: Drops,
 }
 
 impl QuicLinks {
@@ -82,6 +88,7 @@ impl QuicLinks {
             inbox: tokio::sync::Mutex::new(inbox),
             closed: Cell::new(false),
             complaints: Complaints::default(),
+            drops: Drops::of(endpoint.local_addr().ok()),
         });
         let door = shared.clone();
         let accepting =
@@ -129,6 +136,11 @@ impl QuicLinks {
         for (peer, (since, problem)) in self.0.in_vain.borrow().iter() {
             each(LinkState::Dialling { peer: *peer, since: *since, problem });
         }
+    }
+
+    /// Warns if packets are lost for want of a buffer.
+    pub(crate) fn look_for_drops(&self) {
+        self.0.drops.look();
     }
 
     pub(crate) async fn close(&self) {

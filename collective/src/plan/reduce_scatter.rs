@@ -99,7 +99,7 @@ impl ReduceScatter {
 }
 
 impl Steps for ReduceScatter {
-    /// At 64 KiB a segment, 2^32 steps are some terabytes on ten ranks.
+    /// At 63 KiB a segment, 2^32 steps are some terabytes on ten ranks.
     fn len(&self) -> u32 {
         u32::try_from(2 * self.pieces() * u64::from(self.rounds())).unwrap_or(u32::MAX)
     }

@@ -12,7 +12,7 @@ use super::Cipher;
 use super::wire::{CARD_BYTES, Card, TEXT_BYTES, text_from_bytes, text_to_bytes};
 use crate::communicator::{Communicator, Kind};
 use crate::error::{ErrorKind, Result};
-use crate::link::quic::tuning::MAX_UDP_PAYLOAD;
+use crate::link::quic::tuning::MAX_PROBE_PAYLOAD;
 use crate::report;
 use crate::trust::secret::Secret;
 use ends::{End, Outcome};
@@ -43,8 +43,16 @@ pub enum Route {
         /// The receiver.
         to: usize,
     },
-    /// Every rank to the next, all at once: both directions of every rank are loaded, as in a ring
-    /// all-reduce.
+    /// Two ranks to each other, both ways at once over one link, as in an all-reduce of two ranks.
+    /// Only the first one measures round trips.
+    Exchange {
+        /// The rank that dials.
+        first: usize,
+        /// The other one.
+        second: usize,
+    },
+    /// Every rank to the next, all at once, each over a link of its own: both directions of every
+    /// rank are loaded, as in a ring all-reduce.
     Ring,
 }
 
@@ -116,10 +124,9 @@ impl Link {
         let own = end.as_ref().ok().map(|end| end.card());
         world.all_gather(&Card::to_bytes(own.as_ref()), &mut cards)?;
         let cards: Vec<Option<Card>> = cards.as_chunks().0.iter().map(Card::from_bytes).collect();
-        let to = route.receiver(rank, size);
-        let from = route.sender(rank, size);
+        let takes_part = route.receiver(rank, size).or(route.sender(rank, size)).is_some();
         let outcome = match end {
-            Ok(end) if to.is_some() || from.is_some() => end.run(*self, &cards, to, from),
+            Ok(end) if takes_part => end.run(*self, route, &cards),
             Ok(_) => {
                 idle(world, self.duration);
                 Ok(Outcome::default())
@@ -130,10 +137,12 @@ impl Link {
     }
 
     fn check(&self, size: usize, route: Route) -> Result<()> {
-        let payloads = MIN_PAYLOAD..=MAX_UDP_PAYLOAD;
+        let payloads = MIN_PAYLOAD..=MAX_PROBE_PAYLOAD;
         let problem = match route {
             _ if size < 2 => "a link needs two ranks".into(),
-            Route::Pair { from, to } if from >= size || to >= size || from == to => {
+            Route::Pair { from, to } | Route::Exchange { first: from, second: to }
+                if from >= size || to >= size || from == to =>
+            {
                 format!("there is no link from rank {from} to rank {to} of {size} ranks")
             }
             _ if !(1..=MAX_STREAMS).contains(&self.streams) => {
@@ -144,7 +153,7 @@ impl Link {
             }
             _ => match self.payload {
                 Some(bytes) if !payloads.contains(&bytes) => format!(
-                    "packets of {bytes} bytes: between {MIN_PAYLOAD} and {MAX_UDP_PAYLOAD} can be \
+                    "packets of {bytes} bytes: between {MIN_PAYLOAD} and {MAX_PROBE_PAYLOAD} can be \
                      sent"
                 ),
                 _ => return Ok(()),
@@ -177,6 +186,7 @@ impl Route {
     fn receiver(self, rank: usize, size: usize) -> Option<usize> {
         match self {
             Self::Pair { from, to } => (rank == from).then_some(to),
+            Self::Exchange { .. } => self.other(rank),
             Self::Ring => Some((rank + 1) % size),
         }
     }
@@ -184,7 +194,17 @@ impl Route {
     fn sender(self, rank: usize, size: usize) -> Option<usize> {
         match self {
             Self::Pair { from, to } => (rank == to).then_some(from),
+            Self::Exchange { .. } => self.other(rank),
             Self::Ring => Some((rank + size - 1) % size),
+        }
+    }
+
+    /// Whom a rank exchanges bytes with.
+    fn other(self, rank: usize) -> Option<usize> {
+        match self {
+            Self::Exchange { first, second } if rank == first => Some(second),
+            Self::Exchange { first, second } if rank == second => Some(first),
+            _ => None,
         }
     }
 }
@@ -319,6 +339,19 @@ mod tests {
             let pairs: Vec<_> = figures.iter().map(|f| (f.from, f.to)).collect();
             assert_eq!(pairs, [(0, 1), (1, 2), (2, 0)]);
             assert!(figures.iter().all(|f| f.problem.is_none() && f.bytes > 0), "{figures:?}");
+        }
+    }
+
+    #[test]
+    fn an_exchange_goes_both_ways_over_one_link() {
+        let link = Link { duration: Duration::from_millis(20), streams: 2, ..short() };
+        for figures in measure(3, link, Route::Exchange { first: 2, second: 0 }) {
+            let figures = figures.unwrap();
+            let ends: Vec<_> = figures.iter().map(|f| (f.from, f.to)).collect();
+            assert_eq!(ends, [(0, 2), (2, 0)]);
+            let is_fine = |f: &LinkFigures| f.problem.is_none() && f.bytes > 0 && f.packets > 0;
+            assert!(figures.iter().all(is_fine), "{figures:?}");
+            assert_eq!(figures.iter().map(|f| f.round_trips.len()).collect::<Vec<_>>(), [0, 3]);
         }
     }
 

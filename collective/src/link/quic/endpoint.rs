@@ -1,15 +1,16 @@
 //! QUIC endpoints: sockets, configurations, and the door that strangers knock at.
 
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
 
-use super::tuning::{self, Traffic};
+use super::socket::BatchSocket;
+use super::tuning::{self, Path, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
 use crate::statistics::{Counters, Refusal};
@@ -48,6 +49,20 @@ pub(crate) fn enlarge(socket: &UdpSocket) {
     let _ = sockopt::set_socket_send_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
 }
 
+/// What the system grants a socket to receive into, of what is asked.
+pub(crate) fn granted() -> usize {
+    static GRANTED: OnceLock<usize> = OnceLock::new();
+    *GRANTED.get_or_init(|| {
+        let scratch = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+        let granted = scratch.ok().and_then(|socket| {
+            enlarge(&socket);
+            rustix::net::sockopt::socket_recv_buffer_size(&socket).ok()
+        });
+        // Linux doubles what was asked for, for its own needs.
+        granted.map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
+    })
+}
+
 /// An endpoint that dials and accepts members of the job; to be made inside a runtime.
 pub(crate) fn open(
     socket: UdpSocket,
@@ -57,17 +72,19 @@ pub(crate) fn open(
     let failed = |problem: &dyn std::fmt::Display| Error::system("open a QUIC endpoint", problem);
     let local = socket.local_addr().map_err(|e| failed(&e))?;
     let mut config = EndpointConfig::default();
-    config.max_udp_payload_size(tuning::MAX_UDP_PAYLOAD).map_err(|e| failed(&e))?;
-    let server = server(membership, traffic, local.ip())?;
+    let path = Path::new(traffic, local.ip(), granted());
+    config.max_udp_payload_size(path.largest_packet).map_err(|e| failed(&e))?;
+    let server = server(membership, traffic, path)?;
     socket.set_nonblocking(true).map_err(|e| failed(&e))?;
     let runtime = Arc::new(quinn::TokioRuntime);
     #[cfg(feature = "faults")]
-    let endpoint = crate::faults::open(socket).and_then(|socket| {
-        Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
-    });
+    let socket = crate::faults::open(socket);
     #[cfg(not(feature = "faults"))]
-    let endpoint = Endpoint::new(config, Some(server), socket, runtime);
-    endpoint.map_err(|e| failed(&e))
+    let socket = quinn::Runtime::wrap_udp_socket(&*runtime, socket);
+    let socket = socket.map_err(|e| failed(&e))?;
+    let socket = Arc::new(BatchSocket::new(socket, path));
+    Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
+        .map_err(|e| failed(&e))
 }
 
 /// Who dials: from which endpoint, as which member, what for.
@@ -87,7 +104,10 @@ impl Caller<'_> {
         limit: Duration,
     ) -> std::result::Result<Welcomed, DialError> {
         let seen = Seen::default();
-        let client = client(self.membership, self.traffic, (rank, address.ip()), seen.clone())
+        let local = self.endpoint.local_addr().map_or(address.ip(), |local| local.ip());
+        let mut path = Path::new(self.traffic, local, granted());
+        path.is_loopback |= address.ip().is_loopback();
+        let client = client(self.membership, self.traffic, (rank, path), seen.clone())
             .map_err(|error| DialError::Final(error.to_string()))?;
         let connecting = self
             .endpoint
@@ -105,13 +125,13 @@ impl Caller<'_> {
 fn client(
     membership: &Membership,
     traffic: Traffic,
-    (rank, peer): (u32, IpAddr),
+    (rank, path): (u32, Path),
     seen: Seen,
 ) -> Result<ClientConfig> {
     let tls = Arc::new(membership.client(rank, seen)?);
     let crypto = QuicClientConfig::with_initial(tls, initial_suite()?).map_err(no_suite)?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(tuning::transport(traffic, peer));
+    config.transport_config(tuning::transport(traffic, path));
     Ok(config)
 }
 
@@ -174,12 +194,11 @@ impl Complaints {
     }
 }
 
-fn server(membership: &Membership, traffic: Traffic, local: IpAddr) -> Result<ServerConfig> {
+fn server(membership: &Membership, traffic: Traffic, path: Path) -> Result<ServerConfig> {
     let crypto = QuicServerConfig::with_initial(Arc::new(membership.server()?), initial_suite()?)
         .map_err(no_suite)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    // An endpoint on a loopback address has only loopback peers.
-    config.transport_config(tuning::transport(traffic, local));
+    config.transport_config(tuning::transport(traffic, path));
     config.migration(false);
     config.max_incoming(tuning::HALF_OPEN_MAX);
     config.incoming_buffer_size(tuning::KNOCKING_BYTES);

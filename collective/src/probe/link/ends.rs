@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, ConnectionStats, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::Link;
-use crate::communicator::Communicator;
+use super::{Link, Route};
+use crate::communicator::{Communicator, Kind};
 use crate::error::{Error, Result};
 use crate::identity::host_name;
+use crate::lane::wakefulness;
 use crate::link::quic::endpoint;
 use crate::link::quic::tuning::Traffic;
+use crate::plan::costs;
 use crate::probe::Cipher;
 use crate::probe::wire::Card;
 use crate::statistics::Counters;
@@ -37,12 +39,21 @@ pub(super) struct Outcome {
     pub(super) round_trips: Vec<u64>,
 }
 
+/// What is measured, and whether the receiving end sends as well.
+#[derive(Clone, Copy)]
+struct Run {
+    link: Link,
+    both: bool,
+}
+
 /// This rank's end.
 pub(super) struct End {
     rank: u32,
     address: SocketAddr,
     socket: UdpSocket,
     membership: Arc<Membership>,
+    /// It need not sleep, as a lane that somebody waits for does not.
+    has_core: bool,
 }
 
 impl End {
@@ -59,7 +70,11 @@ impl End {
         let socket = endpoint::bind(SocketAddr::new(listen, 0))?;
         let port = socket.local_addr().map_err(|e| Error::system("ask for a port", e))?.port();
         let address = SocketAddr::new(ip, port);
-        Ok(Self { rank, address, socket, membership: Arc::new(membership) })
+        let has_core = match &world.kind {
+            Kind::Joined(engine) => wakefulness::has_cores(engine.world()),
+            Kind::Single => false,
+        };
+        Ok(Self { rank, address, socket, membership: Arc::new(membership), has_core })
     }
 
     pub(super) fn card(&self) -> Card {
@@ -70,14 +85,20 @@ impl End {
     pub(super) fn run(
         self,
         link: Link,
+        route: Route,
         cards: &[Option<Card>],
-        to: Option<usize>,
-        from: Option<usize>,
     ) -> Result<Outcome, String> {
         let card = |rank: usize| {
             let card = cards.get(rank).copied().flatten();
             card.map(|card| (rank as u32, card)).ok_or(format!("rank {rank} cannot take part"))
         };
+        let (rank, size) = (self.rank as usize, cards.len());
+        let (mut to, mut from) = (route.receiver(rank, size), route.sender(rank, size));
+        let run = Run { link, both: matches!(route, Route::Exchange { .. }) };
+        if let Route::Exchange { first, .. } = route {
+            // One of the two dials.
+            *(if rank == first { &mut from } else { &mut to }) = None;
+        }
         let (to, from) = (to.map(card).transpose()?, from.map(card).transpose()?);
         let main = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -86,7 +107,7 @@ impl End {
                 .map_err(|error| error.to_string())?;
             let limit = link.duration + PATIENCE;
             tokio::task::LocalSet::new().block_on(&runtime, async move {
-                match timeout(limit, self.meet(link, to, from)).await {
+                match timeout(limit, self.meet(run, to, from)).await {
                     Ok(outcome) => outcome,
                     Err(_) => Err(format!("not done after {limit:?}")),
                 }
@@ -101,12 +122,12 @@ impl End {
 
     async fn meet(
         self,
-        link: Link,
+        run: Run,
         to: Option<(u32, Card)>,
         from: Option<(u32, Card)>,
     ) -> Result<Outcome, String> {
-        let Self { rank, socket, membership, .. } = self;
-        let traffic = Traffic::Probe { payload: link.payload };
+        let Self { rank, socket, membership, has_core, .. } = self;
+        let traffic = Traffic::Probe { payload: run.link.payload };
         let endpoint =
             endpoint::open(socket, &membership, traffic).map_err(|error| error.to_string())?;
         let (greeted, mut door) = mpsc::unbounded_channel();
@@ -119,8 +140,8 @@ impl End {
         tokio::task::spawn_local(accepting);
         let receiving = async {
             match from {
-                Some((from, card)) => receive(link, from, card, &mut door).await,
-                None => Ok(()),
+                Some((from, card)) => receive(run, from, card, &mut door).await,
+                None => Ok(None),
             }
         };
         let sending = async {
@@ -128,20 +149,38 @@ impl End {
                 Some((to, card)) => {
                     let caller =
                         endpoint::Caller { endpoint: &endpoint, membership: &membership, traffic };
-                    send(link, caller, rank, to, card).await
+                    send(run, caller, rank, to, card).await
                 }
                 None => Ok(Outcome::default()),
             }
         };
-        let (sent, received) = tokio::join!(sending, receiving);
+        let (sent, received) = match has_core {
+            true => polling(async { tokio::join!(sending, receiving) }).await,
+            false => tokio::join!(sending, receiving),
+        };
         close(&endpoint).await;
-        received.and(sent)
+        let (sent, received) = (sent?, received?);
+        Ok(received.unwrap_or(sent))
+    }
+}
+
+/// Asks the sockets again and again until `task` is done, instead of sleeping.
+async fn polling<T>(task: impl Future<Output = T>) -> T {
+    let never = async {
+        loop {
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        done = task => done,
+        () = never => unreachable!("it has no end"),
     }
 }
 
 /// The sending end: dials, measures round trips, sends, and hears what arrived.
 async fn send(
-    link: Link,
+    Run { link, both }: Run,
     caller: endpoint::Caller<'_>,
     rank: u32,
     to: u32,
@@ -174,7 +213,50 @@ async fn send(
         outcome.round_trips.push(begun.elapsed().as_nanos() as u64);
     }
     write_word(&mut sender, NO_MORE).await?;
-    let before = connection.stats().path;
+    let before = connection.stats();
+    let sending = pour_all(link, &connection);
+    match both {
+        true => {
+            let (sent, received) = tokio::join!(sending, drain_all(link, &connection));
+            sent?;
+            tell(&mut sender, received?).await?;
+        }
+        false => sending.await?,
+    }
+    outcome.hear(&mut receiver).await?;
+    outcome.count(&connection, &before);
+    // The receiver waits for this, so that its last word is not cut off.
+    write_word(&mut sender, NO_MORE).await?;
+    let _ = sender.finish();
+    let _ = timeout(CLOSE_LIMIT, sender.stopped()).await;
+    Ok(outcome)
+}
+
+impl Outcome {
+    /// The other end says what arrived.
+    async fn hear(&mut self, receiver: &mut RecvStream) -> Result<(), String> {
+        self.bytes = read_word(receiver).await?;
+        self.nanoseconds = read_word(receiver).await?;
+        Ok(())
+    }
+
+    /// Adds what this end knows of its packets since `before`.
+    fn count(&mut self, connection: &Connection, before: &ConnectionStats) {
+        let (path, before) = (connection.stats().path, before.path);
+        self.payload = path.current_mtu.into();
+        self.packets = path.sent_packets.saturating_sub(before.sent_packets);
+        self.lost = path.lost_packets.saturating_sub(before.lost_packets);
+    }
+}
+
+/// Says what arrived here.
+async fn tell(sender: &mut SendStream, count: Count) -> Result<(), String> {
+    write_word(sender, count.bytes).await?;
+    write_word(sender, count.elapsed.as_nanos() as u64).await
+}
+
+/// Sends on all streams until the time is up.
+async fn pour_all(link: Link, connection: &Connection) -> Result<(), String> {
     let segment = Bytes::from(vec![0x5a; SEGMENT_BYTES]);
     let deadline = Instant::now() + link.duration;
     let mut streams = Vec::new();
@@ -186,17 +268,7 @@ async fn send(
     for stream in streams {
         stream.await.map_err(|error| error.to_string())??;
     }
-    outcome.bytes = read_word(&mut receiver).await?;
-    outcome.nanoseconds = read_word(&mut receiver).await?;
-    let path = connection.stats().path;
-    outcome.payload = path.current_mtu.into();
-    outcome.packets = path.sent_packets.saturating_sub(before.sent_packets);
-    outcome.lost = path.lost_packets.saturating_sub(before.lost_packets);
-    // The receiver waits for this, so that its last word is not cut off.
-    write_word(&mut sender, NO_MORE).await?;
-    let _ = sender.finish();
-    let _ = timeout(CLOSE_LIMIT, sender.stopped()).await;
-    Ok(outcome)
+    Ok(())
 }
 
 async fn pour(mut stream: SendStream, segment: Bytes, deadline: Instant) -> Result<(), String> {
@@ -208,13 +280,13 @@ async fn pour(mut stream: SendStream, segment: Bytes, deadline: Instant) -> Resu
     }
 }
 
-/// The receiving end: answers, counts, and says what it counted.
+/// The receiving end: answers, counts, and says what it counted; what it has sent itself, if it has.
 async fn receive(
-    link: Link,
+    Run { link, both }: Run,
     from: u32,
     card: Card,
     door: &mut mpsc::UnboundedReceiver<Greeted>,
-) -> Result<(), String> {
+) -> Result<Option<Outcome>, String> {
     let greeted = loop {
         let next = timeout(DIAL_LIMIT, door.recv()).await;
         let greeted = next.ok().flatten().ok_or(format!("rank {from} does not come"))?;
@@ -230,6 +302,28 @@ async fn receive(
             number => write_word(&mut sender, number).await?,
         }
     }
+    let before = connection.stats();
+    let receiving = drain_all(link, &connection);
+    let mut outcome = None;
+    match both {
+        true => {
+            let (sent, received) = tokio::join!(pour_all(link, &connection), receiving);
+            sent?;
+            tell(&mut sender, received?).await?;
+            let mut own = Outcome::default();
+            own.hear(&mut receiver).await?;
+            own.count(&connection, &before);
+            outcome = Some(own);
+        }
+        false => tell(&mut sender, receiving.await?).await?,
+    }
+    let _ = timeout(CLOSE_LIMIT, read_word(&mut receiver)).await;
+    hang_up(&connection);
+    Ok(outcome)
+}
+
+/// Counts what arrives on all streams.
+async fn drain_all(link: Link, connection: &Connection) -> Result<Count, String> {
     let count = Rc::new(Cell::new(Count::default()));
     let mut streams = Vec::new();
     for _ in 0..link.streams {
@@ -239,12 +333,7 @@ async fn receive(
     for stream in streams {
         stream.await.map_err(|error| error.to_string())??;
     }
-    let Count { bytes, elapsed, .. } = count.get();
-    write_word(&mut sender, bytes).await?;
-    write_word(&mut sender, elapsed.as_nanos() as u64).await?;
-    let _ = timeout(CLOSE_LIMIT, read_word(&mut receiver)).await;
-    hang_up(&connection);
-    Ok(())
+    Ok(count.get())
 }
 
 /// What has arrived on all streams after the first read, which only starts the clock: when its
@@ -305,8 +394,8 @@ async fn close(endpoint: &Endpoint) {
 const JOB: &str = "allfold-probe";
 /// In place of a message's number: no more messages.
 const NO_MORE: u64 = u64::MAX;
-/// As the runtime's own, so that a stream is fed as a collective feeds it.
-pub(super) const SEGMENT_BYTES: usize = 64 * 1024;
+/// A stream is fed as a collective feeds it.
+pub(super) const SEGMENT_BYTES: usize = costs::SEGMENT_BYTES as usize;
 /// As a lane takes them.
 const PIECES_AT_ONCE: usize = 32;
 /// All ends start within milliseconds of each other.
