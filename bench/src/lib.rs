@@ -23,6 +23,8 @@ mod error;
 mod explain;
 mod foreign;
 mod kernels;
+#[doc(hidden)]
+pub mod ladder;
 mod latencies;
 mod layout;
 mod link;
@@ -31,7 +33,8 @@ mod memory;
 mod number;
 mod options;
 mod pattern;
-mod plot;
+#[doc(hidden)]
+pub mod plot;
 mod report;
 mod run;
 mod size;
