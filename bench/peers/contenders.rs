@@ -105,7 +105,8 @@ impl Contender {
     }
 
     fn probe(&self, options: &Options) -> Result<Turn, String> {
-        let bytes = ladder(options).buffer_bytes(options.ranks);
+        let sizes = Ladder::sizes(options.first, options.last).collect();
+        let bytes = Ladder { sizes, budget_us: 0.0 }.buffer_bytes(options.ranks);
         let memory = SharedBuffers::new(options.ranks, bytes).map_err(|error| error.to_string())?;
         let start = |rank: usize| {
             let mut command = Command::new(&self.program);
@@ -137,16 +138,10 @@ impl Contender {
     }
 }
 
-/// What all climb.
-fn ladder(options: &Options) -> Ladder {
-    Ladder { first: options.first, last: options.last, budget_us: options.budget_ms * 1e3 }
-}
-
 fn run(options: &Options, mut commands: Vec<Command>) -> Turn {
-    let Ladder { first, last, budget_us } = ladder(options);
     for command in &mut commands {
-        command.env(FIRST, first.to_string()).env(LAST, last.to_string());
-        command.env(BUDGET_US, budget_us.to_string());
+        command.env(FIRST, options.first.to_string()).env(LAST, options.last.to_string());
+        command.env(BUDGET_US, (options.budget_ms * 1e3).to_string());
         command.env(BIND, u8::from(options.bind).to_string());
     }
     let ended = together(commands, Duration::from_secs_f64(options.limit_s));

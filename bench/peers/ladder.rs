@@ -10,8 +10,7 @@ use allfold_bench::ladder::{Ladder, Summing};
 /// Runs it; rank 0 prints a row for each size.
 pub(crate) fn run(how: &str) {
     let ladder = Ladder {
-        first: asked(FIRST) as usize,
-        last: asked(LAST) as usize,
+        sizes: Ladder::sizes(asked(FIRST) as usize, asked(LAST) as usize).collect(),
         budget_us: asked(BUDGET_US),
     };
     if how == "probe" {

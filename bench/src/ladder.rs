@@ -13,12 +13,10 @@ use allfold::probe::SharedSum;
 use crate::measure::processor_time;
 
 /// Which sizes, and how long each.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ladder {
-    /// Bytes of the first size.
-    pub first: usize,
-    /// Bytes that no size is above.
-    pub last: usize,
+    /// In bytes, whole elements of 4.
+    pub sizes: Vec<usize>,
     /// What the timed calls of a size are to take, in microseconds.
     pub budget_us: f64,
 }
@@ -98,16 +96,22 @@ impl Row {
 }
 
 impl Ladder {
+    /// Sizes from the first on, none above the last, in bytes.
+    pub fn sizes(first: usize, last: usize) -> impl Iterator<Item = usize> {
+        let sizes = std::iter::successors(Some(first), |bytes| bytes.checked_mul(FACTOR));
+        sizes.take_while(move |bytes| *bytes <= last)
+    }
+
     /// What a rank's buffer has at least: room for the largest size, and for the times of all
     /// calls of all ranks.
     pub fn buffer_bytes(&self, ranks: usize) -> usize {
-        self.last.max(MOST_CALLS * ranks * ELEMENT)
+        let largest = self.sizes.iter().copied().max().unwrap_or_default();
+        largest.max(MOST_CALLS * ranks * ELEMENT)
     }
 
     /// Measures every size; every rank calls it, and `found` is given the rows of all.
     pub fn climb(&self, rank: &mut impl Summing, mut found: impl FnMut(Row)) {
-        let sizes = std::iter::successors(Some(self.first), |bytes| bytes.checked_mul(FACTOR));
-        for bytes in sizes.take_while(|bytes| *bytes <= self.last) {
+        for bytes in self.sizes.iter().copied() {
             found(self.size(rank, bytes));
         }
     }
@@ -236,7 +240,7 @@ mod tests {
 
     #[test]
     fn every_size_has_a_row_and_wrong_sums_are_counted() {
-        let ladder = Ladder { first: 4, last: 300, budget_us: 1e9 };
+        let ladder = Ladder { sizes: Ladder::sizes(4, 300).collect(), budget_us: 1e9 };
         let mut alone = Alone(vec![0.0; ladder.buffer_bytes(1) / 4], 0);
         let mut rows = Vec::new();
         ladder.climb(&mut alone, |row| rows.push(row));
@@ -257,16 +261,17 @@ mod tests {
 
     #[test]
     fn a_small_budget_makes_few_calls() {
-        let ladder = Ladder { first: 64, last: 64, budget_us: 1e-3 };
+        let ladder = Ladder { sizes: vec![64], budget_us: 1e-3 };
         let mut alone = Alone(vec![0.0; ladder.buffer_bytes(1) / 4], 0);
         ladder.climb(&mut alone, |row| assert_eq!(row.calls, LEAST_CALLS));
     }
 
     #[test]
     fn ranks_agree_on_the_number_of_calls() {
-        let ladder = Ladder { first: 4, last: 1024, budget_us: 500.0 };
+        let ladder = Ladder { sizes: Ladder::sizes(4, 1024).collect(), budget_us: 500.0 };
         let buffers = SharedBuffers::new(3, ladder.buffer_bytes(3)).unwrap();
         let rows: Vec<Vec<Row>> = std::thread::scope(|scope| {
+            let ladder = &ladder;
             let rank = |rank: usize| {
                 let mut rank: SharedSum = buffers.rank(rank).unwrap();
                 scope.spawn(move || {
