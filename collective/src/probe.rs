@@ -7,11 +7,14 @@
 //! all processes of a host see.
 
 mod cipher;
+mod headers;
 mod link;
 mod shared_sum;
 mod wire;
 
 pub use cipher::{Cipher, EncryptionRates, encryption};
+#[doc(hidden)]
+pub use headers::{call_headers, segment_headers};
 pub use link::{Link, LinkFigures, Route};
 pub use shared_sum::{SharedBuffers, SharedSum};
 
