@@ -7,6 +7,7 @@ use std::time::Duration;
 use allfold::probe::SharedBuffers;
 use allfold_bench::ladder::{Ladder, Row};
 
+use crate::hosts::Hosts;
 use crate::ladder::{BIND, BUDGET_US, FIRST, LAST};
 use crate::options::Options;
 use crate::processes::together;
@@ -62,13 +63,13 @@ impl Contender {
     }
 
     /// Once over the ladder.
-    pub(crate) fn run(&self, options: &Options) -> Turn {
+    pub(crate) fn run(&self, options: &Options, hosts: Option<&Hosts>) -> Turn {
         let result = match self.name {
-            "gloo" => self.gloo(options),
+            "gloo" => self.gloo(options, hosts),
             "probe" => self.probe(options),
-            "allfold-alloc" => self.allfold(options, "alloc", "auto"),
-            "allfold-slices" => self.allfold(options, "slices", "auto"),
-            "allfold-quic" => self.allfold(options, "slices", "quic"),
+            "allfold-alloc" => self.allfold(options, hosts, "alloc", "auto"),
+            "allfold-slices" => self.allfold(options, hosts, "slices", "auto"),
+            "allfold-quic" => self.allfold(options, hosts, "slices", "quic"),
             _ => Ok(self.mpi(options)),
         };
         result.unwrap_or_else(|problem| Turn { rows: Vec::new(), problem: Some(problem) })
@@ -90,16 +91,19 @@ impl Contender {
         run(options, vec![command])
     }
 
-    fn gloo(&self, options: &Options) -> Result<Turn, String> {
+    fn gloo(&self, options: &Options, hosts: Option<&Hosts>) -> Result<Turn, String> {
         let folder = std::env::temp_dir().join(format!("allfold-peers-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
         let start = |rank: usize| {
             let mut command = Command::new(&self.program);
             command.arg(rank.to_string()).arg(options.ranks.to_string()).arg(&folder);
+            if hosts.is_some() {
+                command.arg(Hosts::address(rank));
+            }
             command
         };
-        let turn = run(options, (0..options.ranks).map(start).collect());
+        let turn = run_on(options, hosts, (0..options.ranks).map(start).collect());
         let _ = std::fs::remove_dir_all(&folder);
         Ok(turn)
     }
@@ -118,10 +122,20 @@ impl Contender {
         Ok(run(options, (0..options.ranks).map(start).collect()))
     }
 
-    fn allfold(&self, options: &Options, how: &str, transport: &str) -> Result<Turn, String> {
-        let port = std::net::UdpSocket::bind("127.0.0.1:0")
+    fn allfold(
+        &self,
+        options: &Options,
+        hosts: Option<&Hosts>,
+        how: &str,
+        transport: &str,
+    ) -> Result<Turn, String> {
+        let free = std::net::UdpSocket::bind("127.0.0.1:0")
             .and_then(|socket| socket.local_addr())
             .map_err(|error| error.to_string())?;
+        let meeting = match hosts {
+            Some(_) => Hosts::address(0),
+            None => free.to_string(),
+        };
         let secret = allfold::Secret::random().map_err(|error| error.to_string())?;
         let line = secret.to_line();
         let start = |rank: usize| {
@@ -129,13 +143,20 @@ impl Contender {
             command.args(["rank", how]);
             command.env("ALLFOLD_RANK", rank.to_string());
             command.env("ALLFOLD_WORLD_SIZE", options.ranks.to_string());
-            command.env("ALLFOLD_RENDEZVOUS", port.to_string());
+            command.env("ALLFOLD_RENDEZVOUS", &meeting);
             command.env("ALLFOLD_TRANSPORT", transport);
             command.env("ALLFOLD_SECRET", line.as_str());
             command
         };
-        Ok(run(options, (0..options.ranks).map(start).collect()))
+        Ok(run_on(options, hosts, (0..options.ranks).map(start).collect()))
     }
+}
+
+/// One rank on each host, where there are hosts.
+fn run_on(options: &Options, hosts: Option<&Hosts>, commands: Vec<Command>) -> Turn {
+    let place = |(rank, command): (usize, &Command)| Some(hosts?.on(rank, command));
+    let moved: Option<Vec<Command>> = commands.iter().enumerate().map(place).collect();
+    run(options, moved.unwrap_or(commands))
 }
 
 fn run(options: &Options, mut commands: Vec<Command>) -> Turn {

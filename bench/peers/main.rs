@@ -12,6 +12,8 @@
 //! Launchers differ in where they put ranks, so that none of them does: either nobody is bound, or,
 //! with `--bind core`, every rank binds itself before it has threads. A contender that takes longer
 //! than `--limit-s` is stopped with all its processes, and what it has measured until then counts.
+//! `--veth 1500` puts two ranks on hosts of their own, network namespaces with virtual cards of this
+//! MTU between them, and `--rate-mbit 1000` makes that as slow as a real one (as root).
 //! `--from a.json,b.json` shows earlier runs together.
 
 // A benchmark ends by panicking.
@@ -19,6 +21,7 @@
 
 mod contenders;
 mod environment;
+mod hosts;
 mod ladder;
 mod options;
 mod processes;
@@ -26,6 +29,7 @@ mod report;
 mod tables;
 
 use contenders::{Contender, Turn};
+use hosts::Hosts;
 use options::Options;
 use report::Report;
 
@@ -65,13 +69,21 @@ fn measure(options: &Options, wrong: &mut u64) -> Report {
             Err(reason) => problems.push(format!("missing: {name}: {reason}")),
         }
     }
+    let hosts = match options.wire.map(Hosts::new).transpose() {
+        Ok(hosts) => hosts,
+        Err(reason) => {
+            problems.push(format!("skipped: {reason}"));
+            contenders.clear();
+            None
+        }
+    };
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
-    let mut report = Report::new(options.ranks, environment::describe(options, &names));
+    let mut report = Report::new(options, environment::describe(options, &names));
     for turn in 1..=options.turns {
         for contender in &contenders {
             let name = contender.name;
             eprintln!("turn {turn} of {}: {name}", options.turns);
-            let Turn { rows, problem } = contender.run(options);
+            let Turn { rows, problem } = contender.run(options, hosts.as_ref());
             for row in rows {
                 if row.wrong > 0 {
                     problems.push(format!("{name}: {} wrong at {} bytes", row.wrong, row.bytes));

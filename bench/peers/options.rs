@@ -1,6 +1,7 @@
 //! What the user asks for.
 
 use crate::contenders::NAMES;
+use crate::hosts::Wire;
 
 pub(crate) struct Options {
     pub(crate) ranks: usize,
@@ -13,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) limit_s: f64,
     /// Each rank on a core of its own, as far as there are cores; else the system places them.
     pub(crate) bind: bool,
+    /// Two ranks on two hosts with this between them.
+    pub(crate) wire: Option<Wire>,
     pub(crate) install: bool,
     pub(crate) only: Vec<String>,
     pub(crate) json: Option<String>,
@@ -31,12 +34,14 @@ impl Options {
             budget_ms: 200.0,
             limit_s: 60.0,
             bind: false,
+            wire: None,
             install: false,
             only: Vec::new(),
             json: None,
             plot: None,
             from: Vec::new(),
         };
+        let (mut mtu, mut rate) = (None, None);
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -61,11 +66,23 @@ impl Options {
                     "core" => options.bind = true,
                     other => usage(other),
                 },
+                "--veth" => mtu = Some(number(value)),
+                "--rate-mbit" => rate = Some(number(value)),
                 "--only" => options.only = list(),
                 "--json" => options.json = Some(value.clone()),
                 "--plot" => options.plot = Some(value.clone()),
                 "--from" => options.from = list(),
                 other => usage(other),
+            }
+        }
+        options.wire = mtu.map(|mtu| Wire { mtu, rate });
+        if options.wire.is_some() {
+            options.only.retain(|name| BETWEEN_HOSTS.contains(&name.as_str()));
+            if options.only.is_empty() {
+                options.only = BETWEEN_HOSTS.map(String::from).to_vec();
+            }
+            if options.ranks != 2 {
+                usage("--veth: there are two hosts, and a rank on each");
             }
         }
         let unknown = options.only.iter().find(|only| !NAMES.contains(&only.as_str()));
@@ -93,9 +110,12 @@ fn usage(word: &str) -> ! {
         if word.is_empty() { (String::new(), 0) } else { (format!("error: `{word}`\n"), 2) };
     eprintln!(
         "{to_err}help: peers [--ranks N] [--turns N] [--first BYTES] [--last BYTES] [--budget-ms MS] \
-         [--limit-s S] [--bind none|core] [--install] [--only NAME,..] [--json FILE] [--plot FILE.svg] \
+         [--limit-s S] [--bind none|core] [--veth MTU [--rate-mbit N]] [--install] [--only NAME,..] [--json FILE] [--plot FILE.svg] \
          [--from FILE.json,..]; names: {}",
         NAMES.join(", ")
     );
     std::process::exit(code);
 }
+
+/// Who can be started on two hosts without a shell on each.
+const BETWEEN_HOSTS: [&str; 2] = ["gloo", "allfold-quic"];

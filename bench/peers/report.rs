@@ -7,11 +7,15 @@ use allfold_bench::plot::{self, Series};
 use serde::{Deserialize, Serialize};
 
 use crate::contenders::NAMES;
+use crate::options::Options;
 
 #[derive(Serialize, Deserialize, Default)]
 pub(crate) struct Report {
     pub(crate) collective: String,
     pub(crate) ranks: usize,
+    /// Between two hosts: bytes of a packet, and Mbit/s where it is held to a rate.
+    pub(crate) mtu: Option<u32>,
+    pub(crate) rate_mbit: Option<u32>,
     /// Of each run that is in here.
     pub(crate) environments: Vec<BTreeMap<String, String>>,
     pub(crate) rows: Vec<Measured>,
@@ -40,9 +44,15 @@ pub(crate) struct Turn {
 }
 
 impl Report {
-    pub(crate) fn new(ranks: usize, environment: BTreeMap<String, String>) -> Self {
-        let collective = "all_reduce, f32 sum, in place".into();
-        Self { collective, ranks, environments: vec![environment], ..Self::default() }
+    pub(crate) fn new(options: &Options, environment: BTreeMap<String, String>) -> Self {
+        Self {
+            collective: "all_reduce, f32 sum, in place".into(),
+            ranks: options.ranks,
+            mtu: options.wire.map(|wire| wire.mtu),
+            rate_mbit: options.wire.and_then(|wire| wire.rate),
+            environments: vec![environment],
+            ..Self::default()
+        }
     }
 
     pub(crate) fn add(&mut self, by: &str, row: &Row) {
@@ -53,8 +63,9 @@ impl Report {
 
     /// Takes in another run with as many ranks.
     pub(crate) fn join(&mut self, other: Self) -> Result<(), String> {
-        if self.ranks != other.ranks {
-            return Err(format!("{} ranks and {} ranks", self.ranks, other.ranks));
+        let of = |report: &Self| (report.ranks, report.mtu, report.rate_mbit);
+        if of(self) != of(&other) {
+            return Err("runs of other ranks, or on another network".into());
         }
         self.environments.extend(other.environments);
         self.problems.extend(other.problems);
@@ -95,6 +106,19 @@ impl Report {
     pub(crate) fn time(&self, by: &str, bytes: usize) -> Option<f64> {
         let row = self.rows.iter().find(|row| row.by == by && row.bytes == bytes)?;
         Some(row.median_us)
+    }
+
+    /// Seconds of processor, of all ranks and threads, for 10^9 bytes that one rank sends.
+    pub(crate) fn processor(&self, by: &str, bytes: usize) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.by == by && row.bytes == bytes)?;
+        let mut times: Vec<f64> = row.turns.iter().map(|turn| turn.processor_us).collect();
+        times.sort_by(f64::total_cmp);
+        Some(times[times.len() / 2] / 1e6 / (self.sent(bytes) / 1e9))
+    }
+
+    /// Bytes that one rank sends at least.
+    pub(crate) fn sent(&self, bytes: usize) -> f64 {
+        bytes as f64 * 2.0 * (self.ranks - 1) as f64 / self.ranks as f64
     }
 
     pub(crate) fn picture(&self) -> Result<String, String> {

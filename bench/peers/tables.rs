@@ -18,8 +18,13 @@ pub(crate) fn print(report: &Report) -> String {
     }
     text += "\nMicroseconds of the median call, on the rank for which it took longest:\n\n";
     text += &times(report);
-    text += &within_host(report);
-    text += &network(report);
+    match report.mtu {
+        Some(mtu) => text += &between_hosts(report, mtu),
+        None => {
+            text += &within_host(report);
+            text += &network(report);
+        }
+    }
     text
 }
 
@@ -82,6 +87,59 @@ fn network(report: &Report) -> String {
         line(&mut text, cells.into_iter());
     }
     text
+}
+
+/// Over virtual cards: rates, and what they cost.
+fn between_hosts(report: &Report, mtu: u32) -> String {
+    let (gloo, own) = ("gloo", "allfold-quic");
+    // An Ethernet header goes with each packet, and IPv4's and UDP's headers are in it.
+    let carried = |rate: u32| f64::from(rate) / 8e3 * f64::from(mtu - 28) / f64::from(mtu + 14);
+    let limit = report.rate_mbit.map(carried);
+    let mut text = format!("\nMTU {mtu}");
+    let _ = match (report.rate_mbit, limit) {
+        (Some(rate), Some(limit)) => writeln!(
+            text,
+            ", {rate} Mbit/s, which carry {limit:.4} GB/s in UDP's payload; bus bandwidth:\n"
+        ),
+        _ => writeln!(text, ", as fast as memory; bus bandwidth:\n"),
+    };
+    let words = [
+        "bytes",
+        "gloo GB/s",
+        "allfold-quic GB/s",
+        "allfold / gloo",
+        "target",
+        "",
+        "of the link",
+        "target",
+        "",
+        "gloo CPU s/GB",
+        "allfold-quic CPU s/GB",
+    ];
+    text += &header(words.iter().map(|word| word.to_string()));
+    for bytes in report.sizes() {
+        let rate = |name| Some(report.sent(bytes) / report.time(name, bytes)? / 1e3);
+        let (theirs, ours) = (rate(gloo), rate(own));
+        let ratio = theirs.zip(ours).map(|(theirs, ours)| ours / theirs);
+        let mut cells = vec![size(bytes), fine(theirs), fine(ours)];
+        // On a link that is held to a rate, the rate is the measure, once it can be reached.
+        cells.extend(match limit {
+            None => judged(ratio, 0.7),
+            Some(_) => [figure(ratio), "-".into(), "-".into()],
+        });
+        let part = ours.zip(limit).map(|(ours, limit)| ours / limit);
+        cells.extend(match bytes >= 16 << 20 {
+            true if part.is_some() => judged(part, 0.95),
+            _ => [figure(part), "-".into(), "-".into()],
+        });
+        cells.extend([gloo, own].map(|name| figure(report.processor(name, bytes))));
+        line(&mut text, cells.into_iter());
+    }
+    text
+}
+
+fn fine(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:.4}"))
 }
 
 /// The fastest of all peers, whatever it takes.
