@@ -1,13 +1,29 @@
 //! Who takes part: how each is found, built and run.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
-use crate::ladder::LAST;
+use allfold::probe::SharedBuffers;
+use allfold_bench::ladder::{Ladder, Row};
 
-/// All of them, in the order of the table.
-pub(crate) const NAMES: [&str; 7] =
-    ["open-mpi", "open-mpi-tcp", "mpich", "gloo", "allfold", "allfold-slices", "allfold-quic"];
+use crate::hosts::Hosts;
+use crate::ladder::{BIND, BUDGET_US, FIRST, LAST};
+use crate::options::Options;
+use crate::processes::together;
+
+/// All of them, in the order of the table. Open MPI and MPICH take shared memory, Gloo has TCP
+/// only.
+pub(crate) const NAMES: [&str; 8] = [
+    "open-mpi",
+    "mpich",
+    "open-mpi-tcp",
+    "gloo",
+    "probe",
+    "allfold-alloc",
+    "allfold-slices",
+    "allfold-quic",
+];
 
 /// One that is there.
 pub(crate) struct Contender {
@@ -15,30 +31,30 @@ pub(crate) struct Contender {
     program: PathBuf,
 }
 
-/// Its median call of one size.
-pub(crate) struct Row {
-    pub(crate) bytes: usize,
-    pub(crate) median_us: f64,
-    pub(crate) wrong: u64,
+/// What came of a turn: the rows there are, and why there are no more.
+pub(crate) struct Turn {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) problem: Option<String>,
 }
 
 impl Contender {
-    /// Finds or installs it, and builds its program.
-    pub(crate) fn find(name: &'static str) -> Result<Self, String> {
+    /// Finds it, or installs it where that is asked for, and builds its program.
+    pub(crate) fn find(name: &'static str, install: bool) -> Result<Self, String> {
+        let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
         let program = match name {
             "open-mpi" | "open-mpi-tcp" => {
-                have("mpicc.openmpi", &["libopenmpi-dev", "openmpi-bin"])?;
+                let is_there = || there("mpicc.openmpi") && there("mpirun.openmpi");
+                have(is_there, &["libopenmpi-dev", "openmpi-bin"], install)?;
                 build("mpicc.openmpi", "mpi.c", "open-mpi", &[])?
             }
             "mpich" => {
-                have("mpicc.mpich", &["libmpich-dev", "mpich"])?;
+                let is_there = || there("mpicc.mpich") && there("mpirun.mpich");
+                have(is_there, &["libmpich-dev", "mpich"], install)?;
                 build("mpicc.mpich", "mpi.c", "mpich", &[])?
             }
             "gloo" => {
-                have("c++", &["g++"])?;
-                if !Path::new("/usr/include/gloo/allreduce.h").exists() {
-                    install(&["libgloo-dev"])?;
-                }
+                let is_there = || there("c++") && Path::new(GLOO_HEADER).exists();
+                have(is_there, &["g++", "libgloo-dev"], install)?;
                 build("c++", "gloo.cc", "gloo", &["-std=c++17", "-lgloo", "-pthread"])?
             }
             _ => std::env::current_exe().map_err(|error| error.to_string())?,
@@ -46,29 +62,24 @@ impl Contender {
         Ok(Self { name, program })
     }
 
-    /// One run of the ladder up to this size.
-    pub(crate) fn run(&self, ranks: usize, last: usize) -> Result<Vec<Row>, String> {
-        let text = match self.name {
-            "gloo" => self.gloo(ranks, last)?,
-            name if name.starts_with("allfold") => self.allfold(ranks, last)?,
-            _ => self.mpi(ranks, last)?,
+    /// Once over the ladder.
+    pub(crate) fn run(&self, options: &Options, hosts: Option<&Hosts>) -> Turn {
+        let result = match self.name {
+            "gloo" => self.gloo(options, hosts),
+            "probe" => self.probe(options),
+            "allfold-alloc" => self.allfold(options, hosts, "alloc", "auto"),
+            "allfold-slices" => self.allfold(options, hosts, "slices", "auto"),
+            "allfold-quic" => self.allfold(options, hosts, "slices", "quic"),
+            _ => Ok(self.mpi(options)),
         };
-        let row = |line: &str| {
-            let words: Vec<&str> = line.strip_prefix("row ")?.split(' ').collect();
-            let [bytes, _, median, _, _, wrong] = words[..] else { return None };
-            Some(Row {
-                bytes: bytes.parse().ok()?,
-                median_us: median.parse().ok()?,
-                wrong: wrong.parse().ok()?,
-            })
-        };
-        let rows: Vec<Row> = text.lines().filter_map(row).collect();
-        if rows.is_empty() { Err(format!("it printed no row: {text}")) } else { Ok(rows) }
+        result.unwrap_or_else(|problem| Turn { rows: Vec::new(), problem: Some(problem) })
     }
 
-    fn mpi(&self, ranks: usize, last: usize) -> Result<String, String> {
+    fn mpi(&self, options: &Options) -> Turn {
         let is_mpich = self.name == "mpich";
         let mut command = Command::new(if is_mpich { "mpirun.mpich" } else { "mpirun.openmpi" });
+        // Open MPI's launcher binds by itself, MPICH's does not: our program does it for all alike.
+        command.args(if is_mpich { ["-bind-to", "none"] } else { ["--bind-to", "none"] });
         if !is_mpich {
             // As root, and with more ranks than cores, it wants to be asked twice.
             command.args(["--allow-run-as-root", "--oversubscribe"]);
@@ -76,108 +87,124 @@ impl Contender {
         if self.name == "open-mpi-tcp" {
             command.args(["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]);
         }
-        command.args(["-n", &ranks.to_string()]).arg(&self.program).arg(last.to_string());
-        output(&mut command)
+        command.args(["-n", &options.ranks.to_string()]).arg(&self.program);
+        run(options, vec![command])
     }
 
-    fn gloo(&self, ranks: usize, last: usize) -> Result<String, String> {
+    fn gloo(&self, options: &Options, hosts: Option<&Hosts>) -> Result<Turn, String> {
         let folder = std::env::temp_dir().join(format!("allfold-peers-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).map_err(|error| error.to_string())?;
         let start = |rank: usize| {
             let mut command = Command::new(&self.program);
-            command.arg(rank.to_string()).arg(ranks.to_string()).arg(&folder).arg(last.to_string());
+            command.arg(rank.to_string()).arg(options.ranks.to_string()).arg(&folder);
+            if hosts.is_some() {
+                command.arg(Hosts::address(rank));
+            }
             command
         };
-        let text = together((0..ranks).map(start));
+        let turn = run_on(options, hosts, (0..options.ranks).map(start).collect());
         let _ = std::fs::remove_dir_all(&folder);
-        text
+        Ok(turn)
     }
 
-    fn allfold(&self, ranks: usize, last: usize) -> Result<String, String> {
-        let port = std::net::UdpSocket::bind("127.0.0.1:0")
+    fn probe(&self, options: &Options) -> Result<Turn, String> {
+        let sizes = Ladder::sizes(options.first, options.last).collect();
+        let bytes = Ladder { sizes, budget_us: 0.0 }.buffer_bytes(options.ranks);
+        let memory = SharedBuffers::new(options.ranks, bytes).map_err(|error| error.to_string())?;
+        let start = |rank: usize| {
+            let mut command = Command::new(&self.program);
+            command.args(["rank", "probe"]).env("PEERS_MEMORY", memory.path());
+            command.env("PEERS_RANK", rank.to_string());
+            command.env("PEERS_RANKS", options.ranks.to_string());
+            command
+        };
+        Ok(run(options, (0..options.ranks).map(start).collect()))
+    }
+
+    fn allfold(
+        &self,
+        options: &Options,
+        hosts: Option<&Hosts>,
+        how: &str,
+        transport: &str,
+    ) -> Result<Turn, String> {
+        let free = std::net::UdpSocket::bind("127.0.0.1:0")
             .and_then(|socket| socket.local_addr())
             .map_err(|error| error.to_string())?;
+        let meeting = match hosts {
+            Some(_) => Hosts::address(0),
+            None => free.to_string(),
+        };
         let secret = allfold::Secret::random().map_err(|error| error.to_string())?;
         let line = secret.to_line();
-        let (how, transport) = match self.name {
-            "allfold" => ("alloc", "auto"),
-            "allfold-slices" => ("slices", "auto"),
-            _ => ("slices", "quic"),
-        };
         let start = |rank: usize| {
             let mut command = Command::new(&self.program);
             command.args(["rank", how]);
             command.env("ALLFOLD_RANK", rank.to_string());
-            command.env("ALLFOLD_WORLD_SIZE", ranks.to_string());
-            command.env("ALLFOLD_RENDEZVOUS", port.to_string());
+            command.env("ALLFOLD_WORLD_SIZE", options.ranks.to_string());
+            command.env("ALLFOLD_RENDEZVOUS", &meeting);
             command.env("ALLFOLD_TRANSPORT", transport);
             command.env("ALLFOLD_SECRET", line.as_str());
-            command.env(LAST, last.to_string());
             command
         };
-        together((0..ranks).map(start))
+        Ok(run_on(options, hosts, (0..options.ranks).map(start).collect()))
     }
 }
 
-/// Starts the ranks, waits for all, and returns what rank 0 printed.
-fn together(commands: impl Iterator<Item = Command>) -> Result<String, String> {
-    let children: Result<Vec<_>, _> =
-        commands.map(|mut command| command.stdout(Stdio::piped()).spawn()).collect();
-    let children = children.map_err(|error| error.to_string())?;
-    let mut first = None;
-    for child in children {
-        let ended = child.wait_with_output().map_err(|error| error.to_string())?;
-        if !ended.status.success() {
-            return Err(ended.status.to_string());
-        }
-        first.get_or_insert_with(|| String::from_utf8_lossy(&ended.stdout).into_owned());
-    }
-    first.ok_or_else(|| "no rank".into())
+/// One rank on each host, where there are hosts.
+fn run_on(options: &Options, hosts: Option<&Hosts>, commands: Vec<Command>) -> Turn {
+    let place = |(rank, command): (usize, &Command)| Some(hosts?.on(rank, command));
+    let moved: Option<Vec<Command>> = commands.iter().enumerate().map(place).collect();
+    run(options, moved.unwrap_or(commands))
 }
 
-fn output(command: &mut Command) -> Result<String, String> {
-    let ended =
-        command.stderr(Stdio::inherit()).output().map_err(|e| format!("{command:?}: {e}"))?;
-    match ended.status.success() {
-        true => Ok(String::from_utf8_lossy(&ended.stdout).into_owned()),
-        false => Err(ended.status.to_string()),
+fn run(options: &Options, mut commands: Vec<Command>) -> Turn {
+    for command in &mut commands {
+        command.env(FIRST, options.first.to_string()).env(LAST, options.last.to_string());
+        command.env(BUDGET_US, (options.budget_ms * 1e3).to_string());
+        command.env(BIND, u8::from(options.bind).to_string());
     }
+    let ended = together(commands, Duration::from_secs_f64(options.limit_s));
+    let rows: Vec<Row> = ended.text.lines().filter_map(Row::from_line).collect();
+    let silent = || rows.is_empty().then(|| format!("it printed no row: {}", ended.text));
+    let problem = ended.problem.or_else(silent);
+    Turn { rows, problem }
 }
 
-/// Makes sure that there is a program, from these packages.
-fn have(program: &str, packages: &[&str]) -> Result<(), String> {
-    let there = || Command::new(program).arg("--version").output().is_ok();
-    if there() {
+/// Makes sure that something is there, from these packages.
+fn have(is_there: impl Fn() -> bool, packages: &[&str], install: bool) -> Result<(), String> {
+    if is_there() {
         return Ok(());
     }
-    install(packages)?;
-    if there() { Ok(()) } else { Err(format!("no {program}, though {packages:?} are installed")) }
-}
-
-fn install(packages: &[&str]) -> Result<(), String> {
-    let names = packages.join(" ");
-    let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-    command.env("DEBIAN_FRONTEND", "noninteractive");
+    let line = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    if !install {
+        return Err(format!("give --install, or run `{line}`"));
+    }
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).env("DEBIAN_FRONTEND", "noninteractive");
     match command.output() {
-        Ok(ended) if ended.status.success() => Ok(()),
-        Ok(_) => Err(format!("`apt-get install {names}` failed: run it as root")),
-        Err(_) => Err(format!("install the equivalent of {names}")),
+        Ok(ended) if ended.status.success() && is_there() => Ok(()),
+        Ok(ended) if ended.status.success() => Err(format!("`{line}` did not bring it")),
+        Ok(_) => Err(format!("`{line}` failed: run it as root, after `apt-get update`")),
+        Err(_) => Err(format!("no apt-get here: install the equivalent of {}", packages.join(" "))),
     }
 }
 
-/// Compiles one of our programs.
+/// Compiles one of our programs, for this processor: Gloo's sums are compiled into it.
 fn build(compiler: &str, source: &str, name: &str, libraries: &[&str]) -> Result<PathBuf, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let program = own.with_file_name(format!("peer-{name}"));
     let mut command = Command::new(compiler);
-    command.arg("-O3").arg("-o").arg(&program).arg(folder.join("peers").join(source));
-    command.args(libraries).arg("-lm");
+    command.args(["-O3", "-march=native", "-o"]).arg(&program);
+    command.arg(folder.join("peers").join(source)).args(libraries).arg("-lm");
     let ended = command.output().map_err(|error| format!("{compiler}: {error}"))?;
     match ended.status.success() {
         true => Ok(program),
         false => Err(format!("{compiler}: {}", String::from_utf8_lossy(&ended.stderr))),
     }
 }
+
+const GLOO_HEADER: &str = "/usr/include/gloo/allreduce.h";

@@ -1,5 +1,5 @@
-// All-reduces over Gloo's TCP transport, by its ring.
-// Usage: gloo RANK RANKS FOLDER [LAST_BYTES]; FOLDER is empty and shared by the ranks.
+// All-reduces over Gloo's TCP transport, by its ring, which is also what PyTorch takes.
+// Usage: gloo RANK RANKS FOLDER [ADDRESS]; FOLDER is empty and shared by the ranks.
 #include <gloo/allreduce.h>
 #include <gloo/math.h>
 #include <gloo/rendezvous/context.h>
@@ -26,31 +26,46 @@ static void all_reduce(const std::shared_ptr<gloo::Context> &context, T *data, s
 int main(int argc, char **argv) {
   if (argc < 4) return 2;
   int rank = atoi(argv[1]), ranks = atoi(argv[2]);
-  size_t last = argc > 4 ? strtoull(argv[4], nullptr, 10) : (size_t)LAST_BYTES;
+  bind_to_core(rank);
   gloo::transport::tcp::attr where;
-  where.hostname = "127.0.0.1";
+  where.hostname = argc > 4 ? argv[4] : "127.0.0.1";
   auto device = gloo::transport::tcp::CreateDevice(where);
   auto store = gloo::rendezvous::FileStore(argv[3]);
   auto context = std::make_shared<gloo::rendezvous::Context>(rank, ranks);
   context->connectFullMesh(store, device);
-  std::vector<float> buffer(LAST_BYTES / sizeof(float));
-  for (size_t bytes = FIRST_BYTES; bytes <= last; bytes *= FACTOR) {
-    size_t count = bytes / sizeof(float), calls = iterations(bytes);
-    std::vector<double> times(calls);
+  size_t last = last_bytes();
+  std::vector<float> buffer(last / sizeof(float));
+  for (size_t bytes = first_bytes(); bytes <= last; bytes *= FACTOR) {
+    size_t count = bytes / sizeof(float);
     auto call = [&] { all_reduce<float>(context, buffer.data(), count, &gloo::sum<float>); };
     fill(buffer.data(), count, rank);
     call();
     int64_t errors = (int64_t)wrong(buffer.data(), count, ranks);
     memset(buffer.data(), 0, bytes);
-    for (size_t i = 0; i < calls / 10; i++) call();
+    size_t batch = 1;
+    double took;
+    for (;; batch *= 2) {
+      double began = now_us();
+      for (size_t i = 0; i < batch; i++) call();
+      // On rank 0's clock.
+      took = rank == 0 ? now_us() - began : 0;
+      all_reduce<double>(context, &took, 1, &gloo::sum<double>);
+      if (is_warm(bytes, batch, took)) break;
+    }
+    size_t calls = timed_calls(bytes, batch, took);
+    std::vector<double> times(calls);
+    call();
+    double processor = processor_us();
     for (size_t i = 0; i < calls; i++) {
       double began = now_us();
       call();
       times[i] = now_us() - began;
     }
+    processor = processor_us() - processor;
     all_reduce<double>(context, times.data(), calls, &gloo::max<double>);
     all_reduce<int64_t>(context, &errors, 1, &gloo::sum<int64_t>);
-    if (rank == 0) print_row(bytes, times.data(), calls, (size_t)errors);
+    all_reduce<double>(context, &processor, 1, &gloo::sum<double>);
+    if (rank == 0) print_row(bytes, times.data(), calls, (size_t)errors, processor);
   }
   return 0;
 }

@@ -1,67 +1,107 @@
-//! One rank of allfold on the ladder. The same rules stand in `ladder.h`.
+//! One rank of allfold, or of the probe, on the ladder of `allfold_bench::ladder`.
 
-use std::time::Instant;
+use std::env;
+use std::path::PathBuf;
 
-use allfold::{Communicator, ReduceOp};
+use allfold::probe::SharedSum;
+use allfold::{Buffer, Communicator, ReduceOp};
+use allfold_bench::ladder::{Ladder, Summing};
 
-/// Runs it; `how` is `alloc` or `slices`. Rank 0 prints a row for each size.
-pub(crate) fn run(how: Option<&str>) {
-    let world = Communicator::from_env().expect("a launched rank");
-    let last: usize = std::env::var(LAST).map_or(LAST_BYTES, |text| text.parse().unwrap());
-    let mut aside = Vec::new();
-    let mut shared;
-    let buffer: &mut [f32] = match how {
-        Some("alloc") => {
-            shared = world.alloc::<f32>(LAST_BYTES / 4);
-            &mut shared
-        }
-        _ => {
-            aside.resize(LAST_BYTES / 4, 0.0);
-            &mut aside
-        }
+/// Runs it; rank 0 prints a row for each size.
+pub(crate) fn run(how: &str) {
+    let ladder = Ladder {
+        sizes: Ladder::sizes(asked(FIRST) as usize, asked(LAST) as usize).collect(),
+        budget_us: asked(BUDGET_US),
     };
-    let mut bytes = FIRST_BYTES;
-    while bytes <= last {
-        let buffer = &mut buffer[..bytes / 4];
-        let (rank, ranks) = (world.rank() as f32, world.size() as f32);
-        for (index, element) in buffer.iter_mut().enumerate() {
-            *element = (rank + 1.0) * (index % 7) as f32;
-        }
-        world.all_reduce(buffer, ReduceOp::Sum).expect("an all-reduce");
-        let all = ranks * (ranks + 1.0) / 2.0;
-        let is_wrong = |(index, sum): (usize, &f32)| *sum != all * (index % 7) as f32;
-        let mut wrong = [buffer.iter().enumerate().filter(|e| is_wrong(*e)).count() as u64];
-        buffer.fill(0.0);
-        let calls = iterations(bytes);
-        for _ in 0..calls / 10 {
-            world.all_reduce(buffer, ReduceOp::Sum).expect("an all-reduce");
-        }
-        let mut times = Vec::with_capacity(calls);
-        world.barrier().expect("a barrier");
-        for _ in 0..calls {
-            let began = Instant::now();
-            world.all_reduce(buffer, ReduceOp::Sum).expect("an all-reduce");
-            times.push(began.elapsed().as_secs_f64() * 1e6);
-        }
-        world.all_reduce(&mut times, ReduceOp::Max).expect("an all-reduce");
-        world.all_reduce(&mut wrong, ReduceOp::Sum).expect("an all-reduce");
-        if world.rank() == 0 {
-            times.sort_by(f64::total_cmp);
-            let at = |part: usize| times[calls * part / 100];
-            let (median, least, most) = (times[calls / 2], times[0], at(95));
-            println!("row {bytes} {calls} {median:.3} {least:.3} {most:.3} {}", wrong[0]);
-        }
-        bytes *= FACTOR;
+    if how == "probe" {
+        return probe(&ladder);
     }
+    // Its threads inherit the core.
+    bind_to_core(asked("ALLFOLD_RANK") as usize);
+    let world = Communicator::from_env().expect("a launched rank");
+    let length = ladder.buffer_bytes(world.size()) / size_of::<f32>();
+    let buffer = match how {
+        "alloc" => Lies::Shared(world.alloc(length)),
+        _ => Lies::Private(vec![0.0; length]),
+    };
+    climb(&ladder, &mut Rank { world: &world, buffer });
     world.close().expect("the end");
 }
 
-fn iterations(bytes: usize) -> usize {
-    ((128 << 20) / bytes).clamp(20, 4000)
+fn probe(ladder: &Ladder) {
+    let (rank, ranks) = (asked("PEERS_RANK") as usize, asked("PEERS_RANKS") as usize);
+    bind_to_core(rank);
+    let path = PathBuf::from(env::var_os("PEERS_MEMORY").expect("where the memory is"));
+    let bytes = ladder.buffer_bytes(ranks);
+    climb(ladder, &mut SharedSum::open(&path, rank, ranks, bytes).expect("the memory"));
 }
 
-/// Says the last size.
-pub(crate) const LAST: &str = "PEERS_LAST_BYTES";
-const FIRST_BYTES: usize = 4;
-const LAST_BYTES: usize = 64 << 20;
-const FACTOR: usize = 4;
+fn climb(ladder: &Ladder, rank: &mut impl Summing) {
+    let is_first = rank.rank() == 0;
+    ladder.climb(rank, |row| {
+        if is_first {
+            println!("{}", row.to_line());
+        }
+    });
+}
+
+struct Rank<'a> {
+    world: &'a Communicator,
+    buffer: Lies,
+}
+
+/// Where the buffer lies.
+enum Lies {
+    Shared(Buffer<f32>),
+    Private(Vec<f32>),
+}
+
+impl Summing for Rank<'_> {
+    fn rank(&self) -> usize {
+        self.world.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.world.size()
+    }
+
+    fn buffer(&mut self) -> &mut [f32] {
+        match &mut self.buffer {
+            Lies::Shared(buffer) => buffer,
+            Lies::Private(buffer) => buffer,
+        }
+    }
+
+    #[inline]
+    fn all_reduce(&mut self, count: usize) {
+        let buffer: &mut [f32] = match &mut self.buffer {
+            Lies::Shared(buffer) => buffer,
+            Lies::Private(buffer) => buffer,
+        };
+        self.world.all_reduce(&mut buffer[..count], ReduceOp::Sum).expect("an all-reduce");
+    }
+}
+
+/// With PEERS_BIND, this process to one core of those that it may use; before it has threads.
+fn bind_to_core(rank: usize) {
+    if asked(BIND) == 0.0 {
+        return;
+    }
+    let allowed = rustix::thread::sched_getaffinity(None).expect("the cores of this process");
+    let cores: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    let mut own = rustix::thread::CpuSet::new();
+    own.set(cores[rank % cores.len()]);
+    rustix::thread::sched_setaffinity(None, &own).expect("a core");
+}
+
+/// A number in the environment, where `ladder.h` looks as well.
+fn asked(name: &str) -> f64 {
+    let value = env::var(name).ok().and_then(|text| text.parse().ok());
+    value.unwrap_or_else(|| panic!("{name} is no number"))
+}
+
+pub(crate) const FIRST: &str = "PEERS_FIRST";
+pub(crate) const LAST: &str = "PEERS_LAST";
+pub(crate) const BUDGET_US: &str = "PEERS_BUDGET_US";
+pub(crate) const BIND: &str = "PEERS_BIND";

@@ -1,154 +1,116 @@
 //! All-reduces of allfold beside those of Open MPI, MPICH and Gloo, in turns, on one ladder of sizes:
 //!
 //! ```console
-//! $ cargo run --release -p allfold-bench --example peers -- --ranks 2 --turns 5
+//! $ cargo run --release -p allfold-bench --example peers -- --ranks 2 --turns 5 --plot peers.svg
 //! ```
 //!
-//! What is missing is installed where this is a Debian and we are root, or reported. Everybody adds
-//! up f32 in place, in warm buffers, equally often, and checks the result; a call's time is that of
-//! its slowest rank. Times are medians over turns of the median call.
+//! Who is missing is reported, or installed by the distribution's packages with `--install`.
+//! Everybody adds up f32 in place, in warm buffers, by the rules of `bench/src/ladder.rs`, and checks
+//! the result; a call's time is that of its slowest rank. Times are medians over turns of the median
+//! call. The probe is what the memory of this host allows (`allfold::probe::SharedSum`).
+//!
+//! Launchers differ in where they put ranks, so that none of them does: either nobody is bound, or,
+//! with `--bind core`, every rank binds itself before it has threads. A contender that takes longer
+//! than `--limit-s` is stopped with all its processes, and what it has measured until then counts.
+//! `--veth 1500` puts two ranks on hosts of their own, network namespaces with virtual cards of this
+//! MTU between them, and `--rate-mbit 1000` makes that as slow as a real one (as root).
+//! `--from a.json,b.json` shows earlier runs together.
 
 // A benchmark ends by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod contenders;
+mod environment;
+mod hosts;
 mod ladder;
+mod options;
+mod processes;
+mod report;
+mod tables;
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
-
-use contenders::{Contender, Row};
+use contenders::{Contender, Turn};
+use hosts::Hosts;
+use options::Options;
+use report::Report;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("rank", rest)) = words.split_first().map(|(word, rest)| (word.as_str(), rest)) {
-        return ladder::run(rest.first().map(String::as_str));
+    if let [word, how] = &words[..]
+        && word == "rank"
+    {
+        return ladder::run(how);
     }
     let options = Options::parse(&words);
-    let mut contenders = Vec::new();
-    for name in contenders::NAMES {
-        if !options.only.is_empty() && !options.only.iter().any(|only| only == name) {
-            continue;
-        }
-        match Contender::find(name) {
-            Ok(contender) => contenders.push(contender),
-            Err(reason) => eprintln!("missing: {name}: {reason}"),
-        }
-    }
-    // By name and size: the median call of each turn.
-    let mut turns: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
-    let mut errors = 0;
-    for turn in 1..=options.turns {
-        for (place, contender) in contenders.iter().enumerate() {
-            eprintln!("turn {turn} of {}: {}", options.turns, contender.name);
-            match contender.run(options.ranks, options.last_bytes) {
-                Ok(rows) => {
-                    for Row { bytes, median_us, wrong } in rows {
-                        errors += wrong;
-                        turns.entry((place, bytes)).or_default().push(median_us);
-                    }
-                }
-                Err(problem) => eprintln!("failed: {}: {problem}", contender.name),
-            }
-        }
-    }
-    let medians: BTreeMap<(usize, usize), f64> =
-        turns.into_iter().map(|(key, times)| (key, median(times))).collect();
-    let names: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
-    print!("{}", table(&names, &medians));
+    let mut wrong = 0;
+    let report = match options.from.is_empty() {
+        true => measure(&options, &mut wrong),
+        false => read(&options.from),
+    };
+    print!("{}", tables::print(&report));
     if let Some(path) = &options.json {
-        std::fs::write(path, json(&options, &names, &medians)).expect("the report");
+        let text = serde_json::to_string_pretty(&report).expect("numbers and words");
+        std::fs::write(path, text + "\n").expect("the report");
     }
-    if errors > 0 {
-        eprintln!("error: {errors} elements were wrong");
+    if let Some(path) = &options.plot {
+        std::fs::write(path, report.picture().expect("a picture")).expect("the picture");
+    }
+    if wrong > 0 {
+        eprintln!("error: {wrong} elements were wrong");
         std::process::exit(1);
     }
 }
 
-struct Options {
-    ranks: usize,
-    turns: usize,
-    last_bytes: usize,
-    json: Option<String>,
-    only: Vec<String>,
-}
-
-impl Options {
-    fn parse(words: &[String]) -> Self {
-        let mut options =
-            Self { ranks: 2, turns: 5, last_bytes: 64 << 20, json: None, only: Vec::new() };
-        for pair in words.chunks(2) {
-            let [name, value] = pair else { usage(&pair[0]) };
-            let number = || value.parse().unwrap_or_else(|_| usage(value));
-            match name.as_str() {
-                "--ranks" => options.ranks = number(),
-                "--turns" => options.turns = number(),
-                "--last" => options.last_bytes = number(),
-                "--json" => options.json = Some(value.clone()),
-                "--only" => options.only = value.split(',').map(String::from).collect(),
-                other => usage(other),
+fn measure(options: &Options, wrong: &mut u64) -> Report {
+    processes::adopt_orphans();
+    let (mut contenders, mut problems) = (Vec::new(), Vec::new());
+    for name in contenders::NAMES.into_iter().filter(|name| options.wants(name)) {
+        match Contender::find(name, options.install) {
+            Ok(contender) => contenders.push(contender),
+            Err(reason) => problems.push(format!("missing: {name}: {reason}")),
+        }
+    }
+    let hosts = match options.wire.map(Hosts::new).transpose() {
+        Ok(hosts) => hosts,
+        Err(reason) => {
+            problems.push(format!("skipped: {reason}"));
+            contenders.clear();
+            None
+        }
+    };
+    let names: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
+    let mut report = Report::new(options, environment::describe(options, &names));
+    for turn in 1..=options.turns {
+        for contender in &contenders {
+            let name = contender.name;
+            eprintln!("turn {turn} of {}: {name}", options.turns);
+            let Turn { rows, problem } = contender.run(options, hosts.as_ref());
+            for row in rows {
+                if row.wrong > 0 {
+                    problems.push(format!("{name}: {} wrong at {} bytes", row.wrong, row.bytes));
+                    *wrong += row.wrong;
+                }
+                report.add(name, &row);
             }
+            problems.extend(problem.map(|problem| format!("{name}, turn {turn}: {problem}")));
         }
-        options
     }
+    problems.iter().for_each(|problem| eprintln!("{problem}"));
+    report.problems = problems;
+    if let Some(environment) = report.environments.first_mut() {
+        environment.insert("load average at the end".into(), environment::load());
+    }
+    report
 }
 
-fn usage(word: &str) -> ! {
-    eprintln!(
-        "error: `{word}`\nhelp: peers [--ranks N] [--turns N] [--last BYTES] [--json FILE] [--only \
-         NAME,NAME]; names: {}",
-        contenders::NAMES.join(", ")
-    );
-    std::process::exit(2);
-}
-
-/// Microseconds of each, and how many times as long the best peer takes as each of ours.
-fn table(names: &[&str], medians: &BTreeMap<(usize, usize), f64>) -> String {
-    let is_ours = |name: &str| name.starts_with("allfold");
-    let mut text = format!("| bytes | {} |", names.join(" | "));
-    for name in names.iter().filter(|name| is_ours(name)) {
-        let _ = write!(text, " best peer / {name} |");
-    }
-    let columns = names.len() + names.iter().filter(|name| is_ours(name)).count() + 1;
-    let _ = writeln!(text, "\n|{}", " ---: |".repeat(columns));
-    let mut sizes: Vec<usize> = medians.keys().map(|(_, bytes)| *bytes).collect();
-    sizes.sort_unstable();
-    sizes.dedup();
-    for bytes in sizes {
-        let of = |place: usize| medians.get(&(place, bytes)).copied();
-        let peers = (0..names.len()).filter(|place| !is_ours(names[*place])).filter_map(of);
-        let best = peers.min_by(f64::total_cmp);
-        let _ = write!(text, "| {bytes} |");
-        for place in 0..names.len() {
-            let _ = match of(place) {
-                Some(us) => write!(text, " {us:.2} |"),
-                None => write!(text, " - |"),
-            };
-        }
-        for place in (0..names.len()).filter(|place| is_ours(names[*place])) {
-            let _ = match (best, of(place)) {
-                (Some(best), Some(own)) => write!(text, " {:.2} |", best / own),
-                _ => write!(text, " - |"),
-            };
-        }
-        text.push('\n');
-    }
-    text
-}
-
-fn json(options: &Options, names: &[&str], medians: &BTreeMap<(usize, usize), f64>) -> String {
-    let row = |((place, bytes), us): (&(usize, usize), &f64)| serde_json::json!({ "by": names[*place], "bytes": bytes, "median_us": us });
-    let rows: Vec<serde_json::Value> = medians.iter().map(row).collect();
-    let report = serde_json::json!({
-        "ranks": options.ranks,
-        "turns": options.turns,
-        "collective": "all_reduce, f32 sum, in place",
-        "rows": rows,
+fn read(paths: &[String]) -> Report {
+    let reports = paths.iter().map(|path| {
+        let text = std::fs::read_to_string(path).expect("an earlier report");
+        serde_json::from_str::<Report>(&text).expect("a report of this program")
     });
-    format!("{report:#}\n")
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    reports
+        .reduce(|mut all, next| {
+            all.join(next).expect("runs of as many ranks");
+            all
+        })
+        .unwrap_or_default()
 }

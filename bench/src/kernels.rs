@@ -14,6 +14,7 @@ use crate::console::{Console, State};
 use crate::element::Number;
 use crate::link::seconds;
 use crate::number::cell;
+use crate::shared_sum::ProbeOptions;
 use crate::size::{self, binary};
 use crate::{Error, memory};
 
@@ -28,16 +29,20 @@ pub(crate) struct KernelOptions {
     #[arg(short = 'o', long, value_name = "OP", default_value = "all", value_parser = one_or_all::<Op>())]
     op: Choice<Op>,
 
-    /// Bytes of each of the two buffers: by default they fit into a first-level cache, into a
-    /// second-level one, and into neither
-    #[arg(long, value_name = "SIZE,..", default_value = "8K,256K,64M", value_delimiter = ',', value_parser = size::parse)]
+    /// Bytes of each of the two buffers [default: 8K,256K,64M, which fit into a first-level cache,
+    /// into a second-level one, and into neither; with --probe 4 to 64M by factors of 4]
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = size::parse)]
     sizes: Vec<u64>,
 
     /// How long each cell is measured, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "0.02", value_parser = seconds)]
     duration: Duration,
 
-    #[arg(long, hide = true, value_name = "N")]
+    #[command(flatten)]
+    probe: ProbeOptions,
+
+    /// With --probe: how many processes [default: 2]
+    #[arg(long, value_name = "N")]
     ranks: Option<String>,
 
     #[arg(short = 'r', long, hide = true, value_name = "RANK")]
@@ -46,6 +51,10 @@ pub(crate) struct KernelOptions {
 
 /// Measures every type and operation.
 pub(crate) fn run(options: &KernelOptions, out: &mut dyn Write) -> Result<(), Error> {
+    if options.probe.is_given() {
+        let KernelOptions { probe, ranks, sizes, duration, .. } = options;
+        return probe.run(ranks.as_deref(), sizes, *duration, out);
+    }
     for (option, value) in [("--ranks", &options.ranks), ("-r", &options.root)] {
         if let Some(value) = value {
             return Err(Error::Foreign {
@@ -56,8 +65,9 @@ pub(crate) fn run(options: &KernelOptions, out: &mut dyn Write) -> Result<(), Er
             });
         }
     }
+    let sizes = if options.sizes.is_empty() { &DEFAULT_SIZES[..] } else { &options.sizes };
     let sizes: Vec<usize> =
-        options.sizes.iter().map(|bytes| usize::try_from(*bytes).unwrap_or(usize::MAX)).collect();
+        sizes.iter().map(|bytes| usize::try_from(*bytes).unwrap_or(usize::MAX)).collect();
     if let Some(bytes) = sizes.iter().find(|bytes| **bytes == 0 || !bytes.is_multiple_of(WIDEST)) {
         return Err(Error::KernelSize { bytes: *bytes as u64 });
     }
@@ -180,6 +190,7 @@ fn row(datatype: &str, op: &str, rates: &[f64], copied: &[f64]) -> String {
     text + "\n"
 }
 
+const DEFAULT_SIZES: [u64; 3] = [8 << 10, 256 << 10, 64 << 20];
 /// Bytes of the widest element, of which a buffer holds whole ones.
 const WIDEST: usize = 8;
 /// Some ten microseconds: looking at the clock does not show.

@@ -8,7 +8,8 @@
 //! `pattern.rs` makes inputs whose exact result is known for each type of `element.rs`; `table.rs`
 //! and `report.rs` write what was found, for people and for programs, `plot.rs` draws it, and
 //! `explain.rs` says where the time went, on the cores of `cores.rs`. `link.rs` and `kernels.rs`
-//! measure what lies under a collective, through `allfold::probe`.
+//! measure what lies under a collective, through `allfold::probe`; `ladder.rs` is how `shared_sum.rs`
+//! and the examples (`peers`, `instructions`, `targets`) compare one thing with another.
 
 mod call;
 mod choices;
@@ -23,6 +24,8 @@ mod error;
 mod explain;
 mod foreign;
 mod kernels;
+#[doc(hidden)]
+pub mod ladder;
 mod latencies;
 mod layout;
 mod link;
@@ -31,9 +34,11 @@ mod memory;
 mod number;
 mod options;
 mod pattern;
-mod plot;
+#[doc(hidden)]
+pub mod plot;
 mod report;
 mod run;
+mod shared_sum;
 mod size;
 mod table;
 mod timestamp;

@@ -28,11 +28,21 @@ pub(crate) struct PlotOptions {
     plot: PathBuf,
 }
 
-/// One line of the picture: sizes in bytes and bus bandwidths in GB/s.
+/// One line of the picture: sizes in bytes and bus bandwidths in GB/s, or times in microseconds.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Series {
-    pub(crate) label: String,
-    pub(crate) points: Vec<(f64, f64)>,
+pub struct Series {
+    /// What it is called.
+    pub label: String,
+    /// Size and value.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A picture of times over sizes, as SVG; nothing where there is no point.
+///
+/// # Errors
+/// What the drawing library says.
+pub fn times(title: &str, series: &[Series]) -> Result<Option<String>, String> {
+    drawing::draw(title, series, drawing::TIMES)
 }
 
 /// The lines of a sweep, as its rows come.
@@ -113,7 +123,7 @@ impl Lines {
 
 fn write(path: &Path, title: &str, series: &[Series]) -> Result<(), Error> {
     let problem = |problem: String| Error::Report { option: OPTION, path: path.into(), problem };
-    let picture = drawing::draw(title, series).map_err(problem)?;
+    let picture = drawing::draw(title, series, drawing::BANDWIDTHS).map_err(problem)?;
     let nothing = || Error::NothingToDraw { subject: subject(path), why: EMPTY, help: LARGER };
     let picture = picture.ok_or_else(nothing)?;
     fs::write(path, picture).map_err(|error| problem(plain(&error)))

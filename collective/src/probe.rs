@@ -3,14 +3,20 @@
 //!
 //! [`Link`] sends bytes from rank to rank with the runtime's QUIC, its tuning and its mutual TLS,
 //! and nothing above it: no plan, no reduction, no contract. [`combine`] is one reduction of two
-//! buffers. [`encryption`] is the cipher without a network.
+//! buffers. [`encryption`] is the cipher without a network. [`SharedSum`] is what memory allows that
+//! all processes of a host see.
 
 mod cipher;
+mod headers;
 mod link;
+mod shared_sum;
 mod wire;
 
 pub use cipher::{Cipher, EncryptionRates, encryption};
+#[doc(hidden)]
+pub use headers::{call_headers, segment_headers};
 pub use link::{Link, LinkFigures, Route};
+pub use shared_sum::{SharedBuffers, SharedSum};
 
 use crate::error::{ErrorKind, Result};
 use crate::reduce::{Kernel, ReduceOp, Reducible};

@@ -123,6 +123,19 @@ fn kernels_are_measured_beside_memcpy() {
 }
 
 #[test]
+fn the_probe_of_shared_memory_starts_its_own_ranks() {
+    let _one_at_a_time = machine_lock();
+    let ended = bench("reduce --probe --ranks 3 --sizes 4,64K --duration 0.001");
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let rows = rows(&ended);
+    let found: Vec<_> = rows.iter().map(|row| (row[0].as_str(), row[7].as_str())).collect();
+    assert_eq!(found, [("4", "0"), ("65536", "0")], "{ended:#?}");
+    for line in ["reduce --probe --ranks 0", "reduce --probe --sizes 6", "reduce --probe -d half"] {
+        assert_eq!(bench(line).code(), 2, "{line}");
+    }
+}
+
+#[test]
 fn reports_are_drawn_into_one_picture() {
     let _one_at_a_time = machine_lock();
     let folder = Folder::new("plot");

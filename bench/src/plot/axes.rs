@@ -45,8 +45,8 @@ pub(super) fn sizes(values: impl Iterator<Item = f64>) -> Option<Axis> {
     Some(Axis { range: f64::from(first) - 0.2..f64::from(last.max(first + 1)) + 0.2, ticks })
 }
 
-/// Bandwidths, by powers of ten and their parts.
-pub(super) fn bandwidths(values: impl Iterator<Item = f64>) -> Option<Axis> {
+/// Bandwidths or times, by powers of ten and their parts.
+pub(super) fn values(values: impl Iterator<Item = f64>) -> Option<Axis> {
     let (lowest, highest) = bounds(values)?;
     let (first, last) = (lowest.log10().floor() as i32, highest.log10().ceil() as i32);
     let parts: &[f64] = match last - first {
@@ -94,6 +94,17 @@ pub(super) fn bandwidth_label(log: &f64) -> String {
     if value >= 0.95 { format!("{value:.0} {unit}") } else { format!("{value:.1e} {unit}") }
 }
 
+/// `50 us`, of the logarithm of a time in microseconds.
+pub(super) fn time_label(log: &f64) -> String {
+    let (unit, below) = match *log {
+        log if log > 6.0 - EXACT => ("s", 1e6),
+        log if log > 3.0 - EXACT => ("ms", 1e3),
+        log if log > -EXACT => ("us", 1.0),
+        _ => ("ns", 1e-3),
+    };
+    format!("{:.0} {unit}", 10_f64.powf(*log) / below)
+}
+
 fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |bounds, value| match bounds {
         None => Some((value, value)),
@@ -122,7 +133,7 @@ mod tests {
         assert_eq!(labels.iter().map(size_label).collect::<Vec<_>>(), ["1 KiB"]);
 
         let labels = |values: &[f64]| -> Vec<String> {
-            let axis = bandwidths(values.iter().copied()).unwrap();
+            let axis = super::values(values.iter().copied()).unwrap();
             for value in values {
                 assert!(axis.range.contains(&value.log10()), "{value} {axis:?}");
             }
@@ -133,6 +144,8 @@ mod tests {
         assert_eq!(labels(&[0.002, 2.0]).first().unwrap(), "1 MB/s");
         assert_eq!(labels(&[1e-7, 120.0]).first().unwrap(), "100 B/s");
         assert_eq!(labels(&[1e-7, 1200.0]).last().unwrap(), "10 TB/s");
-        assert!(sizes([].into_iter()).is_none() && bandwidths([].into_iter()).is_none());
+        let times = [-1.0, 0.0, 2.0, 3.0, 6.0].map(|log| time_label(&log));
+        assert_eq!(times, ["100 ns", "1 us", "100 us", "1 ms", "1 s"]);
+        assert!(sizes([].into_iter()).is_none() && values([].into_iter()).is_none());
     }
 }

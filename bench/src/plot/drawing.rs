@@ -9,8 +9,27 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::Series;
 use super::axes::{self, Axis};
 
-/// The text of an SVG file, or why there is none; nothing where no series has a bandwidth.
-pub(super) fn draw(title: &str, series: &[Series]) -> Result<Option<String>, String> {
+/// What the vertical axis shows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Values {
+    description: &'static str,
+    /// Of a value's logarithm.
+    label: fn(&f64) -> String,
+}
+
+/// In GB/s.
+pub(super) const BANDWIDTHS: Values =
+    Values { description: "bus bandwidth (GB/s = 10^9 bytes/s)", label: axes::bandwidth_label };
+
+/// In microseconds.
+pub(super) const TIMES: Values = Values { description: "time of a call", label: axes::time_label };
+
+/// The text of an SVG file, or why there is none; nothing where no series has a value.
+pub(super) fn draw(
+    title: &str,
+    series: &[Series],
+    values: Values,
+) -> Result<Option<String>, String> {
     // A logarithm has no place for an empty call or a bandwidth of nothing.
     let drawn: Vec<Series> = series
         .iter()
@@ -21,14 +40,15 @@ pub(super) fn draw(title: &str, series: &[Series]) -> Result<Option<String>, Str
         })
         .filter(|line| !line.points.is_empty())
         .collect();
-    let values = || drawn.iter().flat_map(|line| line.points.iter().copied());
-    let axes = axes::sizes(values().map(|(size, _)| size.exp2()))
-        .zip(axes::bandwidths(values().map(|(_, speed)| 10_f64.powf(speed))));
+    let points = || drawn.iter().flat_map(|line| line.points.iter().copied());
+    let axes = axes::sizes(points().map(|(size, _)| size.exp2()))
+        .zip(axes::values(points().map(|(_, speed)| 10_f64.powf(speed))));
     let Some((sizes, speeds)) = axes else {
         return Ok(None);
     };
     let mut text = String::new();
-    render(&mut text, title, &drawn, &sizes, &speeds).map_err(|error| error.to_string())?;
+    render(&mut text, title, &drawn, values, (&sizes, &speeds))
+        .map_err(|error| error.to_string())?;
     Ok(Some(text))
 }
 
@@ -36,8 +56,8 @@ fn render(
     text: &mut String,
     title: &str,
     series: &[Series],
-    sizes: &Axis,
-    speeds: &Axis,
+    values: Values,
+    (sizes, speeds): (&Axis, &Axis),
 ) -> Result<(), Box<dyn std::error::Error>> {
     let legend = LEGEND_LINE * series.len() as u32 + MARGIN;
     let root = SVGBackend::with_string(text, (WIDTH, HEIGHT + legend)).into_drawing_area();
@@ -59,9 +79,9 @@ fn render(
         .x_labels(sizes.ticks.len())
         .y_labels(speeds.ticks.len())
         .x_label_formatter(&axes::size_label)
-        .y_label_formatter(&axes::bandwidth_label)
+        .y_label_formatter(&values.label)
         .x_desc("size of the larger buffer of a rank (KiB = 1024 bytes)")
-        .y_desc("bus bandwidth (GB/s = 10^9 bytes/s)")
+        .y_desc(values.description)
         .label_style((FONT, TEXT_PIXELS))
         .axis_desc_style((FONT, TEXT_PIXELS))
         .draw()?;

@@ -63,7 +63,7 @@ fn a_picture_is_well_formed_and_names_every_line() {
             ],
         })
         .collect();
-    let svg = drawing::draw("a title", &series).unwrap().unwrap();
+    let svg = drawing::draw("a title", &series, drawing::BANDWIDTHS).unwrap().unwrap();
     let texts = well_formed(&svg);
     assert!(texts.contains(&"a title".to_string()), "{texts:?}");
     for line in 0..10 {
@@ -84,7 +84,7 @@ fn a_picture_is_well_formed_and_names_every_line() {
 #[test]
 fn nothing_is_drawn_of_no_bandwidth() {
     let series = [Series { label: "one rank".into(), points: vec![(8.0, 0.0)] }];
-    assert_eq!(drawing::draw("a title", &series), Ok(None));
+    assert_eq!(drawing::draw("a title", &series, drawing::BANDWIDTHS), Ok(None));
     let lines = Lines { title: "a title".into(), series: series.to_vec() };
     let error = lines.write(Path::new("/no/such/out.svg")).unwrap_err();
     assert!(matches!(&error, Error::NothingToDraw { .. }), "{error}");
