@@ -21,7 +21,7 @@ fn four_ranks_train_and_end_with_the_same_parameters() {
     let ended = allfold(&["train", "-n", "4", "--epochs", "2", "--model", "mlp"]);
     assert_eq!(ended.code(), 0, "{ended:#?}");
     let output = ended.output().join("\n");
-    for words in ["4 ranks", "quic on 127.0.0.1", "epoch=2 ", "test accuracy ", " of 359)"] {
+    for words in ["4 ranks", "shared memory", "epoch=2 ", "test accuracy ", " of 359)"] {
         assert!(output.contains(words), "`{words}` is missing: {ended:#?}");
     }
     assert!(output.contains("parameters identical on all 4 ranks, digest "), "{ended:#?}");

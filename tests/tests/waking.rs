@@ -17,7 +17,12 @@ const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
 #[test]
 fn a_woken_rank_changes_no_buffer_of_the_others() {
     let _one_at_a_time = machine_lock();
-    for text in ["stop/ring-middle/2/4/plain", "stop/tree-middle/1/4/plain"] {
+    for text in [
+        "stop/ring-middle/2/4/plain",
+        "stop/tree-middle/1/4/plain",
+        "stop/shared-memory-first/0/4/plain",
+        "stop/shared-memory-last/2/4/plain",
+    ] {
         let case: Case = text.parse().unwrap();
         let scratch = Scratch::new().unwrap();
         let mut gate = scratch.gate().unwrap();
@@ -26,7 +31,7 @@ fn a_woken_rank_changes_no_buffer_of_the_others() {
             .map(|rank| {
                 let mut command = job.rank(rank, RANK, &["keep-a-buffer"]);
                 command.env(FAULT, text).env(GATE, scratch.gate_path());
-                Process::start(command.env("ALLFOLD_ALGORITHM", case.algorithm().unwrap()))
+                Process::start(command.envs(case.setting()))
             })
             .collect();
         let mut victim = survivors.remove(case.victim);

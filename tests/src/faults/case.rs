@@ -67,6 +67,8 @@ pub enum Algorithm {
     Ring,
     /// `tree`
     Tree,
+    /// In memory that the ranks share.
+    Memory,
 }
 
 /// Which of the steps of the rank's plan.
@@ -151,10 +153,11 @@ impl Case {
         }
     }
 
-    /// The algorithm that ALLFOLD_ALGORITHM names.
-    pub fn algorithm(&self) -> Option<&'static str> {
+    /// The setting that has calls done so.
+    pub fn setting(&self) -> Option<(&'static str, &'static str)> {
         match self.when {
-            When::Step(algorithm, _) => Some(algorithm.name()),
+            When::Step(Algorithm::Memory, _) => Some(("ALLFOLD_TRANSPORT", "shared-memory")),
+            When::Step(algorithm, _) => Some(("ALLFOLD_ALGORITHM", algorithm.name())),
             _ => None,
         }
     }
@@ -214,7 +217,7 @@ impl What {
 impl When {
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
-        let steps = [Algorithm::Ring, Algorithm::Tree]
+        let steps = [Algorithm::Ring, Algorithm::Tree, Algorithm::Memory]
             .into_iter()
             .flat_map(|a| [At::First, At::Middle, At::Last].map(|at| Self::Step(a, at)));
         [Self::BeforeConnect, Self::Gathering, Self::Prepared, Self::Idle]
@@ -236,11 +239,12 @@ impl When {
 }
 
 impl Algorithm {
-    /// As ALLFOLD_ALGORITHM has it.
+    /// As a step has it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ring => "ring",
             Self::Tree => "tree",
+            Self::Memory => "shared-memory",
         }
     }
 }

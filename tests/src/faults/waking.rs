@@ -16,9 +16,12 @@ impl Part {
     /// That of the call.
     pub fn keep_a_buffer(self) -> Result<()> {
         let world = Communicator::from_env()?;
-        let mut buffer = vec![0.0f32; ELEMENTS];
+        // Where ranks share memory, the one that wakes has it mapped.
+        let mut buffer = world.alloc::<f32>(ELEMENTS);
         loop {
-            (0..).zip(&mut buffer).for_each(|(index, element)| *element = (index % 251) as f32);
+            (0..)
+                .zip(buffer.iter_mut())
+                .for_each(|(index, element)| *element = (index % 251) as f32);
             let Err(error) = world.all_reduce(&mut buffer, ReduceOp::Sum) else { continue };
             if self.rank != self.case.victim {
                 mark(self.rank, format_args!("first {:x}", hash(&buffer)));
