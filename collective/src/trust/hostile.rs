@@ -326,6 +326,8 @@ fn with_impostor(size: usize, attack: Attack, program: fn(Communicator) -> Resul
     };
     let settings = |rank| {
         let config = Config::new(rank, size, &place.to_string()).unwrap().secret(&secret).unwrap();
+        // Data links are what it attacks.
+        let config = config.transport("quic").unwrap();
         config.connect_timeout(PATIENCE).timeout(PATIENCE)
     };
     let rank = |rank| program(Communicator::connect(settings(rank))?);
