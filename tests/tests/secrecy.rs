@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use allfold_tests::{Ended, Folder, Job, Process, clean_command, machine_lock};
+use rustix::fs::{SeekFrom as SeekTo, seek};
 use rustix::process::Signal;
 
 const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
@@ -160,7 +161,8 @@ impl Forms {
         let mut memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
         for line in maps.lines() {
             let (range, rest) = line.split_once(' ').unwrap();
-            if !rest.starts_with("rw") {
+            // Arenas are large, and mostly nothing: below.
+            if !rest.starts_with("rw") || rest.contains(ARENA) {
                 continue;
             }
             let (from, to) = range.split_once('-').unwrap();
@@ -172,8 +174,33 @@ impl Forms {
                 self.assert_not_in(&bytes, &format!("memory of {pid}: {line}"));
             }
         }
+        let written = arena_bytes(pid);
+        assert_eq!(written.is_empty(), !maps.contains(ARENA), "{pid} shows what it shares");
+        self.assert_not_in(&written, &format!("the memory that {pid} shares"));
     }
 }
+
+/// What has been written to the memory that a process shares.
+fn arena_bytes(pid: u32) -> Vec<u8> {
+    let mut written = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let path = entry.unwrap().path();
+        if !std::fs::read_link(&path).is_ok_and(|link| link.to_string_lossy().contains(ARENA)) {
+            continue;
+        }
+        let mut file = std::fs::File::open(&path).unwrap();
+        let mut end = 0;
+        while let Ok(start) = seek(&file, SeekTo::Data(end)) {
+            end = seek(&file, SeekTo::Hole(start)).unwrap();
+            file.seek(SeekFrom::Start(start)).unwrap();
+            (&mut file).take(end - start).read_to_end(&mut written).unwrap();
+        }
+    }
+    written
+}
+
+/// Names the memory that ranks share.
+const ARENA: &str = "memfd:allfold";
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     let first = part[0];
