@@ -255,7 +255,7 @@ impl Communicator {
         let is_full = matches!(&self.kind, Kind::Joined(engine) if engine.is_full());
         // Its number and 1.
         let slot = match &self.kind {
-            Kind::Joined(engine) if color.is_some() => {
+            Kind::Joined(engine) if color.is_some() && !is_full => {
                 engine.take_slot().map_or(0, |slot| u64::from(slot) + 1)
             }
             _ => 0,
@@ -268,8 +268,16 @@ impl Communicator {
             };
         }
         let mut words: Vec<u64> = words.into_flattened();
-        let sequence = self.caller(Location::caller()).gather_for_split(&mut words)?;
-        if let Some(full) = words.chunks_exact(2).position(|word| word[0] == NO_ROOM) {
+        let gathered = self.caller(Location::caller()).gather_for_split(&mut words);
+        let full = words.chunks_exact(2).position(|word| word[0] == NO_ROOM);
+        if let Kind::Joined(engine) = &self.kind
+            && (gathered.is_err() || full.is_some())
+            && let Some(slot) = slot.checked_sub(1)
+        {
+            engine.return_slot(slot as u32);
+        }
+        let sequence = gathered?;
+        if let Some(full) = full {
             let problem = format!(
                 "split: rank {full} has {MAX_COMMUNICATORS} communicators open; close some first"
             );

@@ -204,6 +204,13 @@ impl Engine {
         memory.take_slot(|group| self.world().members(group).is_some())
     }
 
+    /// Gives back a slot whose communicator did not come to be.
+    pub(crate) fn return_slot(&self, slot: Slot) {
+        if let Some(memory) = &self.runtime.memory {
+            memory.return_slot(slot);
+        }
+    }
+
     /// A number for the communicator that comes of call `sequence` for the ranks of `color`.
     pub(crate) fn child_id(&self, sequence: u64, color: u32) -> u64 {
         contract::mix(contract::mix(self.group ^ (sequence + 1) << 32) ^ u64::from(color) << 1 | 1)
@@ -487,7 +494,15 @@ fn within_host(
         () => Layout::Apart,
     };
     world.lay_out_group(group, layout);
-    let shared = memory.filter(|_| around.len() > 1)?.communicator(&around)?;
+    if around.len() < 2 {
+        return None;
+    }
+    let Some(shared) = memory.and_then(|memory| memory.communicator(&around)) else {
+        // All ranks have said that they have mapped it. Without it, calls would add up nothing.
+        let problem = "the memory of the ranks of its host is not mapped".into();
+        world.lose(world.rank, Loss::Failed { problem });
+        return None;
+    };
     let between = (!is_whole).then_some(parts);
     let ranks = slots.len() as u32;
     let around = around.into_iter().map(|(rank, _)| rank).collect();

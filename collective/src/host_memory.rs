@@ -50,6 +50,9 @@ impl HostMemory {
     /// A slot that no communicator uses that `is_open`; None where all are in use. It is clean: the
     /// others may count on that as soon as they know its number.
     pub(crate) fn take_slot(&self, is_open: impl Fn(u64) -> bool) -> Option<Slot> {
+        if !self.process.is_this() {
+            return None;
+        }
         let mut slots = self.slots();
         let free = slots.iter().position(|user| user.is_some_and(|user| !is_open(user)));
         let slot = match free {
@@ -63,6 +66,11 @@ impl HostMemory {
         slots[slot] = None;
         shared_memory::clear(self.own.place().part(slot * SLOT_BYTES, SLOT_BYTES));
         Some(slot as Slot)
+    }
+
+    /// The communicator did not come to be.
+    pub(crate) fn return_slot(&self, slot: Slot) {
+        self.give_slot(slot, NOBODY);
     }
 
     /// The slot is this communicator's.
@@ -95,7 +103,8 @@ impl HostMemory {
     /// ended.
     pub(crate) fn take(&self, length: usize) -> Option<(Range<usize>, NonNull<u8>)> {
         let mut buffers = self.buffers();
-        if buffers.is_over {
+        // A fork's arena is its parent's.
+        if buffers.is_over || !self.process.is_this() {
             return None;
         }
         let part = buffers.heap.take(length)?;
@@ -141,6 +150,8 @@ impl HostMemory {
     }
 }
 
+/// No communicator's number.
+const NOBODY: u64 = u64::MAX;
 /// Of one communicator in each of its ranks' arenas.
 const SLOT_BYTES: usize = shared_memory::BYTES.next_multiple_of(1 << 16);
 /// As many as there can be communicators, and some that are closed here and not yet everywhere.

@@ -35,7 +35,7 @@ use crate::statistics::CallKey;
 use crate::verdict::{Fault, Loss};
 use crate::world::{Goodbye, World};
 
-pub(crate) use completion::{Completer, Completion, completion};
+pub(crate) use completion::{Asked, Completer, Completion, completion};
 use lateness::{Attention, Lateness, Openings};
 
 /// What the caller's thread asks of a lane.

@@ -6,8 +6,10 @@
 
 mod worlds;
 
+use std::time::Duration;
+
 use allfold::{Communicator, Error, ErrorKind, ReduceOp, Result};
-use worlds::{each_rank, every_link, over_quic, results};
+use worlds::{connect_all, each_rank, every_link, over_quic, results};
 
 #[test]
 fn every_later_call_returns_the_same_error_and_a_new_world_works() {
@@ -89,4 +91,30 @@ fn dropping_after_an_error_waits_for_nobody() {
     let error: Error = slow.barrier().unwrap_err();
     assert!(error.to_string().contains("rank 0 ("), "{error}");
     assert!(error.to_string().contains("panicked"), "{error}");
+}
+
+#[test]
+fn who_waits_behind_a_started_call_waits_no_longer_than_the_limit() {
+    for transport in ["quic", "shared-memory"] {
+        let limit = Duration::from_millis(300);
+        let world = connect_all(2, |config| config.timeout(limit).transport(transport).unwrap());
+        let is_over = std::sync::Barrier::new(2);
+        let ends = results(world.into_iter().map(|rank| rank.unwrap()).collect(), |rank| {
+            if rank.rank() == 1 {
+                // It never makes the first call.
+                is_over.wait();
+                return rank.barrier().unwrap_err();
+            }
+            let first = rank.start_all_reduce(vec![1.0f32; 10], ReduceOp::Sum).unwrap();
+            let second = rank.start_all_reduce(vec![1.0f32; 10], ReduceOp::Sum).unwrap();
+            let error = second.wait().unwrap_err();
+            is_over.wait();
+            drop(first);
+            error
+        });
+        for error in ends {
+            assert!(matches!(error.kind(), ErrorKind::TimedOut { .. }), "{transport}: {error}");
+            assert!(error.to_string().contains("all_reduce #0"), "{transport}: {error}");
+        }
+    }
 }

@@ -136,6 +136,8 @@ impl Watch<'_> {
     pub(super) fn goes_on(&mut self) {
         self.looked = Instant::now();
         self.rest = None;
+        // A thread is noted once, and has been noted for the lane since.
+        self.waiting = None;
     }
 
     #[cfg(feature = "faults")]

@@ -2,6 +2,7 @@
 //! thread, without a hand-over; one that was started is made on a thread of the communicator's, in
 //! its turn.
 
+use std::collections::VecDeque;
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,14 +15,14 @@ use crate::buffer::{Borrowed, Lent, Parts};
 use crate::contract;
 use crate::error::{ErrorKind, Result};
 use crate::group::Begun;
-use crate::lane::{self, Call, Command, Completer};
+use crate::lane::{self, Asked, Call, Command, Completer};
 use crate::link::shared_memory::{Shared, Stop, Sum};
 use crate::machine::Machine;
 use crate::plan::{Algorithm, Plan};
 use crate::reduce::ReduceOp;
 use crate::report;
 use crate::statistics::CallKey;
-use crate::verdict::Fault;
+use crate::verdict::{Fault, Loss};
 use crate::wire;
 use crate::world::World;
 
@@ -38,6 +39,8 @@ pub(super) struct WithinHost {
     shared: Mutex<Shared>,
     /// Calls handed to the thread that have not ended.
     queued: AtomicUsize,
+    /// Who may wait for them: the first is under way.
+    asked: Mutex<VecDeque<Asked>>,
     queue: Mutex<Option<Queue>>,
 }
 
@@ -77,6 +80,7 @@ impl WithinHost {
             parts,
             shared: Mutex::new(shared),
             queued: AtomicUsize::new(0),
+            asked: Mutex::new(VecDeque::new()),
             queue: Mutex::new(None),
         })
     }
@@ -118,6 +122,7 @@ impl WithinHost {
 
     /// Completes this once all that was handed over has ended.
     pub(super) fn flush(self: &Arc<Self>, done: Completer) {
+        done.note_awaited();
         self.hand_over(Job::Flush(done));
     }
 
@@ -132,6 +137,11 @@ impl WithinHost {
 
     fn hand_over(self: &Arc<Self>, job: Job) {
         self.queued.fetch_add(1, Ordering::AcqRel);
+        let asked = match &job {
+            Job::Here(_, _, done) | Job::Flush(done) => done.asked(),
+            Job::There(call) => call.done.asked(),
+        };
+        self.asked().push_back(asked);
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.is_none() {
             let (jobs, inbox) = channel();
@@ -142,10 +152,31 @@ impl WithinHost {
                 *queue = Some(Queue { jobs, thread });
             }
         }
-        // Without a thread the job is dropped, which completes it with an error.
-        if let Some(queue) = &*queue {
-            let _ = queue.jobs.send(job);
+        let sent = queue.as_ref().is_some_and(|queue| queue.jobs.send(job).is_ok());
+        drop(queue);
+        // The job was dropped, which completes it with an error.
+        if !sent {
+            self.leave_queue();
+            self.world.end_call(self.group);
+            let problem = "it cannot start a thread for its calls".into();
+            self.world.lose(self.world.rank, Loss::Failed { problem });
         }
+    }
+
+    /// A job has ended.
+    fn leave_queue(&self) {
+        self.asked().pop_front();
+        self.queued.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Since when somebody waits for the call under way, or for one behind it: that one cannot begin
+    /// before.
+    fn awaited(&self) -> Option<Instant> {
+        self.asked().iter().filter_map(Asked::since).min()
+    }
+
+    fn asked(&self) -> MutexGuard<'_, VecDeque<Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn work(&self, inbox: &Receiver<Job>) {
@@ -157,21 +188,21 @@ impl WithinHost {
                 Job::Here(call, mut lent, done) => {
                     let (begun, between) = *call;
                     let result = self.flush_lane().and_then(|()| {
-                        let awaited = || done.awaited();
+                        let awaited = || self.awaited();
                         let (buffer, now) = (lent.in_place(), Instant::now());
                         self.make((&begun, between), buffer, now, Some(&awaited))
                     });
                     drop(lent);
-                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    self.leave_queue();
                     done.set(result);
                 }
                 Job::There(call) => {
                     self.world.send_to_lane(Command::Run(call));
-                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    self.leave_queue();
                 }
                 Job::Flush(done) => {
                     let result = self.flush_lane();
-                    self.queued.fetch_sub(1, Ordering::AcqRel);
+                    self.leave_queue();
                     done.set(result);
                 }
             }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use rustix::param::page_size;
+
 /// The free parts of a range of offsets.
 pub(super) struct Heap {
     /// Start and end of each, none beside another.
@@ -49,17 +51,15 @@ impl Heap {
     }
 }
 
-/// Small buffers share pages; large ones begin where a huge page can.
+/// No two share a page, as one may be made private; large ones begin where a huge page can.
 fn alignment(length: usize) -> usize {
-    match length {
-        ..PAGE => LINE,
-        PAGE..HUGE_PAGE => PAGE,
-        _ => HUGE_PAGE,
+    let page = page_size();
+    match length < HUGE_PAGE {
+        true => page,
+        false => HUGE_PAGE.max(page),
     }
 }
 
-const LINE: usize = 64;
-const PAGE: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 
 #[cfg(test)]

@@ -50,9 +50,24 @@ impl Completer {
         self.0.lock().awaited
     }
 
+    /// Whom to ask, also once the completer is elsewhere.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked(self.0.clone())
+    }
+
     /// Somebody waits, if not for this call alone.
     pub(crate) fn note_awaited(&self) {
         self.0.lock().awaited.get_or_insert_with(Instant::now);
+    }
+}
+
+/// Knows whether somebody waits for a call.
+pub(crate) struct Asked(Arc<Slot>);
+
+impl Asked {
+    /// Since when somebody waits.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.0.lock().awaited
     }
 }
 

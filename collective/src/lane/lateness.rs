@@ -11,7 +11,7 @@ use super::{Active, Driver};
 use crate::contract::Collective;
 use crate::link::Flow;
 use crate::machine::FlowKey;
-use crate::plan::{Plan, Request};
+use crate::plan::{Algorithm, Plan, Request};
 use crate::wire::Header;
 
 /// Of one call.
@@ -122,8 +122,10 @@ impl Driver {
     fn awaited(&self, active: &Active) -> Vec<Awaited> {
         let contract = &active.call.contract;
         let members = &active.call.members;
-        // How long the blocks of others are is not in the contract.
-        if contract.collective == Collective::AllGatherV {
+        // How long the blocks of others are is not in the contract. Between hosts, a rank may itself
+        // wait for those of its host.
+        let is_unknown = contract.collective == Collective::AllGatherV;
+        if is_unknown || active.algorithm == Algorithm::ByHost {
             return Vec::new();
         }
         let request = Request {

@@ -151,9 +151,12 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             Event::Knocked(knock) => self.consider(now, *knock),
             Event::Prepared { rank, epoch, maps } => self.ready(rank, epoch, maps),
             Event::Mapped { epoch, mapped } => {
-                let is_all = mapped.is_all();
-                self.mapped = mapped;
-                self.ready(0, epoch, is_all);
+                // It may be late, and of a world that came to nothing.
+                if self.prepared.as_ref().is_some_and(|(prepared, _)| *prepared == epoch) {
+                    let is_all = mapped.is_all();
+                    self.mapped = mapped;
+                    self.ready(0, epoch, is_all);
+                }
             }
             Event::Heard { rank, at } => self.heard(rank, at),
             Event::Ended { rank, link } => {

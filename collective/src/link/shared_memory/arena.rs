@@ -12,6 +12,8 @@ use rustix::fs::{
 use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
 };
+use rustix::param::page_size;
+use rustix::process::{Resource, getrlimit};
 
 use crate::host_memory::HostMemory;
 
@@ -53,6 +55,10 @@ impl Arena {
     /// Makes one of `length` bytes, all zero. Only pages that are touched cost memory.
     pub(crate) fn new(length: usize) -> std::io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Beyond this limit the system would not refuse, but end the process.
+        if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < length as u64) {
+            return Err(std::io::Error::other("the limit of file sizes (ulimit -f) is below it"));
+        }
         let file = memfd_create("allfold", flags)?;
         ftruncate(&file, length as u64)?;
         // Whoever maps it must not find it shorter one day: that would be SIGBUS.
@@ -98,22 +104,26 @@ impl Arena {
 
     /// Puts private memory with the same contents in the place of a part, in one stroke.
     pub(crate) fn make_private(&self, part: Range<usize>) {
-        let start = part.start / PAGE * PAGE;
-        let length = part.end.next_multiple_of(PAGE) - start;
+        let page = page_size();
+        let start = part.start / page * page;
+        let length = part.end.next_multiple_of(page) - start;
         let place = self.place().at(start, length);
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, filled from memory that is mapped, and put in its place; whoever
         // has a pointer there finds the same contents.
         unsafe {
-            let Ok(copy) = mmap_anonymous(std::ptr::null_mut(), length, prot, MapFlags::PRIVATE)
-            else {
-                return;
-            };
-            std::ptr::copy_nonoverlapping(place, copy.cast(), length);
-            let flags = MremapFlags::MAYMOVE;
-            if mremap_fixed(copy, length, length, flags, place.cast()).is_err() {
+            if let Ok(copy) = mmap_anonymous(std::ptr::null_mut(), length, prot, MapFlags::PRIVATE)
+            {
+                std::ptr::copy_nonoverlapping(place, copy.cast(), length);
+                let flags = MremapFlags::MAYMOVE;
+                if mremap_fixed(copy, length, length, flags, place.cast()).is_ok() {
+                    return;
+                }
                 let _ = munmap(copy, length);
             }
+            // Without room for a copy: what a failed call leaves in a buffer is not said, but
+            // nobody else may change it.
+            let _ = mmap_anonymous(place.cast(), length, prot, MapFlags::PRIVATE | MapFlags::FIXED);
         }
     }
 }
@@ -141,7 +151,10 @@ impl Mapping {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.
         let start = unsafe { mmap(std::ptr::null_mut(), length, prot, MapFlags::SHARED, file, 0) }?;
-        let start = NonNull::new(start.cast()).ok_or(rustix::io::Errno::NOMEM)?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
+        // A dump would touch all of it, in every rank that ends so.
+        // SAFETY: only advice.
+        let _ = unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxDontDump) };
         Ok(Self(Place { start, length }))
     }
 }
@@ -174,7 +187,6 @@ impl Place {
     }
 }
 
-const PAGE: usize = 4096;
 /// Smaller parts share pages with others.
 const WORTH_A_CALL: usize = 4096;
 /// Of a file that can neither shrink nor grow.

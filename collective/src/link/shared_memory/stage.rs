@@ -219,7 +219,7 @@ impl Call<'_> {
         let count = self.blocks(all_lie);
         for block in 0..count {
             patience.steps(block + 1, count + 1);
-            self.add_up_piece(self.piece(block, self.rank(), all_lie), block, shows);
+            self.add_up_piece(self.piece(block, self.rank(), all_lie), block, shows, patience)?;
             if copies && block + 1 < count {
                 self.stage(block + 1);
             }
@@ -288,9 +288,19 @@ impl Call<'_> {
         }
     }
 
-    fn add_up_piece(&self, piece: Range<usize>, block: u32, shows: bool) {
+    fn add_up_piece(
+        &self,
+        piece: Range<usize>,
+        block: u32,
+        shows: bool,
+        patience: &impl Patience,
+    ) -> Result<(), Stop> {
         let own = self.rank();
         for chunk in chunks(piece, CHUNK) {
+            // A piece may be as long as the buffer.
+            if patience.is_over() {
+                return Err(Stop::Over);
+            }
             let at = |rank: usize| match self.lies_at(rank) {
                 Some(offset) => self.lies(rank, offset + chunk.start, chunk.len()),
                 None => self.staged(rank, block, own, chunk.clone()),
@@ -301,6 +311,7 @@ impl Call<'_> {
                 self.copy(unsafe { self.start.add(chunk.start) }, at(rank), chunk.len());
             }
         }
+        Ok(())
     }
 
     /// This range of the own buffer becomes the combination of all ranks', `of` them.
