@@ -19,7 +19,6 @@ use crate::fork::Process;
 use crate::group::{Begun, Group, Planned};
 use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
-use crate::machine::Machine;
 use crate::pending::Pending;
 use crate::plan::Hosts;
 use crate::plan::costs::{self, Layout};
@@ -411,22 +410,9 @@ impl Engine {
     /// Agrees on the next call of a communicator and hands it to the lane.
     fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
         let world = self.world();
-        let Planned { begun, plan, members } =
-            self.begin(shape, |world, shape| world.begin_planned(group, shape))?;
-        let sequence = begun.contract.sequence;
-        let segment = world.choice.costs.segment_elements(shape.element.size() as u32);
-        let (done, completion) = lane::completion();
-        let call = Call {
-            contract: begun.contract,
-            location: contract::show_location(shape.location),
-            hash: begun.hash,
-            members,
-            algorithm: plan.algorithm(),
-            machine: Machine::new(plan, segment),
-            lent,
-            done,
-            is_whole: true,
-        };
+        let planned = self.begin(shape, |world, shape| world.begin_planned(group, shape))?;
+        let sequence = planned.begun.contract.sequence;
+        let (call, completion) = Call::new(world, planned, shape.location, lent, true);
         match &*self.runtime.lane() {
             Some(lane) => {
                 let here =

@@ -49,6 +49,7 @@ struct Agreed {
 }
 
 /// A call that was just begun.
+#[derive(Clone, Copy)]
 pub(crate) struct Begun {
     /// Every call before it has ended.
     pub(crate) is_alone: bool,

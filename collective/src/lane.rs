@@ -16,6 +16,7 @@ mod writing;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,8 +26,9 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::active::ActiveCall;
 use crate::buffer::{CallMemory, Lent, SegmentPool};
-use crate::contract::Contract;
+use crate::contract::{self, Contract};
 use crate::error::{Error, Result};
+use crate::group::{Begun, Planned};
 use crate::link::{Flow, Links};
 use crate::machine::{FlowKey, Machine};
 use crate::plan::Algorithm;
@@ -66,6 +68,26 @@ pub(crate) struct Call {
     pub(crate) done: Completer,
     /// Its end is that of the communicator's call; else the ranks of the host go on with it.
     pub(crate) is_whole: bool,
+}
+
+impl Call {
+    /// A call as it was begun, made at `location`, and the end that waits for it.
+    pub(crate) fn new(
+        world: &World,
+        planned: Planned,
+        location: &Location<'_>,
+        lent: Lent,
+        is_whole: bool,
+    ) -> (Self, Completion) {
+        let Planned { begun: Begun { contract, hash, .. }, plan, members } = planned;
+        let segment = world.choice.costs.segment_elements(contract.element.size() as u32);
+        let (done, completion) = completion();
+        let (algorithm, location) = (plan.algorithm(), contract::show_location(location));
+        let machine = Machine::new(plan, segment);
+        let call =
+            Self { contract, location, hash, members, algorithm, machine, lent, done, is_whole };
+        (call, completion)
+    }
 }
 
 /// The lane's thread.

@@ -12,12 +12,10 @@ use std::time::Instant;
 
 use super::watch::Watch;
 use crate::buffer::{Borrowed, Lent, Parts};
-use crate::contract;
 use crate::error::{ErrorKind, Result};
-use crate::group::Begun;
+use crate::group::{Begun, Planned};
 use crate::lane::{self, Asked, Call, Command, Completer};
 use crate::link::shared_memory::{Shared, Stop, Sum};
-use crate::machine::Machine;
 use crate::plan::{Algorithm, Plan};
 use crate::reduce::ReduceOp;
 use crate::report;
@@ -283,25 +281,15 @@ impl WithinHost {
         buffer: &mut [u8],
         is_awaited: bool,
     ) -> std::result::Result<(), Stop> {
-        let (world, contract) = (&*self.world, begun.contract);
+        let (world, sequence) = (&*self.world, begun.contract.sequence);
         let Between { plan, members, location } = between;
-        let segment = world.choice.costs.segment_elements(contract.element.size() as u32);
         let whole = 0..buffer.len();
         let parts = Parts { input: whole.clone(), output: whole };
         let (loan, lent) = Borrowed::in_place(buffer, parts).lend();
-        let (done, completion) = lane::completion();
-        world.send_to_lane(Command::Run(Box::new(Call {
-            contract,
-            location: contract::show_location(location),
-            hash: begun.hash,
-            members,
-            algorithm: plan.algorithm(),
-            machine: Machine::new(plan, segment),
-            lent,
-            done,
-            is_whole: false,
-        })));
-        let waiting = is_awaited.then(|| world.note_waiting(self.group, contract.sequence));
+        let planned = Planned { begun: *begun, plan, members };
+        let (call, completion) = Call::new(world, planned, location, lent, false);
+        world.send_to_lane(Command::Run(Box::new(call)));
+        let waiting = is_awaited.then(|| world.note_waiting(self.group, sequence));
         let result = completion.wait();
         drop((waiting, loan));
         result.map_err(|_| Stop::Over)
