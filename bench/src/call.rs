@@ -168,7 +168,7 @@ fn start<T: Number>(
     counts: &[usize],
     input: Vec<T>,
     output: Vec<T>,
-) -> allfold::Result<[Option<Pending<T>>; 2]> {
+) -> allfold::Result<[Option<Pending<Vec<T>>>; 2]> {
     let op = task.op.unwrap_or_default().into();
     let root = task.root.unwrap_or_default();
     let (rank, ranks) = (world.rank(), world.size());

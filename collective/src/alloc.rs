@@ -81,6 +81,26 @@ impl<T: Element> DerefMut for Buffer<T> {
     }
 }
 
+impl<T: Element> Default for Buffer<T> {
+    /// One without elements.
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+/// One that lies where the vector did: it serves every call, at the price of a copy.
+impl<T: Element> From<Vec<T>> for Buffer<T> {
+    fn from(elements: Vec<T>) -> Self {
+        Self(Lies::Private(elements))
+    }
+}
+
+impl<T: Element + PartialEq> PartialEq for Buffer<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
 impl<T: Element> Drop for Shared<T> {
     fn drop(&mut self) {
         self.memory.give(self.part.clone());

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use crate::alloc::Buffer;
 use crate::communicator::{Communicator, Labelled};
 use crate::error::Result;
 use crate::pending::Pending;
@@ -29,9 +30,9 @@ use crate::reduce::{Element, ReduceOp, Reducible};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct Bucket<T> {
-    values: Vec<T>,
+#[derive(Debug, PartialEq)]
+pub struct Bucket<T: Element> {
+    values: Buffer<T>,
     /// Where each tensor ends; the last is the length of `values`.
     ends: Vec<usize>,
 }
@@ -40,8 +41,8 @@ pub struct Bucket<T> {
 ///
 /// Dropped or leaked, it is as a [`Pending`]: the call is made, the bucket is lost.
 #[must_use = "the result is only in the bucket that `wait` or `.await` gives back"]
-pub struct PendingBucket<T> {
-    call: Pending<T>,
+pub struct PendingBucket<T: Element> {
+    call: Pending<Buffer<T>>,
     ends: Vec<usize>,
 }
 
@@ -51,25 +52,24 @@ pub trait AllReduce: sealed::AllReduce {}
 impl AllReduce for Communicator {}
 impl AllReduce for Labelled<'_> {}
 
-impl<T> Bucket<T> {
+impl<T: Element> Bucket<T> {
     /// Room for tensors of these lengths, in elements, each of them zero. A length may be 0.
     ///
     /// # Panics
     /// As [`Vec::with_capacity`], where all of them are more than fits in memory.
-    pub fn new(lengths: impl IntoIterator<Item = usize>) -> Self
-    where
-        T: Element + Default,
-    {
-        let mut length = 0usize;
-        let ends: Vec<usize> = lengths
-            .into_iter()
-            .map(|tensor| {
-                // More than fits is more than any vector holds.
-                length = length.saturating_add(tensor);
-                length
-            })
-            .collect();
-        Self { values: vec![T::default(); length], ends }
+    pub fn new(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let (ends, length) = ends(lengths);
+        Self { values: Communicator::single().alloc(length), ends }
+    }
+
+    /// The same in memory of [`Communicator::alloc`]: calls on `world` need no copy of it where its
+    /// ranks share memory.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn within(world: &Communicator, lengths: impl IntoIterator<Item = usize>) -> Self {
+        let (ends, length) = ends(lengths);
+        Self { values: world.alloc(length), ends }
     }
 
     /// Deals tensors of these lengths, in elements, to buckets of up to `limit_bytes`: the ranges
@@ -122,7 +122,7 @@ impl<T> Bucket<T> {
 
     /// All tensors in order.
     pub fn views(&self) -> impl ExactSizeIterator<Item = &[T]> {
-        let mut rest = self.values.as_slice();
+        let mut rest = &*self.values;
         self.lengths().map(move |length| {
             let (own, behind) = rest.split_at(length);
             rest = behind;
@@ -133,7 +133,7 @@ impl<T> Bucket<T> {
     /// All tensors in order.
     pub fn views_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [T]> {
         let Self { values, ends } = self;
-        let mut rest = values.as_mut_slice();
+        let mut rest = &mut **values;
         lengths(ends).map(move |length| {
             let (own, behind) = mem::take(&mut rest).split_at_mut(length);
             rest = behind;
@@ -189,14 +189,21 @@ impl<T> Bucket<T> {
     }
 }
 
-impl<T> Default for Bucket<T> {
-    /// One without tensors.
-    fn default() -> Self {
-        Self { values: Vec::new(), ends: Vec::new() }
+impl<T: Element> Clone for Bucket<T> {
+    /// The clone lies in memory of the process.
+    fn clone(&self) -> Self {
+        Self { values: self.values.to_vec().into(), ends: self.ends.clone() }
     }
 }
 
-impl<T> PendingBucket<T> {
+impl<T: Element> Default for Bucket<T> {
+    /// One without tensors.
+    fn default() -> Self {
+        Self { values: Buffer::default(), ends: Vec::new() }
+    }
+}
+
+impl<T: Element> PendingBucket<T> {
     /// Waits for the end of the call; gives the bucket back.
     ///
     /// # Errors
@@ -219,7 +226,7 @@ impl<T> PendingBucket<T> {
     }
 }
 
-impl<T> Future for PendingBucket<T> {
+impl<T: Element> Future for PendingBucket<T> {
     type Output = Result<Bucket<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -228,13 +235,24 @@ impl<T> Future for PendingBucket<T> {
     }
 }
 
+/// Where each tensor ends, and the length of all.
+fn ends(lengths: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
+    let mut length = 0usize;
+    let ends = lengths.into_iter().map(|tensor| {
+        // More than fits is more than any buffer holds.
+        length = length.saturating_add(tensor);
+        length
+    });
+    (ends.collect(), length)
+}
+
 fn lengths(ends: &[usize]) -> impl ExactSizeIterator<Item = usize> {
     let mut start = 0;
     ends.iter().map(move |&end| end - mem::replace(&mut start, end))
 }
 
 mod sealed {
-    use super::{Communicator, Labelled, Pending, ReduceOp, Reducible, Result};
+    use super::{Buffer, Communicator, Labelled, Pending, ReduceOp, Reducible, Result};
 
     /// The calls that a bucket makes.
     pub trait AllReduce {
@@ -244,9 +262,9 @@ mod sealed {
         #[track_caller]
         fn reduce_meanwhile<T: Reducible>(
             &self,
-            values: Vec<T>,
+            values: Buffer<T>,
             op: ReduceOp,
-        ) -> Result<Pending<T>>;
+        ) -> Result<Pending<Buffer<T>>>;
     }
 
     macro_rules! all_reduce {
@@ -258,9 +276,9 @@ mod sealed {
 
                 fn reduce_meanwhile<T: Reducible>(
                     &self,
-                    values: Vec<T>,
+                    values: Buffer<T>,
                     op: ReduceOp,
-                ) -> Result<Pending<T>> {
+                ) -> Result<Pending<Buffer<T>>> {
                     self.start_all_reduce(values, op)
                 }
             }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::owned::Owned;
 use crate::plan::{Place, Space};
 use crate::reduce::Element;
 
@@ -48,11 +49,11 @@ impl<'a> Borrowed<'a> {
     }
 }
 
-/// Takes a vector in, to lend it for as long as the borrower wants.
-pub(crate) fn hold<T: Element>(vector: Vec<T>, parts: Parts) -> (Held<T>, Lent) {
-    let kept = Arc::new(Kept { returned: Returned::default(), vector: UnsafeCell::new(vector) });
+/// Takes a buffer in, to lend it for as long as the borrower wants.
+pub(crate) fn hold<B: Owned>(buffer: B, parts: Parts) -> (Held<B>, Lent) {
+    let kept = Arc::new(Kept { returned: Returned::default(), buffer: UnsafeCell::new(buffer) });
     // SAFETY: nobody else has the cell yet.
-    let (input, output) = parts.spans(unsafe { &mut *kept.vector.get() });
+    let (input, output) = parts.spans(unsafe { &mut *kept.buffer.get() }.elements());
     let lent = Lent { input, output, owner: kept.clone() };
     (Held(kept), lent)
 }
@@ -89,26 +90,26 @@ impl Drop for Loan<'_> {
     }
 }
 
-/// The lender's end of a vector; dropped or leaked, it leaves the vector to the borrower.
-pub(crate) struct Held<T>(Arc<Kept<T>>);
+/// The lender's end of an owned buffer; dropped or leaked, it leaves the buffer to the borrower.
+pub(crate) struct Held<B>(Arc<Kept<B>>);
 
-impl<T> Held<T> {
-    /// The vector, once the borrower has let go of it.
-    pub(crate) fn take(self) -> Vec<T> {
+impl<B: Owned> Held<B> {
+    /// The buffer, once the borrower has let go of it.
+    pub(crate) fn take(self) -> B {
         self.0.returned.wait();
         // SAFETY: the `Lent` end is gone, and this is the only other one.
-        std::mem::take(unsafe { &mut *self.0.vector.get() })
+        std::mem::take(unsafe { &mut *self.0.buffer.get() })
     }
 }
 
-struct Kept<T> {
+struct Kept<B> {
     returned: Returned,
-    vector: UnsafeCell<Vec<T>>,
+    buffer: UnsafeCell<B>,
 }
 
 // SAFETY: the cell is only used by `hold`, before it is shared, and by `take`, after the borrower
 // has let go; the mutex in `returned` orders the two.
-unsafe impl<T: Send> Sync for Kept<T> {}
+unsafe impl<B: Send> Sync for Kept<B> {}
 
 /// What keeps lent memory alive, and is told when it is let go.
 trait Owner: Send + Sync {
@@ -121,7 +122,7 @@ impl Owner for Returned {
     }
 }
 
-impl<T: Send> Owner for Kept<T> {
+impl<B: Send> Owner for Kept<B> {
     fn returned(&self) -> &Returned {
         &self.returned
     }

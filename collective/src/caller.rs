@@ -9,6 +9,7 @@ use crate::communicator::{Communicator, Kind};
 use crate::contract::{CallShape, Collective};
 use crate::engine::Engine;
 use crate::error::{ErrorKind, Result};
+use crate::owned::Owned;
 use crate::pending::Pending;
 use crate::reduce::{Element, ReduceOp, Reducible};
 
@@ -26,12 +27,12 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_all_reduce<T: Reducible>(
+    pub(crate) fn start_all_reduce<B: Owned<Element: Reducible>>(
         self,
-        buffer: Vec<T>,
+        mut buffer: B,
         op: ReduceOp,
-    ) -> Result<Pending<T>> {
-        let call = self.whole(Collective::AllReduce, Some(op), buffer.len());
+    ) -> Result<Pending<B>> {
+        let call = self.whole(Collective::AllReduce, Some(op), buffer.elements().len());
         self.start(call, buffer)
     }
 
@@ -66,12 +67,12 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_reduce_scatter<T: Reducible>(
+    pub(crate) fn start_reduce_scatter<B: Owned<Element: Reducible>>(
         self,
-        buffer: Vec<T>,
+        mut buffer: B,
         op: ReduceOp,
-    ) -> Result<Pending<T>> {
-        let call = self.reduce_scatter_call(buffer.len(), op)?;
+    ) -> Result<Pending<B>> {
+        let call = self.reduce_scatter_call(buffer.elements().len(), op)?;
         self.start(call, buffer)
     }
 
@@ -93,8 +94,8 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_all_gather<T: Element>(self, buffer: Vec<T>) -> Result<Pending<T>> {
-        let call = self.all_gather_call(buffer.len())?;
+    pub(crate) fn start_all_gather<B: Owned>(self, mut buffer: B) -> Result<Pending<B>> {
+        let call = self.all_gather_call(buffer.elements().len())?;
         self.start(call, buffer)
     }
 
@@ -132,12 +133,12 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_all_gather_v<T: Element>(
+    pub(crate) fn start_all_gather_v<B: Owned>(
         self,
-        buffer: Vec<T>,
+        mut buffer: B,
         counts: &[usize],
-    ) -> Result<Pending<T>> {
-        let call = self.all_gather_v_call(buffer.len(), counts)?;
+    ) -> Result<Pending<B>> {
+        let call = self.all_gather_v_call(buffer.elements().len(), counts)?;
         self.start(call, buffer)
     }
 
@@ -177,12 +178,12 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_broadcast<T: Element>(
+    pub(crate) fn start_broadcast<B: Owned>(
         self,
-        buffer: Vec<T>,
+        mut buffer: B,
         root: usize,
-    ) -> Result<Pending<T>> {
-        let call = self.broadcast_call(buffer.len(), root)?;
+    ) -> Result<Pending<B>> {
+        let call = self.broadcast_call(buffer.elements().len(), root)?;
         self.start(call, buffer)
     }
 
@@ -217,13 +218,13 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_reduce<T: Reducible>(
+    pub(crate) fn start_reduce<B: Owned<Element: Reducible>>(
         self,
-        buffer: Vec<T>,
+        mut buffer: B,
         op: ReduceOp,
         root: usize,
-    ) -> Result<Pending<T>> {
-        let call = self.reduce_call(buffer.len(), op, root)?;
+    ) -> Result<Pending<B>> {
+        let call = self.reduce_call(buffer.elements().len(), op, root)?;
         self.start(call, buffer)
     }
 
@@ -270,12 +271,8 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_gather<T: Element>(
-        self,
-        buffer: Vec<T>,
-        root: usize,
-    ) -> Result<Pending<T>> {
-        let call = self.gather_call(buffer.len(), root)?;
+    pub(crate) fn start_gather<B: Owned>(self, mut buffer: B, root: usize) -> Result<Pending<B>> {
+        let call = self.gather_call(buffer.elements().len(), root)?;
         self.start(call, buffer)
     }
 
@@ -312,12 +309,8 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_scatter<T: Element>(
-        self,
-        buffer: Vec<T>,
-        root: usize,
-    ) -> Result<Pending<T>> {
-        let call = self.scatter_call(buffer.len(), root)?;
+    pub(crate) fn start_scatter<B: Owned>(self, mut buffer: B, root: usize) -> Result<Pending<B>> {
+        let call = self.scatter_call(buffer.elements().len(), root)?;
         self.start(call, buffer)
     }
 
@@ -345,8 +338,8 @@ impl<'a> Caller<'a> {
         self.in_place(call, buffer)
     }
 
-    pub(crate) fn start_all_to_all<T: Element>(self, buffer: Vec<T>) -> Result<Pending<T>> {
-        let call = self.all_to_all_call(buffer.len())?;
+    pub(crate) fn start_all_to_all<B: Owned>(self, mut buffer: B) -> Result<Pending<B>> {
+        let call = self.all_to_all_call(buffer.elements().len())?;
         self.start(call, buffer)
     }
 
@@ -362,9 +355,9 @@ impl<'a> Caller<'a> {
         self.in_place::<u8>(call, &mut [])
     }
 
-    pub(crate) fn start_barrier(self) -> Result<Pending<u8>> {
+    pub(crate) fn start_barrier(self) -> Result<Pending<()>> {
         let call = self.whole(Collective::Barrier, None, 0);
-        self.start(call, Vec::new())
+        self.start(call, ())
     }
 
     pub(crate) fn send<T: Element>(self, input: &[T], to: usize) -> Result<()> {
@@ -410,12 +403,12 @@ impl<'a> Caller<'a> {
         }
     }
 
-    pub(crate) fn start_message<T: Element>(
+    pub(crate) fn start_message<B: Owned>(
         self,
-        buffer: Vec<T>,
+        buffer: B,
         peer: usize,
         sends: bool,
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         let peer = self.other_rank(if sends { "send to" } else { "recv from" }, peer)?;
         match &self.communicator.kind {
             Kind::Single => Ok(Pending::done(buffer)),
@@ -480,11 +473,11 @@ impl<'a> Caller<'a> {
         }
     }
 
-    fn start<T: Element>(self, call: Shaped, buffer: Vec<T>) -> Result<Pending<T>> {
+    fn start<B: Owned>(self, call: Shaped, buffer: B) -> Result<Pending<B>> {
         let parts = call.parts.clone();
         match self.engine() {
             None => Ok(Pending::done(buffer)),
-            Some(engine) => engine.start(&self.shape::<T>(call), buffer, parts),
+            Some(engine) => engine.start(&self.shape::<B::Element>(call), buffer, parts),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::communicator::{Communicator, Labelled};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::owned::Owned;
 use crate::pending::Pending;
 use crate::reduce::{Element, ReduceOp, Reducible};
 
@@ -42,16 +43,17 @@ impl $type {
         self.caller(Location::caller()).all_reduce_into(input, output, op)
     }
 
-    /// Starts an [`all_reduce`](Self::all_reduce) of a vector.
+    /// Starts an [`all_reduce`](Self::all_reduce) of a buffer that it takes in: a vector, or one of
+    /// [`alloc`](Communicator::alloc).
     ///
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_all_reduce<T: Reducible>(
+    pub fn start_all_reduce<B: Owned<Element: Reducible>>(
         &self,
-        buffer: Vec<T>,
+        buffer: B,
         op: ReduceOp,
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_all_reduce(buffer, op)
     }
 
@@ -90,11 +92,11 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_reduce_scatter<T: Reducible>(
+    pub fn start_reduce_scatter<B: Owned<Element: Reducible>>(
         &self,
-        buffer: Vec<T>,
+        buffer: B,
         op: ReduceOp,
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_reduce_scatter(buffer, op)
     }
 
@@ -123,7 +125,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_all_gather<T: Element>(&self, buffer: Vec<T>) -> Result<Pending<T>> {
+    pub fn start_all_gather<B: Owned>(&self, buffer: B) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_all_gather(buffer)
     }
 
@@ -162,11 +164,11 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_all_gather_v<T: Element>(
+    pub fn start_all_gather_v<B: Owned>(
         &self,
-        buffer: Vec<T>,
+        buffer: B,
         counts: &[usize],
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_all_gather_v(buffer, counts)
     }
 
@@ -202,7 +204,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_broadcast<T: Element>(&self, buffer: Vec<T>, root: usize) -> Result<Pending<T>> {
+    pub fn start_broadcast<B: Owned>(&self, buffer: B, root: usize) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_broadcast(buffer, root)
     }
 
@@ -238,12 +240,12 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_reduce<T: Reducible>(
+    pub fn start_reduce<B: Owned<Element: Reducible>>(
         &self,
-        buffer: Vec<T>,
+        buffer: B,
         op: ReduceOp,
         root: usize,
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_reduce(buffer, op, root)
     }
 
@@ -274,7 +276,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_gather<T: Element>(&self, buffer: Vec<T>, root: usize) -> Result<Pending<T>> {
+    pub fn start_gather<B: Owned>(&self, buffer: B, root: usize) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_gather(buffer, root)
     }
 
@@ -305,7 +307,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_scatter<T: Element>(&self, buffer: Vec<T>, root: usize) -> Result<Pending<T>> {
+    pub fn start_scatter<B: Owned>(&self, buffer: B, root: usize) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_scatter(buffer, root)
     }
 
@@ -334,7 +336,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_all_to_all<T: Element>(&self, buffer: Vec<T>) -> Result<Pending<T>> {
+    pub fn start_all_to_all<B: Owned>(&self, buffer: B) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_all_to_all(buffer)
     }
 
@@ -353,7 +355,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_barrier(&self) -> Result<Pending<u8>> {
+    pub fn start_barrier(&self) -> Result<Pending<()>> {
         self.caller(Location::caller()).start_barrier()
     }
 
@@ -401,7 +403,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_send<T: Element>(&self, input: Vec<T>, to: usize) -> Result<Pending<T>> {
+    pub fn start_send<B: Owned>(&self, input: B, to: usize) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_message(input, to, true)
     }
 
@@ -410,7 +412,7 @@ impl $type {
     /// # Errors
     /// As there, from here or from [`Pending::wait`].
     #[track_caller]
-    pub fn start_recv<T: Element>(&self, output: Vec<T>, from: usize) -> Result<Pending<T>> {
+    pub fn start_recv<B: Owned>(&self, output: B, from: usize) -> Result<Pending<B>> {
         self.caller(Location::caller()).start_message(output, from, false)
     }
 }

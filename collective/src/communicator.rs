@@ -231,6 +231,15 @@ impl Communicator {
         self.transport.clone()
     }
 
+    /// Whether all its ranks share memory, so that its all-reduces use no network: they are work
+    /// for the ranks' own cores, and nothing is gained by making them beside other work.
+    pub fn shares_memory(&self) -> bool {
+        match &self.kind {
+            Kind::Single => true,
+            Kind::Joined(engine) => engine.shares_memory(),
+        }
+    }
+
     /// What protects it, for a header: `mutual TLS, secret 3f9a12c4`.
     pub fn security(&self) -> String {
         self.security.clone()

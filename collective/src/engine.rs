@@ -19,6 +19,7 @@ use crate::fork::Process;
 use crate::group::{Begun, Group, Planned};
 use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Call, Command, Completion, Lane};
+use crate::owned::Owned;
 use crate::pending::Pending;
 use crate::plan::Hosts;
 use crate::plan::costs::{self, Layout};
@@ -131,33 +132,33 @@ impl Engine {
         received.and(sent)
     }
 
-    /// Starts a call on a vector of its own.
-    pub(crate) fn start<T: Element>(
+    /// Starts a call on a buffer of its own.
+    pub(crate) fn start<B: Owned>(
         &self,
         shape: &CallShape,
-        vector: Vec<T>,
+        buffer: B,
         parts: Parts,
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         let _turn = self.enter(shape.location)?;
-        self.start_on(self.group, shape, buffer::hold(vector, parts))
+        self.start_on(self.group, shape, buffer::hold(buffer, parts))
     }
 
-    /// Starts sending a vector to a rank of the communicator, or receiving into it.
-    pub(crate) fn start_message<T: Element>(
+    /// Starts sending a buffer to a rank of the communicator, or receiving into it.
+    pub(crate) fn start_message<B: Owned>(
         &self,
         (peer, sends): (u32, bool),
-        vector: Vec<T>,
+        mut buffer: B,
         label: Option<u64>,
         location: &'static Location<'static>,
-    ) -> Result<Pending<T>> {
+    ) -> Result<Pending<B>> {
         let _turn = self.enter(location)?;
-        let length = vector.len();
-        let (group, shape) = self.message::<T>(length, sends, peer, label, location);
+        let length = buffer.elements().len();
+        let (group, shape) = self.message::<B::Element>(length, sends, peer, label, location);
         let parts = match sends {
             true => Parts { input: 0..length, output: 0..0 },
             false => Parts { input: 0..0, output: 0..length },
         };
-        self.start_on(group, &shape, buffer::hold(vector, parts))
+        self.start_on(group, &shape, buffer::hold(buffer, parts))
     }
 
     /// Whether the world has as many communicators as it may.
@@ -190,6 +191,12 @@ impl Engine {
             closed: AtomicBool::new(false),
             here,
         }
+    }
+
+    /// Whether all its ranks meet in memory.
+    pub(crate) fn shares_memory(&self) -> bool {
+        let is_free = self.world().choice.forced.is_none();
+        is_free && self.here.as_ref().is_some_and(|here| !here.has_other_hosts())
     }
 
     /// What this rank shares with others of its host.
@@ -318,12 +325,12 @@ impl Engine {
         (world.pair(self.group, from, to), shape)
     }
 
-    fn start_on<T: Element>(
+    fn start_on<B: Owned>(
         &self,
         group: u64,
         shape: &CallShape,
-        (held, lent): (Held<T>, Lent),
-    ) -> Result<Pending<T>> {
+        (held, lent): (Held<B>, Lent),
+    ) -> Result<Pending<B>> {
         if let Some(here) = self.meets_here(shape).filter(|_| group == self.group) {
             let (begun, between) = self.begin_here(here, shape)?;
             let sequence = begun.contract.sequence;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use crate::buffer::Held;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::Completion;
+use crate::owned::Owned;
 use crate::world::World;
 
 /// A call under way that owns its buffer; [`wait`](Self::wait) or `.await` gives it back.
@@ -14,38 +15,38 @@ use crate::world::World;
 /// Collectives of one communicator end in the order in which they were started, and so do messages
 /// between two ranks. Up to 1,024 may be outstanding on a communicator, and as many messages in each
 /// direction between two ranks; beyond that starting one is an
-/// [argument error](ErrorKind::Argument), which loses the vector. A `Pending` that is
+/// [argument error](ErrorKind::Argument), which loses the buffer. A `Pending` that is
 /// dropped or leaked leaves its call to the runtime, which makes it all the same, because the other
 /// ranks need it; only the result is lost.
 #[must_use = "the result is only in the buffer that `wait` or `.await` gives back"]
-pub struct Pending<T> {
-    call: Option<Started<T>>,
-    done: Option<Vec<T>>,
+pub struct Pending<B> {
+    call: Option<Started<B>>,
+    done: Option<B>,
 }
 
-struct Started<T> {
+struct Started<B> {
     world: Arc<World>,
     /// Communicator and sequence.
     number: (u64, u64),
     completion: Completion,
-    held: Held<T>,
+    held: Held<B>,
     /// The process that started it: a fork has no lane that would end it.
     process: u32,
 }
 
-impl<T> Pending<T> {
+impl<B: Owned> Pending<B> {
     pub(crate) fn new(
         world: Arc<World>,
         number: (u64, u64),
         completion: Completion,
-        held: Held<T>,
+        held: Held<B>,
     ) -> Self {
         let process = std::process::id();
         Self { call: Some(Started { world, number, completion, held, process }), done: None }
     }
 
     /// One that needed nothing done.
-    pub(crate) fn done(buffer: Vec<T>) -> Self {
+    pub(crate) fn done(buffer: B) -> Self {
         Self { call: None, done: Some(buffer) }
     }
 
@@ -53,19 +54,19 @@ impl<T> Pending<T> {
     ///
     /// # Errors
     /// As the blocking call; [`finish`](Self::finish) gives the buffer back also then.
-    pub fn wait(self) -> Result<Vec<T>> {
+    pub fn wait(self) -> Result<B> {
         let (buffer, result) = self.finish();
         result.map(|()| buffer)
     }
 
     /// Waits for the end of the call; gives the buffer back, whose contents are unspecified after
     /// an error.
-    pub fn finish(mut self) -> (Vec<T>, Result<()>) {
+    pub fn finish(mut self) -> (B, Result<()>) {
         match self.call.take() {
             Some(started) => {
                 if let Err(error) = started.check_process() {
                     started.abandon();
-                    return (Vec::new(), Err(error));
+                    return (B::default(), Err(error));
                 }
                 let result = {
                     let (group, sequence) = started.number;
@@ -76,7 +77,7 @@ impl<T> Pending<T> {
             }
             None => match self.done.take() {
                 Some(buffer) => (buffer, Ok(())),
-                None => (Vec::new(), Err(taken())),
+                None => (B::default(), Err(taken())),
             },
         }
     }
@@ -87,8 +88,8 @@ impl<T> Pending<T> {
     }
 }
 
-impl<T> Future for Pending<T> {
-    type Output = Result<Vec<T>>;
+impl<B: Owned> Future for Pending<B> {
+    type Output = Result<B>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(started) = self.call.take() else {
@@ -112,9 +113,9 @@ impl<T> Future for Pending<T> {
 }
 
 // The buffer lies behind a pointer; nothing here is pinned.
-impl<T> Unpin for Pending<T> {}
+impl<B> Unpin for Pending<B> {}
 
-impl<T> Started<T> {
+impl<B: Owned> Started<B> {
     fn check_process(&self) -> Result<()> {
         let process = std::process::id();
         if process == self.process {
@@ -128,7 +129,7 @@ impl<T> Started<T> {
         std::mem::forget(self);
     }
 
-    fn conclude(self, result: Result<()>) -> (Vec<T>, Result<()>) {
+    fn conclude(self, result: Result<()>) -> (B, Result<()>) {
         let result = self.world.conclude(result);
         (self.held.take(), result)
     }

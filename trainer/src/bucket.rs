@@ -28,6 +28,9 @@ pub(crate) trait Bucket: Send {
     /// [`wait`](Self::wait) this one is away.
     fn start_all_reduce(&mut self, world: &Communicator, label: u64, riders: Riders) -> Result<()>;
 
+    /// The same, on this thread: where there is nothing to do meanwhile, that spares a hand-over.
+    fn all_reduce(&mut self, world: &Communicator, label: u64, riders: Riders) -> Result<()>;
+
     /// Waits until they are added up; nothing where that was not started.
     fn wait(&mut self) -> Result<()>;
 
@@ -71,15 +74,19 @@ impl Default for Limits {
 ///
 /// # Errors
 /// [`Error::Parameter`] where the element type cannot be added up.
-pub(crate) fn deal(parameters: &[&(String, Var)], limits: Limits) -> Result<Vec<Box<dyn Bucket>>> {
+pub(crate) fn deal(
+    world: &Communicator,
+    parameters: &[&(String, Var)],
+    limits: Limits,
+) -> Result<Vec<Box<dyn Bucket>>> {
     let mut buckets = Vec::new();
     for run in parameters.chunk_by(|(_, one), (_, next)| one.dtype() == next.dtype()) {
         let Some((name, first)) = run.first() else { continue };
         match first.dtype() {
-            DType::F16 => deal_typed::<f16>(run, limits, &mut buckets),
-            DType::BF16 => deal_typed::<bf16>(run, limits, &mut buckets),
-            DType::F32 => deal_typed::<f32>(run, limits, &mut buckets),
-            DType::F64 => deal_typed::<f64>(run, limits, &mut buckets),
+            DType::F16 => deal_typed::<f16>(world, run, limits, &mut buckets),
+            DType::BF16 => deal_typed::<bf16>(world, run, limits, &mut buckets),
+            DType::F32 => deal_typed::<f32>(world, run, limits, &mut buckets),
+            DType::F64 => deal_typed::<f64>(world, run, limits, &mut buckets),
             other => {
                 let problem = format!("gradients of type {} cannot be added up", other.as_str());
                 return Err(Error::Parameter { name: name.clone(), problem });
@@ -90,7 +97,8 @@ pub(crate) fn deal(parameters: &[&(String, Var)], limits: Limits) -> Result<Vec<
 }
 
 /// Deals parameters of one type.
-fn deal_typed<T: WithDType + Reducible + Default>(
+fn deal_typed<T: WithDType + Reducible>(
+    world: &Communicator,
     run: &[&(String, Var)],
     limits: Limits,
     buckets: &mut Vec<Box<dyn Bucket>>,
@@ -103,15 +111,15 @@ fn deal_typed<T: WithDType + Reducible + Default>(
         && let Some(first) = allfold::Bucket::<T>::deal(lengths(rest), limits.first).first()
     {
         let (members, others) = rest.split_at(first.end);
-        buckets.push(Box::new(Typed::<T>::new(members)));
+        buckets.push(Box::new(Typed::<T>::new(world, members)));
         rest = others;
     }
     for members in allfold::Bucket::<T>::deal(lengths(rest), limits.others) {
-        buckets.push(Box::new(Typed::<T>::new(&rest[members])));
+        buckets.push(Box::new(Typed::<T>::new(world, &rest[members])));
     }
 }
 
-struct Typed<T> {
+struct Typed<T: Reducible> {
     members: Vec<Var>,
     /// Which of them have had a gradient since the last step; the views of others hold anything.
     filled: Vec<bool>,
@@ -121,19 +129,35 @@ struct Typed<T> {
     under_way: Option<PendingBucket<T>>,
 }
 
-impl<T: WithDType + Reducible + Default> Typed<T> {
-    fn new(members: &[&(String, Var)]) -> Self {
+impl<T: WithDType + Reducible> Typed<T> {
+    fn new(world: &Communicator, members: &[&(String, Var)]) -> Self {
         let members: Vec<Var> = members.iter().map(|(_, var)| var.clone()).collect();
         Self {
-            values: room(&members),
+            values: room(world, &members),
             filled: vec![false; members.len()],
             members,
             under_way: None,
         }
     }
+
+    /// Zeros where this rank has no gradient, who has which, and the riders.
+    fn complete(&mut self, riders: Riders) {
+        for (&filled, own) in self.filled.iter().zip(self.values.views_mut()) {
+            if !filled {
+                own.fill(T::zero());
+            }
+            if let Some(present) = own.last_mut() {
+                *present = if filled { T::one() } else { T::zero() };
+            }
+        }
+        let slots = self.values.view_mut(self.members.len());
+        for (slot, number) in slots.iter_mut().zip(riders.to_numbers()) {
+            *slot = T::from_f64(number);
+        }
+    }
 }
 
-impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
+impl<T: WithDType + Reducible> Bucket for Typed<T> {
     fn len(&self) -> usize {
         self.members.len()
     }
@@ -174,28 +198,22 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
     }
 
     fn start_all_reduce(&mut self, world: &Communicator, label: u64, riders: Riders) -> Result<()> {
-        for (&filled, own) in self.filled.iter().zip(self.values.views_mut()) {
-            if !filled {
-                own.fill(T::zero());
-            }
-            if let Some(present) = own.last_mut() {
-                *present = if filled { T::one() } else { T::zero() };
-            }
-        }
-        let slots = self.values.view_mut(self.members.len());
-        for (slot, number) in slots.iter_mut().zip(riders.to_numbers()) {
-            *slot = T::from_f64(number);
-        }
+        self.complete(riders);
         let values = mem::take(&mut self.values);
         match values.start_all_reduce(&world.labelled(label), ReduceOp::Sum) {
             Ok(under_way) => self.under_way = Some(under_way),
             Err(error) => {
                 // A call that does not begin keeps the buffer.
-                self.values = room(&self.members);
+                self.values = room(world, &self.members);
                 return Err(error.into());
             }
         }
         Ok(())
+    }
+
+    fn all_reduce(&mut self, world: &Communicator, label: u64, riders: Riders) -> Result<()> {
+        self.complete(riders);
+        Ok(self.values.all_reduce(&world.labelled(label), ReduceOp::Sum)?)
     }
 
     fn wait(&mut self) -> Result<()> {
@@ -253,10 +271,10 @@ impl<T: WithDType + Reducible + Default> Bucket for Typed<T> {
 }
 
 /// A view for each member, one for the riders.
-fn room<T: WithDType + Reducible + Default>(members: &[Var]) -> allfold::Bucket<T> {
+fn room<T: WithDType + Reducible>(world: &Communicator, members: &[Var]) -> allfold::Bucket<T> {
     let gradients = members.iter().map(|var| var.elem_count() + 1);
     let riders = if is_half(T::DTYPE) { 0 } else { NUMBERS };
-    allfold::Bucket::new(gradients.chain([riders]))
+    allfold::Bucket::within(world, gradients.chain([riders]))
 }
 
 /// Whether gradients of this type travel as they are, but no riders with them.
@@ -294,13 +312,14 @@ mod tests {
     fn dealt(types: &[(DType, usize)], limits: Limits) -> Vec<usize> {
         let parameters = parameters(types);
         let parameters: Vec<_> = parameters.iter().collect();
-        deal(&parameters, limits).unwrap().iter().map(|bucket| bucket.len()).collect()
+        deal(&single(), &parameters, limits).unwrap().iter().map(|bucket| bucket.len()).collect()
     }
 
     /// All parameters in one bucket.
     fn whole(parameters: &[(String, Var)]) -> Box<dyn Bucket> {
         let parameters: Vec<_> = parameters.iter().collect();
-        let [bucket] = deal(&parameters, Limits::default()).unwrap().try_into().ok().unwrap();
+        let [bucket] =
+            deal(&single(), &parameters, Limits::default()).unwrap().try_into().ok().unwrap();
         bucket
     }
 
@@ -332,7 +351,7 @@ mod tests {
     fn types_that_cannot_be_added_up_are_named() {
         let parameters = parameters(&[(DType::F32, 3), (DType::U32, 3)]);
         let parameters: Vec<_> = parameters.iter().collect();
-        let Err(error) = deal(&parameters, Limits::default()) else {
+        let Err(error) = deal(&single(), &parameters, Limits::default()) else {
             panic!("u32 was taken");
         };
         let expected = "parameter `p1`: gradients of type u32 cannot be added up";
@@ -380,7 +399,7 @@ mod tests {
         let start = |world: &Communicator| {
             let parameters = parameters(&[(DType::F64, 1), (DType::F32, 1), (DType::F64, 1)]);
             let parameters: Vec<_> = parameters.iter().collect();
-            let mut buckets = deal(&parameters, Limits::default()).unwrap();
+            let mut buckets = deal(world, &parameters, Limits::default()).unwrap();
             for bucket in &mut buckets {
                 bucket.start_all_reduce(world, 7, riders(1 + world.rank())).unwrap();
             }
@@ -418,7 +437,7 @@ mod tests {
                 (0..calls).for_each(|_| second.barrier().unwrap());
                 step(&second, &mut made()).unwrap();
             });
-            outstanding.drain(..).for_each(|call| drop(call.wait().unwrap()));
+            outstanding.drain(..).for_each(|call| call.wait().unwrap());
             step(&first, &mut bucket).unwrap();
             assert_eq!(bucket.riders().unwrap().tally.samples, 2);
         });

@@ -191,10 +191,11 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         VarBuilder::from_backend(Box::new(tracked), dtype, Device::Cpu)
     }
 
-    /// Whether there is more than one rank and more than one bucket, so that the first can be on
-    /// its way while backward works on the last.
+    /// Whether there is more than one bucket and a network between ranks, so that the first can be
+    /// on its way while backward works on the last. Within one host the ranks' cores move the bytes
+    /// themselves: beside backward that takes as long, and the copies of the parameters longer.
     pub fn overlaps(&self) -> bool {
-        self.world.size() > 1 && self.buckets() > 1
+        self.world.size() > 1 && self.buckets() > 1 && !self.world.shares_memory()
     }
 
     /// The all-reduces of a step.

@@ -109,7 +109,7 @@ impl Reduction {
         self.buckets.clear();
         let ordered: Vec<&(String, Var)> =
             order.iter().filter_map(|&parameter| parameters.get(parameter)).collect();
-        self.buckets = deal(&ordered, limits)?;
+        self.buckets = deal(&self.world, &ordered, limits)?;
         self.order = order.to_vec();
         self.places = vec![(0, 0); parameters.len()];
         self.reported = vec![false; parameters.len()];
@@ -254,8 +254,12 @@ impl Reduction {
         let start = Instant::now();
         self.began.get_or_insert(start);
         let label = label(self.pass.step, self.started);
+        let is_last = self.started + 1 == self.buckets.len();
         let bucket = &mut self.buckets[self.started];
-        bucket.start_all_reduce(&self.world, label, self.pass.riders)?;
+        match is_last {
+            true => bucket.all_reduce(&self.world, label, self.pass.riders)?,
+            false => bucket.start_all_reduce(&self.world, label, self.pass.riders)?,
+        }
         self.started += 1;
         self.clock.blocked += start.elapsed();
         Ok(())

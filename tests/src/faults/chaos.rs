@@ -76,7 +76,7 @@ impl Chaos {
         // Neighbours together: with an odd number of ranks the last is alone.
         let halves = world.split(Some(world.rank() as u32 / 2), 0)?;
         let mut random = Random::new(!self.seed);
-        let mut outstanding: Option<(Pending<u64>, Want)> = None;
+        let mut outstanding: Option<(Pending<Vec<u64>>, Want)> = None;
         for _ in 0..MOST_CALLS {
             let pick = random.bits();
             let length = random.below(MOST_ELEMENTS).max(1) as usize;
@@ -133,7 +133,7 @@ impl Call<'_> {
         (0..length as u64).map(|index| (rank as u64 + 1) * element(index, self.number)).collect()
     }
 
-    fn start(&self) -> Result<(Pending<u64>, Want)> {
+    fn start(&self) -> Result<(Pending<Vec<u64>>, Want)> {
         let input = self.input(self.group.rank(), self.length);
         let want = Want { ranks: self.group.size() as u64, number: self.number };
         Ok((self.group.start_all_reduce(input, ReduceOp::Sum)?, want))

@@ -127,7 +127,7 @@ impl Part {
         Ok(())
     }
 
-    fn wait_or_panic(self, pending: Pending<f32>) -> Result<Vec<f32>> {
+    fn wait_or_panic(self, pending: Pending<Vec<f32>>) -> Result<Vec<f32>> {
         TOLD.register();
         let mut pending = pin!(pending);
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));

@@ -83,7 +83,7 @@ struct Started {
     group: u64,
     part: Part,
     sequence: u64,
-    held: Option<Held<u64>>,
+    held: Option<Held<Vec<u64>>>,
 }
 
 /// Since when nothing has moved.
