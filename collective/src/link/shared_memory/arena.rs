@@ -9,6 +9,7 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
     ftruncate, memfd_create,
 };
+use rustix::io::Errno;
 use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
 };
@@ -54,12 +55,11 @@ struct Mapping(Place);
 impl Arena {
     /// Makes one of `length` bytes, all zero. Only pages that are touched cost memory.
     pub(crate) fn new(length: usize) -> std::io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         // Beyond this limit the system would not refuse, but end the process.
         if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < length as u64) {
             return Err(std::io::Error::other("the limit of file sizes (ulimit -f) is below it"));
         }
-        let file = memfd_create("allfold", flags)?;
+        let file = anonymous_file()?;
         ftruncate(&file, length as u64)?;
         // Whoever maps it must not find it shorter one day: that would be SIGBUS.
         fcntl_add_seals(&file, SEALS)?;
@@ -128,6 +128,16 @@ impl Arena {
     }
 }
 
+/// One that cannot be executed: a system may insist on it (vm.memfd_noexec).
+fn anonymous_file() -> std::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create(NAME, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => Ok(memfd_create(NAME, flags)?),
+        made => Ok(made?),
+    }
+}
+
 impl Attached {
     /// Maps another rank's arena of `length` bytes.
     ///
@@ -151,7 +161,7 @@ impl Mapping {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.
         let start = unsafe { mmap(std::ptr::null_mut(), length, prot, MapFlags::SHARED, file, 0) }?;
-        let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::NOMEM)?;
         // A dump would touch all of it, in every rank that ends so.
         // SAFETY: only advice.
         let _ = unsafe { madvise(start.as_ptr().cast(), length, Advice::LinuxDontDump) };
@@ -187,6 +197,8 @@ impl Place {
     }
 }
 
+/// As /proc shows it.
+const NAME: &str = "allfold";
 /// Smaller parts share pages with others.
 const WORTH_A_CALL: usize = 4096;
 /// Of a file that can neither shrink nor grow.

@@ -322,3 +322,17 @@ fn only_memory_that_cannot_shrink_is_mapped() {
     assert!(Attached::new(arena.file(), 4096).is_ok());
     assert!(ftruncate(arena.file(), 0).is_err());
 }
+
+#[test]
+fn memory_is_made_where_none_may_be_executed() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, fstat, memfd_create};
+    let arena = Arena::new(4096).unwrap();
+    // Before Linux 6.3 the system cannot be asked for that.
+    if memfd_create("t", MemfdFlags::NOEXEC_SEAL).is_err() {
+        eprintln!("skipped: memory_is_made_where_none_may_be_executed: no MFD_NOEXEC_SEAL");
+        return;
+    }
+    assert_eq!(fstat(arena.file()).unwrap().st_mode & 0o111, 0);
+    assert!(fcntl_get_seals(arena.file()).unwrap().contains(SealFlags::EXEC));
+    assert!(Attached::new(arena.file(), 4096).is_ok());
+}
