@@ -17,6 +17,8 @@ use crate::link::shared_memory::{self, Arena, Attached, Peers, Place, Shared};
 pub(crate) struct HostMemory {
     rank: u32,
     own: Arc<Arena>,
+    /// Each rank of the host may have a core of its own.
+    has_own_core: bool,
     /// What a fork gives back is not its own.
     process: Process,
     /// By rank of the world.
@@ -37,14 +39,20 @@ struct Buffers {
 pub(crate) type Slot = u32;
 
 impl HostMemory {
-    pub(crate) fn new(rank: u32, own: Arc<Arena>, others: Vec<(u32, Attached)>) -> Self {
+    pub(crate) fn new(
+        rank: u32,
+        own: Arc<Arena>,
+        others: Vec<(u32, Attached)>,
+        has_own_core: bool,
+    ) -> Self {
         // The first slot is the whole world's.
         let slots = Mutex::new(vec![Some(crate::world::WHOLE_WORLD)]);
         let heap = Heap::new(SLOTS * SLOT_BYTES..ARENA_BYTES);
         let buffers = Buffers { heap, is_over: false };
         let others = others.into_iter().collect();
         let process = Process::this();
-        Self { rank, own, process, others, slots, buffers: Mutex::new(buffers) }
+        let buffers = Mutex::new(buffers);
+        Self { rank, own, has_own_core, process, others, slots, buffers }
     }
 
     /// A slot that no communicator uses that `is_open`; None where all are in use. It is clean: the
@@ -94,9 +102,7 @@ impl HostMemory {
         };
         let arenas: Vec<(Place, usize)> = ranks.iter().map(part).collect::<Option<_>>()?;
         let own = ranks.iter().position(|(rank, _)| *rank == self.rank)?;
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let has_own_core = self.others.len() < cores;
-        Some(Shared::new(Peers { own, arenas, _memory: self.clone() }, has_own_core))
+        Some(Shared::new(Peers { own, arenas, _memory: self.clone() }, self.has_own_core))
     }
 
     /// Zeroed memory in the own arena, and where; None where there is no room, or the world has

@@ -64,6 +64,7 @@ mod communicator;
 pub mod config;
 mod contract;
 mod control;
+mod cores;
 mod deadlock;
 mod departure;
 mod engine;

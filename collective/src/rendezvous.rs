@@ -32,6 +32,7 @@ use crate::control::endpoint::{Control, Event};
 use crate::control::launched::{Ending, Launched, Obituary};
 use crate::control::processes;
 use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
+use crate::cores;
 use crate::departure;
 use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 #[cfg(feature = "faults")]
@@ -252,7 +253,9 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         return Err(config::cannot_share(why_apart(&meeting, rank)));
     }
     let memory = arena.filter(|_| shares);
-    let memory = memory.map(|own| Arc::new(HostMemory::new(rank, own, meeting.mapped.arenas)));
+    let others = meeting.mapped.arenas;
+    let memory = memory
+        .map(|own| Arc::new(HostMemory::new(rank, own, others, cores::suffice(rank, &peers))));
     let transport = match lanes.iter().find(|lane| !lane.address.ip().is_loopback()) {
         _ if meets_all => "shared memory".into(),
         None => format!("quic on {}", meeting.rank_0),

@@ -6,7 +6,7 @@ mod words;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,6 +48,22 @@ impl Peer {
     /// A rank of which no more is known.
     pub fn new(rank: usize, host: &str, pid: u32) -> Self {
         Self { rank, host: host.into(), pid, address: None, habitat: 0, home: None }
+    }
+
+    /// Where this rank finds what that one says is at `address`.
+    pub(crate) fn found_at(&self, address: SocketAddr) -> SocketAddr {
+        self.address.map_or(address, |ip| SocketAddr::new(ip, address.port()))
+    }
+
+    /// Whether it is on the same host. Hosts may have the same name, which counts only where a rank
+    /// could not say more.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        match self.habitat == 0 || other.habitat == 0 {
+            true => self.host == other.host,
+            false => {
+                self.habitat == other.habitat || self.home.is_some() && self.home == other.home
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Driver;
+use crate::cores;
 use crate::link::Links;
 use crate::world::World;
 
@@ -50,9 +51,7 @@ impl Driver {
 
 /// Whether each rank of this host has a core, so that one that polls takes it from nobody.
 pub(crate) fn has_cores(world: &World) -> bool {
-    let own = world.peers.get(world.rank as usize);
-    let here = world.peers.iter().filter(|peer| own.is_some_and(|own| own.host == peer.host));
-    std::thread::available_parallelism().is_ok_and(|cores| here.count() <= cores.get())
+    cores::suffice(world.rank, &world.peers)
 }
 
 /// Several small calls, or a round trip in a rack. Measured on two cores: 30 to 400 us are alike for

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::mm::{Advice, madvise};
 
+use crate::cores;
 use crate::link::shared_memory::{Arena, Attached};
 
 /// The memory, which one process holds while the ranks are other processes of its user.
@@ -28,7 +29,8 @@ pub struct SharedSum {
     bytes: usize,
     /// Meetings so far.
     meetings: u32,
-    /// How long it looks at a flag before it lets another process have the core.
+    /// How long it looks at a flag before it lets another process have the core. Whether each has
+    /// one is known when all have come.
     spins: u32,
 }
 
@@ -71,9 +73,10 @@ impl SharedSum {
         let start = memory.place().at(0, length);
         // SAFETY: the whole mapping; only advice.
         let _ = unsafe { madvise(start.cast(), length, Advice::LinuxHugepage) };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let spins = if ranks <= cores { SPINS } else { SPINS_CROWDED };
-        Ok(Self { memory, rank, ranks, bytes, meetings: 0, spins })
+        let own = Self { memory, rank, ranks, bytes, meetings: 0, spins: SPINS_CROWDED };
+        // The first meeting makes it known.
+        own.word(rank, PID).store(std::process::id(), Ordering::Relaxed);
+        Ok(own)
     }
 
     /// This rank.
@@ -149,10 +152,24 @@ impl SharedSum {
                 }
             }
         }
+        if self.meetings == 1 && self.have_cores() {
+            self.spins = SPINS;
+        }
+    }
+
+    /// Whether each rank has a core.
+    fn have_cores(&self) -> bool {
+        let others = (0..self.ranks).filter(|rank| *rank != self.rank);
+        let pid = |rank| Some(self.word(rank, PID).load(Ordering::Relaxed));
+        cores::suffice_beside(&others.map(pid).collect::<Vec<_>>())
     }
 
     fn flag(&self, rank: usize) -> &AtomicU32 {
-        let start = self.memory.place().at(rank * FLAG_STRIDE, size_of::<AtomicU32>());
+        self.word(rank, FLAG)
+    }
+
+    fn word(&self, rank: usize, offset: usize) -> &AtomicU32 {
+        let start = self.memory.place().at(rank * FLAG_STRIDE + offset, size_of::<AtomicU32>());
         // SAFETY: within the mapping, aligned, and nothing but an atomic.
         unsafe { AtomicU32::from_ptr(start.cast()) }
     }
@@ -224,6 +241,9 @@ const ELEMENT: usize = size_of::<f32>();
 const LINE: usize = 64;
 /// Two lines: processors fetch lines in pairs.
 const FLAG_STRIDE: usize = 128;
+/// Within those: how many meetings a rank has come to, and its process id.
+const FLAG: usize = 0;
+const PID: usize = LINE;
 /// Buffers begin where a huge page can.
 const HUGE_PAGE: usize = 2 << 20;
 /// Elements that are summed in the first-level cache.
@@ -263,6 +283,32 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn a_rank_that_is_bound_to_a_core_of_its_own_looks_as_long_as_one_that_is_not() {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        if !cores::suffice_beside(&[Some(std::process::id())]) {
+            eprintln!("skipped: a_rank_that_is_bound: there are no two cores");
+            return;
+        }
+        let buffers = SharedBuffers::new(2, 64).unwrap();
+        let rank = |rank| {
+            let may_use = sched_getaffinity(None).unwrap();
+            let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| may_use.is_set(*cpu));
+            let mut own = CpuSet::new();
+            own.set(cpus.nth(rank).unwrap());
+            sched_setaffinity(None, &own).unwrap();
+            let mut sum = buffers.rank(rank).unwrap();
+            assert_eq!(sum.spins, SPINS_CROWDED);
+            sum.all_reduce(1);
+            sum.spins
+        };
+        let found = std::thread::scope(|scope| {
+            let ranks = [0, 1].map(|number| scope.spawn(move || rank(number)));
+            ranks.map(|rank| rank.join().unwrap())
+        });
+        assert_eq!(found, [SPINS; 2]);
     }
 
     #[test]

@@ -51,7 +51,8 @@ fn memories(ranks: u32) -> Vec<Arc<HostMemory>> {
         let others = (0..ranks).filter(|rank| *rank != own);
         let map = |rank: u32| Attached::new(arenas[rank as usize].file(), ARENA_BYTES).unwrap();
         let others = others.map(|rank| (rank, map(rank))).collect();
-        Arc::new(HostMemory::new(own, arenas[own as usize].clone(), others))
+        let has_own_core = crate::cores::suffice_beside(&vec![None; ranks as usize - 1]);
+        Arc::new(HostMemory::new(own, arenas[own as usize].clone(), others, has_own_core))
     };
     (0..ranks).map(attach).collect()
 }
