@@ -55,7 +55,7 @@ use crate::world::{Peer, World};
 
 pub(crate) use attend::Dialled;
 use sockets::{
-    SocketTurn, bind_at, listen_address, local_port, port_of, rendezvous_socket, resolve_patiently,
+    Listen, SocketTurn, local_port, port_of, reachable, rendezvous_socket, resolve_patiently,
 };
 
 /// What a communicator is made of.
@@ -78,7 +78,8 @@ pub(crate) struct Entry {
     pub(crate) pid: u32,
     pub(crate) habitat: u64,
     pub(crate) incarnation: u128,
-    /// As rank 0 sees it; None for rank 0 itself, which everybody has already found.
+    /// As rank 0 sees it; None for rank 0 itself, which everybody has already found, and where it
+    /// sees a loopback address, which only its own host reaches: the rank is where rank 0 is.
     pub(crate) address: Option<IpAddr>,
     pub(crate) control_port: u16,
     pub(crate) lane_port: u16,
@@ -154,7 +155,7 @@ impl Knock {
     fn of(greeted: &Greeted) -> Self {
         Self {
             link: greeted.connection.stable_id(),
-            from: greeted.connection.remote_address().ip(),
+            from: endpoint::plain(greeted.connection.remote_address()).ip(),
             hello: greeted.hello.clone(),
             leaf: greeted.leaf,
         }
@@ -185,13 +186,16 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let forced = config.algorithm;
     let mut launched = connect_launcher(&config);
     let address = resolve_patiently(&config)?;
-    let listen = listen_address(address);
-    let lane_socket = bind_at(listen, port_of(&config, 1))?;
+    let listen = Listen::new(&config.rendezvous.host, address.ip());
+    if let Some(warning) = listen.warning(&config) {
+        report::warn(&warning);
+    }
+    let lane_socket = listen.bind(port_of(&config, 1))?;
     let lane_port = local_port(&lane_socket)?;
     let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
-        (bind_at(listen, port_of(&config, 0))?, None)
+        (listen.bind(port_of(&config, 0))?, None)
     };
     let sharing = config.sharing;
     let memory = match (sharing != Sharing::Never).then(share_memory).transpose() {
@@ -221,7 +225,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     };
     let (arena, doorway) = memory.unzip();
     let door = arena.clone().zip(doorway);
-    let me = Me { hello: hello.clone(), address };
+    let me = Me { hello: hello.clone(), address: reachable(address) };
     let place = (socket, turn, door);
     let (control, meeting) =
         start_control(config, counters, membership.clone(), place, launched, me)?;

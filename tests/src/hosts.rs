@@ -4,6 +4,7 @@
 mod network;
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -180,13 +181,27 @@ impl Hosts {
         Ok(Self { prefix, count, network: None })
     }
 
+    /// Every host's own name leads to a loopback address there, as Debian installs it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn name_themselves_only(&self) -> Result<(), String> {
+        let own = IpAddr::from([127, 0, 1, 1]);
+        (0..self.count).try_for_each(|host| self.write_names(host, own))
+    }
+
     fn make_host(&self, host: usize) -> Result<(), String> {
-        let name = self.name(host);
-        self.make(&name)?;
+        self.make(&self.name(host))?;
+        self.write_names(host, Self::address(host).into())
+    }
+
+    /// What `host` knows of all names, its own among them.
+    fn write_names(&self, host: usize, own: IpAddr) -> Result<(), String> {
         // `ip netns exec` puts it in the place of /etc/hosts.
-        let etc = etc(&name);
+        let etc = etc(&self.name(host));
+        let address = |other| if other == host { own } else { Self::address(other).into() };
         let lines: Vec<String> = (0..self.count)
-            .map(|host| format!("{} {}\n", Self::address(host), host_name(host)))
+            .map(|other| format!("{} {}\n", address(other), host_name(other)))
             .collect();
         std::fs::create_dir_all(&etc)
             .and_then(|()| {

@@ -76,12 +76,16 @@ fn spread(test: &str, on: &[usize], arguments: &[&str]) -> Option<(Hosts, Vec<Pr
             return None;
         }
     };
+    let ranks = start_on(&hosts, on, arguments);
+    Some((hosts, ranks))
+}
+
+fn start_on(hosts: &Hosts, on: &[usize], arguments: &[&str]) -> Vec<Process> {
     let job = allfold_tests::Job { size: on.len(), ..hosts.job() };
     let start = |(rank, host): (usize, &usize)| {
         Process::start(&mut hosts.on(*host, &job.rank(rank, RANK, arguments)))
     };
-    let ranks = on.iter().enumerate().map(start).collect();
-    Some((hosts, ranks))
+    on.iter().enumerate().map(start).collect()
 }
 
 #[test]
@@ -100,6 +104,27 @@ fn hosts_with_several_ranks_add_up_in_memory_first() {
             assert!(says("all_reduce by-host 30"), "{on:?}: {ended:#?}");
             assert!(says("barrier by-host 6"), "{on:?}: {ended:#?}");
         }
+    }
+}
+
+#[test]
+fn hosts_whose_own_names_are_loopback_addresses_meet() {
+    let _one_at_a_time = machine_lock();
+    for on in [&[0, 1][..], &[0, 0, 1, 1]] {
+        let hosts = match Hosts::on_a_switch(2) {
+            Ok(hosts) => hosts,
+            Err(reason) => {
+                return skipped("hosts_whose_own_names_are_loopback_addresses_meet", &reason);
+            }
+        };
+        hosts.name_themselves_only().unwrap();
+        let ranks = start_on(&hosts, on, &["kinds"]);
+        let ended: Vec<Ended> = ranks.into_iter().map(Process::wait).collect();
+        assert!(ended.iter().all(|rank| rank.status.success()), "{on:?}: {ended:#?}");
+        let warning = "rank 0's name `host-0` is 127.0.1.1 on its own host";
+        let says = |rank: &Ended| rank.lines.iter().any(|line| line.contains(warning));
+        assert_eq!(ended.iter().filter(|rank| says(rank)).count(), 1, "{ended:#?}");
+        assert!(says(&ended[0]), "{ended:#?}");
     }
 }
 

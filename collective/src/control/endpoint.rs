@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -16,6 +16,7 @@ use super::launched::Obituary;
 use crate::config::Config;
 use crate::deadlock::Stuck;
 use crate::group::Standing;
+use crate::link::quic::endpoint::OpenEndpoint;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::rendezvous::{Entry, Mapped};
@@ -127,7 +128,7 @@ struct Beat {
 pub(crate) struct Control {
     pub(crate) config: Config,
     pub(crate) membership: Arc<Membership>,
-    pub(crate) endpoint: Endpoint,
+    pub(crate) endpoint: OpenEndpoint,
     pub(crate) counters: Arc<Counters>,
     /// A launcher tells of the ends of this host's ranks.
     pub(crate) is_launched: bool,

@@ -41,7 +41,8 @@ pub(super) fn sockets(rank: usize) -> Sockets {
 /// Whether they are one socket; one that listens everywhere has no address but its port.
 pub(super) fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     let anywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && (anywhere || one.ip() == other.ip())
+    let is_same_ip = one.ip().to_canonical() == other.ip().to_canonical();
+    one.port() == other.port() && (anywhere || is_same_ip)
 }
 
 fn book() -> MutexGuard<'static, BTreeMap<u32, Sockets>> {

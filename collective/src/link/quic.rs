@@ -3,6 +3,10 @@
 //! The lower rank dials. Every connection is checked against the leaf that rank 0's world table
 //! names for the rank. On it each flow is one long-lived unidirectional stream.
 
+#[cfg(test)]
+mod beginnings;
+#[cfg(test)]
+mod discovery;
 mod drops;
 pub(crate) mod endpoint;
 #[cfg(test)]
@@ -17,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, ConnectionError, RecvStream};
 use tokio::sync::{mpsc, watch};
 
 use super::{Flow, FlowReceiver, FlowSender, Incoming, LinkState};
@@ -28,7 +32,7 @@ use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
 use crate::wire::{PREAMBLE_BYTES, Preamble};
 use drops::Drops;
-use endpoint::Complaints;
+use endpoint::{Complaints, OpenEndpoint};
 use tuning::Traffic;
 
 /// Where a rank's lane listens, and with which certificate.
@@ -42,7 +46,7 @@ pub(crate) struct LaneAddress {
 pub(crate) struct QuicLinks(Rc<Shared>);
 
 struct Shared {
-    endpoint: Endpoint,
+    endpoint: OpenEndpoint,
     membership: Arc<Membership>,
     hello: Hello,
     epoch: u64,
@@ -71,6 +75,7 @@ impl QuicLinks {
         addresses: Vec<LaneAddress>,
         counters: Arc<Counters>,
     ) -> Result<Self> {
+        let drops = Drops::of(&socket);
         let endpoint = endpoint::open(socket, &membership, Traffic::Data)?;
         let (flows, inbox) = mpsc::unbounded_channel();
         let shared = Rc::new(Shared {
@@ -88,7 +93,7 @@ impl QuicLinks {
             inbox: tokio::sync::Mutex::new(inbox),
             closed: Cell::new(false),
             complaints: Complaints::default(),
-            drops: Drops::of(endpoint.local_addr().ok()),
+            drops,
         });
         let door = shared.clone();
         let accepting =
@@ -266,21 +271,27 @@ impl Shared {
         let link = Arc::downgrade(&connection);
         self.counters.linked(peer, move || link.upgrade().map(|connection| connection.rtt()));
         tokio::task::spawn_local(async move {
-            while let Ok(mut stream) = connection.accept_uni().await {
-                let mut preamble = [0; PREAMBLE_BYTES];
-                if stream.read_exact(&mut preamble).await.is_err() {
-                    continue;
-                }
-                let Some(Preamble { group, stripe, .. }) = Preamble::from_wire(&preamble)
-                    .filter(|p| (p.epoch, p.from, p.lane) == (self.epoch, peer, 0))
-                else {
-                    return connection.close(REFUSED.into(), b"a stream without its preamble");
-                };
-                let receiver = FlowReceiver::quic(stream);
-                let flow = Flow { peer, group, stripe };
-                let _ = self.flows.send(Incoming { flow, receiver });
+            while let Ok(stream) = connection.accept_uni().await {
+                // Side by side: what is lost of one stream's beginning holds up no other.
+                tokio::task::spawn_local(self.clone().take_flow(peer, connection.clone(), stream));
             }
         });
+    }
+
+    /// Takes in a stream of `peer`, once its preamble says which flow it is.
+    async fn take_flow(self: Rc<Self>, peer: u32, link: Arc<Connection>, mut stream: RecvStream) {
+        let mut preamble = [0; PREAMBLE_BYTES];
+        if stream.read_exact(&mut preamble).await.is_err() {
+            return;
+        }
+        let is_expected = |p: &Preamble| (p.epoch, p.from, p.lane) == (self.epoch, peer, 0);
+        match Preamble::from_wire(&preamble).filter(is_expected) {
+            Some(Preamble { group, stripe, .. }) => {
+                let receiver = FlowReceiver::quic(stream);
+                let _ = self.flows.send(Incoming { flow: Flow { peer, group, stripe }, receiver });
+            }
+            None => link.close(REFUSED.into(), b"a stream without its preamble"),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::error::{ErrorKind, Result};
 use crate::link::quic::tuning::MAX_PROBE_PAYLOAD;
 use crate::report;
 use crate::trust::secret::Secret;
+use crate::world::Peer;
 use ends::{End, Outcome};
 
 /// What is sent, and how.
@@ -27,7 +28,7 @@ pub struct Link {
     pub payload: Option<u16>,
     /// Streams side by side, at least 1.
     pub streams: usize,
-    /// How long is sent, less than ALLFOLD_TIMEOUT.
+    /// How long is sent: a day at most, and less than ALLFOLD_TIMEOUT.
     pub duration: Duration,
     /// Messages of 8 bytes there and back, one after the other, before that.
     pub round_trips: usize,
@@ -124,6 +125,11 @@ impl Link {
         let own = end.as_ref().ok().map(|end| end.card());
         world.all_gather(&Card::to_bytes(own.as_ref()), &mut cards)?;
         let cards: Vec<Option<Card>> = cards.as_chunks().0.iter().map(Card::from_bytes).collect();
+        // A rank may know itself by an address that only its host has.
+        let found_at = |(peer, card): (Peer, Option<Card>)| {
+            card.map(|card| Card { address: peer.found_at(card.address), ..card })
+        };
+        let cards: Vec<Option<Card>> = world.peers().into_iter().zip(cards).map(found_at).collect();
         let takes_part = route.receiver(rank, size).or(route.sender(rank, size)).is_some();
         let outcome = match end {
             Ok(end) if takes_part => end.run(*self, route, &cards),
@@ -147,6 +153,10 @@ impl Link {
             }
             _ if !(1..=MAX_STREAMS).contains(&self.streams) => {
                 format!("{} streams: there can be 1 to {MAX_STREAMS}", self.streams)
+            }
+            _ if self.duration > LONGEST => {
+                let (duration, longest) = (self.duration.as_secs(), report::duration(LONGEST));
+                format!("{duration} s: a link is measured for {longest} at most")
             }
             _ if self.round_trips > MAX_ROUND_TRIPS => {
                 format!("{} round trips: at most {MAX_ROUND_TRIPS}", self.round_trips)
@@ -283,6 +293,8 @@ const FIGURES: usize = 5;
 const MIN_PAYLOAD: u16 = 1_200;
 /// More have never been faster, and the runtime lets 1,024 in.
 const MAX_STREAMS: usize = 256;
+/// Longer than anybody waits, and far from what a clock cannot tell.
+const LONGEST: Duration = Duration::from_secs(86_400);
 /// Every rank gets the times of every sender.
 const MAX_ROUND_TRIPS: usize = 10_000;
 
@@ -366,6 +378,8 @@ mod tests {
             (2, Link { payload: Some(1_199), ..short() }, pair(0, 1)),
             (2, Link { payload: Some(6_501), ..short() }, pair(0, 1)),
             (2, Link { round_trips: 10_001, ..short() }, pair(0, 1)),
+            (2, Link { duration: Duration::MAX, ..short() }, pair(0, 1)),
+            (2, Link { duration: LONGEST + Duration::from_nanos(1), ..short() }, pair(0, 1)),
         ] {
             for error in measure(size, link, route) {
                 let error = error.unwrap_err();

@@ -15,6 +15,7 @@ use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
 #[cfg(feature = "faults")]
 use crate::faults;
+use crate::link::quic::endpoint;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::trust::hello::{Again, Greeted, Purpose};
@@ -127,7 +128,7 @@ impl Door<'_> {
             Action::Welcome { rank, link } => {
                 let greeted = self.waiting.remove(&link)?;
                 #[cfg(feature = "faults")]
-                faults::meet(rank, greeted.connection.remote_address());
+                faults::meet(rank, endpoint::plain(greeted.connection.remote_address()));
                 if !self.control.welcome(rank, *greeted) {
                     return Some(gathering::Event::Ended { rank, link });
                 }

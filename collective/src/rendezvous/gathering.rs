@@ -216,7 +216,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             pid: knock.hello.pid,
             habitat: knock.hello.habitat,
             incarnation: knock.hello.incarnation,
-            address: Some(knock.from),
+            address: Some(knock.from).filter(|ip| !ip.is_loopback()),
             control_port: *control_port,
             lane_port: *lane_port,
             // A process has one leaf for control and data.

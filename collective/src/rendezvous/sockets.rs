@@ -1,6 +1,6 @@
 //! Where a rank listens: rank 0's name, the addresses and ports, the launcher's socket.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{FIRST_PAUSE, LAST_PAUSE, SAY_EVERY};
@@ -14,7 +14,7 @@ use crate::report;
 pub(super) fn rendezvous_socket(
     config: &Config,
     launched: Option<&mut Launched>,
-    listen: IpAddr,
+    listen: Listen,
 ) -> Result<(UdpSocket, Option<SocketTurn>)> {
     if let Some(line) = launched {
         match line.rendezvous_socket() {
@@ -28,7 +28,7 @@ pub(super) fn rendezvous_socket(
             Err(error) => report::warn(&format!("no socket from the launcher: {error}")),
         }
     }
-    Ok((bind_at(listen, config.rendezvous.port)?, None))
+    Ok((listen.bind(config.rendezvous.port)?, None))
 }
 
 /// The right to use the launcher's socket: two communicators at once would take each other's
@@ -99,18 +99,68 @@ pub(super) fn resolve(config: &Config) -> std::result::Result<SocketAddr, String
         let error = error.to_string();
         error.strip_prefix("failed to lookup address information: ").unwrap_or(&error).to_string()
     })?;
-    // IPv4 first: a name such as localhost often has both, and only one is listened on.
+    // IPv4 first: a name such as localhost often has both, and only one is listened on. A host may
+    // have a loopback address for its own name beside the one that others know.
     let mut addresses: Vec<SocketAddr> = addresses.collect();
-    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.sort_by_key(|address| (address.ip().is_loopback(), address.is_ipv6()));
     addresses.first().copied().ok_or_else(|| "it has no address".into())
 }
 
-/// Loopback only where the job lives on loopback, else all addresses of the family.
-pub(super) fn listen_address(rank_0: SocketAddr) -> IpAddr {
+/// Where a rank listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listen {
+    /// The job lives on a loopback address, and says so.
+    Loopback(IpAddr),
+    Everywhere {
+        /// To what rank 0's name leads here, if that is a loopback address: Debian's /etc/hosts has
+        /// one for the host's own name. The ranks of other hosts come in by another one.
+        loopback: Option<IpAddr>,
+    },
+}
+
+impl Listen {
+    /// With rank 0 at `host`, which is `address` here.
+    pub(super) fn new(host: &str, address: IpAddr) -> Self {
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        // RFC 6761, 6.3: such a name is the host's own everywhere.
+        let is_own = name == "localhost" || name.ends_with(".localhost");
+        match address {
+            ip if ip.is_loopback() && (is_own || name.parse::<IpAddr>().is_ok()) => {
+                Self::Loopback(ip)
+            }
+            ip => Self::Everywhere { loopback: Some(ip).filter(IpAddr::is_loopback) },
+        }
+    }
+
+    /// What a person should know who waits for other hosts' ranks.
+    pub(super) fn warning(self, config: &Config) -> Option<String> {
+        match self {
+            Self::Everywhere { loopback: Some(ip) }
+                if config.rank() == 0 && config.local_size() < config.size() =>
+            {
+                let name = &config.rendezvous.host;
+                Some(format!(
+                    "rank 0's name `{name}` is {ip} on its own host; it listens on all addresses, \
+                     but ranks on other hosts find it only if `{name}` is another one there"
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn bind(self, port: u16) -> Result<UdpSocket> {
+        match self {
+            Self::Loopback(ip) => endpoint::bind(SocketAddr::new(ip, port)),
+            Self::Everywhere { .. } => endpoint::bind_everywhere(port),
+        }
+    }
+}
+
+/// Where a rank finds rank 0; rank 0 itself may not know its own name.
+pub(super) fn reachable(rank_0: SocketAddr) -> SocketAddr {
     match rank_0.ip() {
-        ip if ip.is_loopback() => ip,
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), rank_0.port()),
+        _ => rank_0,
     }
 }
 
@@ -123,10 +173,6 @@ pub(super) fn port_of(config: &Config, which: u16) -> u16 {
     config.port.saturating_add(local_rank.saturating_mul(1 + LANES)).saturating_add(which)
 }
 
-pub(super) fn bind_at(ip: IpAddr, port: u16) -> Result<UdpSocket> {
-    endpoint::bind(SocketAddr::new(ip, port))
-}
-
 pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
     let address =
         socket.local_addr().map_err(|error| Error::system("read a socket's address", error))?;
@@ -135,3 +181,59 @@ pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
 
 /// Data sockets of a rank.
 const LANES: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(host: &str, address: &str) -> Listen {
+        Listen::new(host, address.parse().unwrap())
+    }
+
+    #[test]
+    fn only_a_job_that_says_so_lives_on_loopback() {
+        for (host, address) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("127.0.0.5", "127.0.0.5"),
+            ("::1", "::1"),
+            ("localhost", "127.0.0.1"),
+            ("LocalHost.", "::1"),
+            ("node.localhost", "127.0.0.1"),
+        ] {
+            assert_eq!(listen(host, address), Listen::Loopback(address.parse().unwrap()), "{host}");
+        }
+        for (host, address) in
+            [("10.0.0.7", "10.0.0.7"), ("node-0", "10.0.0.7"), ("node-0", "fd00::7")]
+        {
+            assert_eq!(listen(host, address), Listen::Everywhere { loopback: None }, "{host}");
+        }
+        let debian = "127.0.1.1".parse().ok();
+        assert_eq!(listen("node-0", "127.0.1.1"), Listen::Everywhere { loopback: debian });
+    }
+
+    #[test]
+    fn a_name_that_leads_only_to_the_own_host_is_told_where_there_may_be_others() {
+        let config = |rank, host: &str| Config::new(rank, 2, &format!("{host}:29500")).unwrap();
+        let debian = listen("node-0", "127.0.1.1");
+        assert_eq!(
+            debian.warning(&config(0, "node-0")).unwrap(),
+            "rank 0's name `node-0` is 127.0.1.1 on its own host; it listens on all addresses, but \
+             ranks on other hosts find it only if `node-0` is another one there"
+        );
+        assert_eq!(debian.warning(&config(1, "node-0")), None);
+        assert_eq!(listen("node-0", "10.0.0.7").warning(&config(0, "node-0")), None);
+        assert_eq!(listen("localhost", "127.0.0.1").warning(&config(0, "localhost")), None);
+        let mut alone = config(0, "node-0");
+        alone.identity.local_size = 2;
+        assert_eq!(debian.warning(&alone), None);
+    }
+
+    #[test]
+    fn a_rank_that_listens_everywhere_is_found_at_an_address_that_nobody_named() {
+        let socket = listen("node-0", "127.0.1.1").bind(0).unwrap();
+        let port = local_port(&socket).unwrap();
+        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        sender.send_to(b"here", ("127.0.0.1", port)).unwrap();
+        assert_eq!(socket.recv_from(&mut [0; 8]).unwrap().0, 4);
+    }
+}

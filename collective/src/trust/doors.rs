@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, Endpoint, RecvStream, SendStream, TransportConfig};
+use quinn::{Connection, RecvStream, SendStream, TransportConfig};
 
 use super::certificates::Membership;
 use super::hello::{self, DialError, Hello, Purpose, Welcomed};
@@ -16,7 +16,7 @@ use super::strangers::{PATIENCE, config, of_secrets, on_runtime, open, said_by};
 use super::verifier::Seen;
 use crate::communicator::Communicator;
 use crate::config::Config;
-use crate::link::quic::endpoint::{self, Caller};
+use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::{HALF_OPEN_BEFORE_RETRY, HALF_OPEN_MAX, Traffic};
 use crate::link::quic::{LaneAddress, QuicLinks};
 use crate::reduce::ReduceOp;
@@ -247,7 +247,7 @@ async fn told(guest: &Membership, address: SocketAddr, hello: &Hello) -> String 
 
 /// A member that says hello to rank 0 and lets it send nothing on that stream.
 pub(super) async fn silent_member(
-    endpoint: &Endpoint,
+    endpoint: &OpenEndpoint,
     membership: &Membership,
     address: SocketAddr,
     hello: &Hello,
@@ -288,7 +288,7 @@ fn count(counters: &Counters, reason: &str) -> u64 {
 /// The first packets of so many clients, which are recorded and not answered.
 async fn first_packets(membership: &Membership, count: usize) -> Vec<Vec<u8>> {
     let tap = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let (_, endpoint): (_, Endpoint) = open(membership);
+    let (_, endpoint) = open(membership);
     let (mut packets, mut waiting): (Vec<Vec<u8>>, _) = (Vec::new(), Vec::new());
     let mut bytes = [0; 2048];
     while packets.len() < count {

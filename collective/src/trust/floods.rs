@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use quinn::Endpoint;
 use tokio::sync::{Notify, mpsc};
 
 use super::doors::silent_member;
@@ -16,7 +15,7 @@ use super::secret::Secret;
 use super::strangers::{PATIENCE, of_secrets, on_runtime, open, said_by};
 use crate::config::Config;
 use crate::control::endpoint::{Control, Event, LinkEnd, Message};
-use crate::link::quic::endpoint::Caller;
+use crate::link::quic::endpoint::{Caller, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::statistics::Counters;
 use crate::wire;
@@ -108,7 +107,7 @@ struct Host {
     control: Rc<Control>,
     events: mpsc::UnboundedReceiver<Event>,
     address: SocketAddr,
-    door: Endpoint,
+    door: OpenEndpoint,
 }
 
 impl Host {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quinn::{Connecting, Connection, ConnectionError, Incoming, RecvStream, SendStream};
+use quinn::{Connecting, Connection, ConnectionError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::certificates::{LeafHash, Membership};
 use super::handshake;
 use super::verifier::Seen;
+use crate::link::quic::endpoint::{self, Visitor};
 use crate::link::shared_memory::Door;
 use crate::report;
 use crate::statistics::Refusal;
@@ -93,7 +94,7 @@ pub(crate) struct Greeted {
 impl Greeted {
     /// `node-7 (pid 41, from 10.0.0.7:4711)`: for warnings.
     pub(crate) fn who(&self) -> String {
-        let from = self.connection.remote_address();
+        let from = endpoint::plain(self.connection.remote_address());
         format!("{} (pid {}, from {from})", self.hello.host, self.hello.pid)
     }
 
@@ -131,7 +132,7 @@ pub(crate) async fn introduce(
     rank: u32,
     hello: &Hello,
 ) -> Result<Welcomed, DialError> {
-    let address = connecting.remote_address();
+    let address = endpoint::plain(connecting.remote_address());
     let refused = |error: &ConnectionError| {
         handshake::why_not_reached(membership, rank, address, seen, error)
     };
@@ -174,14 +175,11 @@ pub(crate) struct Stranger {
 }
 
 /// Finishes an incoming connection's handshake and reads its hello.
-pub(crate) async fn greet(
-    incoming: Incoming,
-    membership: &Membership,
-) -> Result<Greeted, Stranger> {
-    let from = incoming.remote_address();
+pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<Greeted, Stranger> {
+    let from = visitor.address();
     let mut server_name = None;
     let greeting = async {
-        let mut connecting = incoming.accept()?;
+        let mut connecting = visitor.accept()?;
         server_name = name_dialled(&mut connecting).await;
         let connection = connecting.await?;
         let (sender, mut receiver) = connection.accept_bi().await?;

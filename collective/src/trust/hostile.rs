@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 
 use super::Credentials;
 use super::certificates::Membership;
@@ -20,7 +20,7 @@ use crate::control::{ControlHandle, MemoryControl};
 use crate::error::{ErrorKind, Result};
 use crate::lane::Lane;
 use crate::link::memory::{Hub, MemoryLinks};
-use crate::link::quic::endpoint::{self, Caller};
+use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::link::{Flow, Links};
 use crate::plan::Algorithm;
@@ -342,8 +342,8 @@ fn with_impostor(size: usize, attack: Attack, program: fn(Communicator) -> Resul
 
 struct Impostor {
     membership: Membership,
-    control: Endpoint,
-    lane: Endpoint,
+    control: OpenEndpoint,
+    lane: OpenEndpoint,
 }
 
 impl Impostor {
@@ -470,7 +470,7 @@ impl Impostor {
     }
 
     /// Makes the next one that dials welcome.
-    async fn let_in(door: &Endpoint, membership: &Membership) -> (u32, Connection, SendStream) {
+    async fn let_in(door: &OpenEndpoint, membership: &Membership) -> (u32, Connection, SendStream) {
         let incoming = door.accept().await.unwrap();
         let Ok(mut greeted) = hello::greet(incoming, membership).await else { panic!("refused") };
         hello::send(&mut greeted.sender, &Answer::Welcome).await.unwrap();

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use quinn::ClientConfig;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Endpoint};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
@@ -19,7 +19,7 @@ use super::names::JobNames;
 use super::own::OwnCertificates;
 use super::secret::{Secret, Secrets};
 use super::verifier::Seen;
-use crate::link::quic::endpoint::{self, Caller};
+use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::statistics::Refusal;
 use crate::wire;
@@ -305,7 +305,7 @@ pub(super) fn meet(host: &Membership, guest: &Membership, claims: u32) -> Result
     })
 }
 
-async fn greet_one(door: &Endpoint, membership: Membership) -> Result<(), String> {
+async fn greet_one(door: &OpenEndpoint, membership: Membership) -> Result<(), String> {
     let incoming = door.accept().await.unwrap();
     match hello::greet(incoming, &membership).await {
         Ok(_) => Ok(()),
@@ -316,7 +316,7 @@ async fn greet_one(door: &Endpoint, membership: Membership) -> Result<(), String
     }
 }
 
-pub(super) fn open(membership: &Membership) -> (SocketAddr, Endpoint) {
+pub(super) fn open(membership: &Membership) -> (SocketAddr, OpenEndpoint) {
     let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = socket.local_addr().unwrap();
     (address, endpoint::open(socket, membership, Traffic::Control).unwrap())

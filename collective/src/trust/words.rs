@@ -56,7 +56,7 @@ fn whoever_answers_in_place_of_rank_0_does_not_write_the_error() {
         let caller = Caller { endpoint: &endpoint, membership: &guest, traffic: Traffic::Control };
         let hello = said_by(1);
         let hang_up = async {
-            let connection = door.accept().await.unwrap().await.unwrap();
+            let connection = door.accept().await.unwrap().accept().unwrap().await.unwrap();
             connection.close(7u32.into(), CUNNING.as_bytes());
         };
         tokio::join!(caller.dial(0, address, &hello, PATIENCE), hang_up).0.err()

@@ -1,13 +1,19 @@
 //! QUIC endpoints: sockets, configurations, and the door that strangers knock at.
 
 use std::cell::Cell;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
+use quinn::{
+    ClientConfig, Connecting, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
+};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
 use super::socket::BatchSocket;
 use super::tuning::{self, Path, Traffic};
@@ -18,49 +24,105 @@ use crate::trust::certificates::{Membership, initial_suite};
 use crate::trust::hello::{self, DialError, Greeted, Hello, Stranger, Welcomed};
 use crate::trust::verifier::Seen;
 
+/// An endpoint, and what depends on its socket.
+#[derive(Clone)]
+pub(crate) struct OpenEndpoint {
+    endpoint: Endpoint,
+    granted: usize,
+    /// For peers of this host that come in by another way than a loopback address; none where all
+    /// peers are of this host.
+    near: Option<Arc<ServerConfig>>,
+}
+
+/// Somebody who has dialled, and is not let in yet.
+pub(crate) struct Visitor {
+    incoming: Incoming,
+    near: Option<Arc<ServerConfig>>,
+}
+
 /// Binds a UDP socket with large buffers.
 pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind(address).map_err(|error| {
-        let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
-        Error::from(ErrorKind::Bind {
-            address: address.to_string(),
-            problem: if in_use {
-                "another process listens there".into()
-            } else {
-                error.to_string()
-            },
-            help: in_use.then(|| {
-                let port = address.port();
-                format!(
-                    "`ss -ulpn 'sport = :{port}'` shows it: another job, or another rank 0? \
-                     Choose another port in ALLFOLD_RENDEZVOUS or MASTER_PORT"
-                )
-            }),
-        })
-    })?;
+    let socket = UdpSocket::bind(address).map_err(|error| refused(address, &error))?;
     enlarge(&socket);
     Ok(socket)
 }
 
+/// Binds a UDP socket with large buffers to all addresses of this host, of both families where the
+/// system has both.
+pub(crate) fn bind_everywhere(port: u16) -> Result<UdpSocket> {
+    match bind_both(port) {
+        Ok(socket) => {
+            enlarge(&socket);
+            Ok(socket)
+        }
+        Err(Errno::ADDRINUSE) => {
+            let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+            Err(refused(address, &Errno::ADDRINUSE.into()))
+        }
+        // There is no IPv6 here.
+        Err(_) => bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)),
+    }
+}
+
+/// IPv4 comes in as mapped addresses, whatever net.ipv6.bindv6only says.
+fn bind_both(port: u16) -> std::result::Result<UdpSocket, Errno> {
+    let (family, kind) = (AddressFamily::INET6, SocketType::DGRAM);
+    let udp = Some(ipproto::UDP);
+    let socket: OwnedFd = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, udp)?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    rustix::net::bind(&socket, &SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))?;
+    Ok(socket.into())
+}
+
+fn refused(address: SocketAddr, error: &std::io::Error) -> Error {
+    let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
+    let kind = ErrorKind::Bind {
+        address: address.to_string(),
+        problem: if in_use { "another process listens there".into() } else { error.to_string() },
+        help: in_use.then(|| {
+            let port = address.port();
+            format!(
+                "`ss -ulpn 'sport = :{port}'` shows it: another job, or another rank 0? Choose \
+                 another port in ALLFOLD_RENDEZVOUS or MASTER_PORT"
+            )
+        }),
+    };
+    kind.into()
+}
+
 /// Asks for large socket buffers; the system grants what it allows.
 pub(crate) fn enlarge(socket: &UdpSocket) {
-    use rustix::net::sockopt;
     let _ = sockopt::set_socket_recv_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
     let _ = sockopt::set_socket_send_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
 }
 
-/// What the system grants a socket to receive into, of what is asked.
-pub(crate) fn granted() -> usize {
-    static GRANTED: OnceLock<usize> = OnceLock::new();
-    *GRANTED.get_or_init(|| {
-        let scratch = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
-        let granted = scratch.ok().and_then(|socket| {
-            enlarge(&socket);
-            rustix::net::sockopt::socket_recv_buffer_size(&socket).ok()
-        });
-        // Linux doubles what was asked for, for its own needs.
-        granted.map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
-    })
+/// What the system lets a socket hold of what it receives.
+pub(super) fn granted(socket: &UdpSocket) -> usize {
+    // Linux doubles what was asked for, for its own needs.
+    sockopt::socket_recv_buffer_size(socket)
+        .map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
+}
+
+/// Whether packets to this address stay within the host: it is one of its own. The system then
+/// sends them from that address, and to others from another one.
+pub(super) fn is_here(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = || {
+        let scratch = UdpSocket::bind((any, 0))?;
+        // Nothing is sent: it only asks for the way.
+        scratch.connect((ip, ANY_PORT))?;
+        scratch.local_addr()
+    };
+    ip.is_loopback() || source().is_ok_and(|source| source.ip() == ip)
+}
+
+/// A peer's address: one of IPv4 also where the socket is of both families.
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// An endpoint that dials and accepts members of the job; to be made inside a runtime.
@@ -68,12 +130,19 @@ pub(crate) fn open(
     socket: UdpSocket,
     membership: &Membership,
     traffic: Traffic,
-) -> Result<Endpoint> {
+) -> Result<OpenEndpoint> {
     let failed = |problem: &dyn std::fmt::Display| Error::system("open a QUIC endpoint", problem);
     let local = socket.local_addr().map_err(|e| failed(&e))?;
+    let granted = granted(&socket);
+    let near_path = Path::new(traffic, true, granted);
+    let path = Path::new(traffic, local.ip().is_loopback(), granted);
+    let largest_packet = near_path.largest_packet.max(path.largest_packet);
     let mut config = EndpointConfig::default();
-    let path = Path::new(traffic, local.ip(), granted());
-    config.max_udp_payload_size(path.largest_packet).map_err(|e| failed(&e))?;
+    config.max_udp_payload_size(largest_packet).map_err(|e| failed(&e))?;
+    let near = match path.is_near {
+        true => None,
+        false => Some(Arc::new(server(membership, traffic, near_path)?)),
+    };
     let server = server(membership, traffic, path)?;
     socket.set_nonblocking(true).map_err(|e| failed(&e))?;
     let runtime = Arc::new(quinn::TokioRuntime);
@@ -82,14 +151,46 @@ pub(crate) fn open(
     #[cfg(not(feature = "faults"))]
     let socket = quinn::Runtime::wrap_udp_socket(&*runtime, socket);
     let socket = socket.map_err(|e| failed(&e))?;
-    let socket = Arc::new(BatchSocket::new(socket, path));
-    Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
-        .map_err(|e| failed(&e))
+    let first_packet = near_path.first_packet.max(path.first_packet);
+    let socket = Arc::new(BatchSocket::new(socket, first_packet, largest_packet));
+    let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
+        .map_err(|e| failed(&e))?;
+    Ok(OpenEndpoint { endpoint, granted, near })
+}
+
+impl OpenEndpoint {
+    /// The next one who dials; None when the endpoint is closed.
+    pub(crate) async fn accept(&self) -> Option<Visitor> {
+        Some(Visitor { incoming: self.endpoint.accept().await?, near: self.near.clone() })
+    }
+}
+
+impl Deref for OpenEndpoint {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Visitor {
+    pub(crate) fn address(&self) -> SocketAddr {
+        plain(self.incoming.remote_address())
+    }
+
+    /// Begins the handshake, with settings for where it comes from.
+    pub(crate) fn accept(self) -> std::result::Result<Connecting, ConnectionError> {
+        let ip = self.incoming.remote_address().ip();
+        match self.near.filter(|_| is_here(ip)) {
+            Some(near) => self.incoming.accept_with(near),
+            None => self.incoming.accept(),
+        }
+    }
 }
 
 /// Who dials: from which endpoint, as which member, what for.
 pub(crate) struct Caller<'a> {
-    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) endpoint: &'a OpenEndpoint,
     pub(crate) membership: &'a Membership,
     pub(crate) traffic: Traffic,
 }
@@ -104,9 +205,7 @@ impl Caller<'_> {
         limit: Duration,
     ) -> std::result::Result<Welcomed, DialError> {
         let seen = Seen::default();
-        let local = self.endpoint.local_addr().map_or(address.ip(), |local| local.ip());
-        let mut path = Path::new(self.traffic, local, granted());
-        path.is_loopback |= address.ip().is_loopback();
+        let path = Path::new(self.traffic, is_here(address.ip()), self.endpoint.granted);
         let client = client(self.membership, self.traffic, (rank, path), seen.clone())
             .map_err(|error| DialError::Final(error.to_string()))?;
         let connecting = self
@@ -122,7 +221,7 @@ impl Caller<'_> {
 }
 
 /// The configuration for dialling a rank.
-fn client(
+pub(super) fn client(
     membership: &Membership,
     traffic: Traffic,
     (rank, path): (u32, Path),
@@ -138,31 +237,31 @@ fn client(
 /// Lets members in: finishes handshakes within limits, and hands every peer that has said hello to
 /// `each`.
 pub(crate) async fn accept(
-    endpoint: Endpoint,
+    endpoint: OpenEndpoint,
     membership: Arc<Membership>,
     counters: Arc<Counters>,
     each: impl Fn(Greeted) + 'static,
 ) {
     let each = Rc::new(each);
-    let half_open = Rc::new(Cell::new(0usize));
+    let half_open = Rc::new(Cell::new(0));
     let complaints = Rc::new(Complaints::default());
-    while let Some(incoming) = endpoint.accept().await {
+    while let Some(visitor) = endpoint.accept().await {
         if half_open.get() >= tuning::HALF_OPEN_MAX {
             counters.refused(Refusal::TooMany);
-            incoming.refuse();
+            visitor.incoming.refuse();
             continue;
         }
-        if half_open.get() >= tuning::HALF_OPEN_BEFORE_RETRY && incoming.may_retry() {
+        if half_open.get() >= tuning::HALF_OPEN_BEFORE_RETRY && visitor.incoming.may_retry() {
             // Fails only where `may_retry` is false.
-            let _ = incoming.retry();
+            let _ = visitor.incoming.retry();
             continue;
         }
-        let (membership, each, half_open) = (membership.clone(), each.clone(), half_open.clone());
+        let (membership, each) = (membership.clone(), each.clone());
         let (complaints, counters) = (complaints.clone(), counters.clone());
-        half_open.set(half_open.get() + 1);
+        let counted = HalfOpen::new(half_open.clone());
         tokio::task::spawn_local(async move {
-            let greeted = hello::greet(incoming, &membership).await;
-            half_open.set(half_open.get() - 1);
+            let greeted = hello::greet(visitor, &membership).await;
+            drop(counted);
             match greeted {
                 Ok(greeted) => each(greeted),
                 Err(Stranger { refusal, problem }) => {
@@ -171,6 +270,23 @@ pub(crate) async fn accept(
                 }
             }
         });
+    }
+}
+
+/// One of the handshakes that have begun and not ended, however they end: tokio keeps a panic to
+/// its task.
+struct HalfOpen(Rc<Cell<usize>>);
+
+impl HalfOpen {
+    fn new(all: Rc<Cell<usize>>) -> Self {
+        all.set(all.get() + 1);
+        Self(all)
+    }
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -194,7 +310,11 @@ impl Complaints {
     }
 }
 
-fn server(membership: &Membership, traffic: Traffic, path: Path) -> Result<ServerConfig> {
+pub(super) fn server(
+    membership: &Membership,
+    traffic: Traffic,
+    path: Path,
+) -> Result<ServerConfig> {
     let crypto = QuicServerConfig::with_initial(Arc::new(membership.server()?), initial_suite()?)
         .map_err(no_suite)?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
@@ -208,4 +328,73 @@ fn server(membership: &Membership, traffic: Traffic, path: Path) -> Result<Serve
 
 fn no_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> Error {
     Error::system("set up TLS for QUIC", error)
+}
+
+/// Any but 0 names a place to connect to.
+const ANY_PORT: u16 = 9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handshake_that_panics_is_no_longer_half_open() {
+        let half_open = Rc::new(Cell::new(0));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let counted = HalfOpen::new(half_open.clone());
+            let seen = half_open.clone();
+            let handshake = tokio::task::spawn_local(async move {
+                let _counted = counted;
+                assert_ne!(seen.get(), 1, "on purpose");
+            });
+            assert!(handshake.await.unwrap_err().is_panic());
+        });
+        assert_eq!(half_open.get(), 0);
+    }
+
+    #[test]
+    fn what_a_socket_was_granted_is_its_own() {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        sockopt::set_socket_recv_buffer_size(&socket, 32 * 1024).unwrap();
+        assert_eq!(granted(&socket), 32 * 1024);
+    }
+
+    #[test]
+    fn addresses_of_this_host_are_told_from_others() {
+        // Of a block for documentation: it is nobody's.
+        for far in ["203.0.113.1", "::ffff:203.0.113.1", "2001:db8::1"] {
+            assert!(!is_here(far.parse().unwrap()), "{far}");
+        }
+        for near in ["127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1"] {
+            assert!(is_here(near.parse().unwrap()), "{near}");
+        }
+        let scratch = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let source = scratch.connect(("203.0.113.1", ANY_PORT)).and_then(|()| scratch.local_addr());
+        match source {
+            Ok(own) => assert!(is_here(own.ip()), "{own}"),
+            Err(error) => eprintln!("skipped: addresses_of_this_host, one of a network: {error}"),
+        }
+    }
+
+    #[test]
+    fn one_socket_takes_both_families_where_there_are_both() {
+        let socket = bind_everywhere(0).unwrap();
+        let local = socket.local_addr().unwrap();
+        let mut found = [0; 8];
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let Ok(sender) = UdpSocket::bind((ip, 0)) else {
+                eprintln!("skipped: one_socket_takes_both_families: no {ip}");
+                continue;
+            };
+            sender.send_to(b"here", (ip, local.port())).unwrap();
+            let (length, from) = socket.recv_from(&mut found).unwrap();
+            assert_eq!(
+                (&found[..length], plain(from)),
+                (&b"here"[..], sender.local_addr().unwrap())
+            );
+        }
+        let taken = bind_everywhere(local.port()).unwrap_err().to_string();
+        assert!(taken.contains("another process listens there"), "{taken}");
+    }
 }

@@ -1,12 +1,13 @@
 //! Tests: all ranks send to one at once, whose socket holds far less than they have under way.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::sync::Barrier;
 
-use super::{LaneAddress, QuicLinks, drops};
+use super::{LaneAddress, QuicLinks, drops, endpoint};
 use crate::link::Flow;
 use crate::plan::costs::SEGMENT_BYTES;
 use crate::statistics::Counters;
@@ -30,7 +31,8 @@ fn all_send_to_one_whose_socket_overflows() {
     });
 }
 
-struct End {
+/// A rank that has a lane and nothing else.
+pub(super) struct End {
     rank: u32,
     socket: UdpSocket,
     membership: Arc<Membership>,
@@ -38,21 +40,32 @@ struct End {
 
 impl End {
     fn new(rank: u32, secret: &str) -> Self {
-        // Not `endpoint::bind`, which asks for large buffers.
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES).unwrap();
+        let end = Self::at(Ipv4Addr::LOCALHOST.into(), rank, secret);
+        if rank == 0 {
+            // The senders know their own sockets only, and have more under way than this one holds.
+            sockopt::set_socket_recv_buffer_size(&end.socket, BUFFER_BYTES).unwrap();
+        }
+        end
+    }
+
+    /// Everywhere, if the address is no loopback address.
+    pub(super) fn at(ip: IpAddr, rank: u32, secret: &str) -> Self {
+        let socket = match ip.is_loopback() {
+            true => endpoint::bind((ip, 0).into()).unwrap(),
+            false => endpoint::bind_everywhere(0).unwrap(),
+        };
         let secrets = Secrets::from_lines(secret, "the test").unwrap();
-        let membership = Membership::new(&Credentials::Secrets(secrets), "incast", rank).unwrap();
+        let membership = Membership::new(&Credentials::Secrets(secrets), "lanes", rank).unwrap();
         Self { rank, socket, membership: Arc::new(membership) }
     }
 
-    fn address(&self) -> LaneAddress {
+    pub(super) fn address(&self) -> LaneAddress {
         let address = self.socket.local_addr().unwrap();
         LaneAddress { address, leaf: self.membership.leaf_hash() }
     }
 
-    async fn run(self, addresses: Vec<LaneAddress>, end: Arc<Barrier>) {
-        let own = self.socket.local_addr().unwrap();
+    /// Its links, to be made inside a runtime.
+    pub(super) fn links(self, addresses: Vec<LaneAddress>) -> QuicLinks {
         let hello = Hello {
             version: env!("CARGO_PKG_VERSION").into(),
             rank: self.rank,
@@ -63,15 +76,20 @@ impl End {
             purpose: Purpose::Lane { epoch: 0, lane: 0 },
         };
         let counters = Arc::new(Counters::new(self.rank, addresses.len(), "quic"));
-        let links =
-            QuicLinks::new(self.socket, self.membership, hello, 0, addresses, counters).unwrap();
-        match self.rank {
+        QuicLinks::new(self.socket, self.membership, hello, 0, addresses, counters).unwrap()
+    }
+
+    async fn run(self, addresses: Vec<LaneAddress>, end: Arc<Barrier>) {
+        let own = self.socket.try_clone().unwrap();
+        let rank = self.rank;
+        let links = self.links(addresses);
+        match rank {
             0 => receive(&links).await,
             rank => send(&links, rank).await,
         }
         end.wait().await;
-        if self.rank == 0 {
-            let dropped = drops::dropped(own);
+        if rank == 0 {
+            let dropped = drops::dropped(&own);
             assert!(dropped.is_some_and(|dropped| dropped > 0), "nothing overflowed: {dropped:?}");
         }
         links.close().await;
@@ -119,7 +137,7 @@ fn segment(rank: u32, number: u8) -> Vec<u8> {
     (0..SEGMENT_BYTES).map(byte).collect()
 }
 
-fn on_runtime(main: impl Future<Output = ()>) {
+pub(super) fn on_runtime(main: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let main = async { tokio::time::timeout(PATIENCE, main).await };
     tokio::task::LocalSet::new().block_on(&runtime, main).expect("no end");

@@ -16,22 +16,60 @@ use std::task::{Context, Poll};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use super::tuning::{MAX_BATCH_BYTES, Path, RECEIVED_AT_ONCE};
+use super::tuning::{FULL_PACKET, MAX_BATCH_BYTES, RECEIVED_AT_ONCE};
 
 /// A socket that never hands the system more than it takes at once.
 pub(crate) struct BatchSocket {
     inner: Arc<dyn AsyncUdpSocket>,
-    /// The largest packet so far. Packets grow by probes that are sent alone, so that a batch of
-    /// larger ones than this cannot come.
-    widest: AtomicUsize,
+    widest: Widest,
     /// The endpoint's largest packet.
     limit: usize,
 }
 
+/// The largest of the packets of late. Packets grow by probes that are sent alone, so that a batch
+/// of larger ones than this seldom comes. They shrink where a path has become a narrow one, and
+/// where those of another peer are smaller.
+struct Widest {
+    now: AtomicUsize,
+    /// Of the turn before.
+    before: AtomicUsize,
+    sent: AtomicUsize,
+}
+
+impl Widest {
+    fn new(first: usize) -> Self {
+        Self {
+            now: AtomicUsize::new(first),
+            before: AtomicUsize::new(0),
+            sent: AtomicUsize::new(0),
+        }
+    }
+
+    fn note(&self, packet: usize) {
+        // It says nothing of those that are full.
+        if packet < FULL_PACKET {
+            return;
+        }
+        self.now.fetch_max(packet, Ordering::Relaxed);
+        if self.sent.fetch_add(1, Ordering::Relaxed) % TURN == TURN - 1 {
+            self.before.store(self.now.swap(packet, Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> usize {
+        self.now.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed))
+    }
+}
+
 impl BatchSocket {
-    pub(crate) fn new(inner: Arc<dyn AsyncUdpSocket>, path: Path) -> Self {
-        let (first, limit) = (path.first_packet.into(), path.largest_packet.into());
-        Self { inner, widest: AtomicUsize::new(first), limit }
+    /// Over `inner`, for an endpoint whose packets begin at `first_packet` bytes at most and do not
+    /// grow beyond `largest_packet`.
+    pub(crate) fn new(
+        inner: Arc<dyn AsyncUdpSocket>,
+        first_packet: u16,
+        largest_packet: u16,
+    ) -> Self {
+        Self { inner, widest: Widest::new(first_packet.into()), limit: largest_packet.into() }
     }
 }
 
@@ -42,11 +80,11 @@ impl AsyncUdpSocket for BatchSocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
-        self.widest.fetch_max(size, Ordering::Relaxed);
+        self.widest.note(size);
         if transmit.contents.len() <= MAX_BATCH_BYTES || size >= transmit.contents.len() {
             return self.inner.try_send(transmit);
         }
-        // Does not happen as long as quinn probes; if it ever does, nothing is lost by it.
+        // Packets have become larger than they were of late: nothing is lost by it.
         let mut parts = transmit.contents.chunks((MAX_BATCH_BYTES / size).max(1) * size);
         let part = |contents| Transmit { contents, ..copy(transmit) };
         if let Some(first) = parts.next() {
@@ -78,7 +116,7 @@ impl AsyncUdpSocket for BatchSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        let fit = MAX_BATCH_BYTES / self.widest.load(Ordering::Relaxed).max(1);
+        let fit = MAX_BATCH_BYTES / self.widest.get().max(1);
         fit.clamp(1, self.inner.max_transmit_segments().max(1))
     }
 
@@ -104,6 +142,8 @@ impl fmt::Debug for BatchSocket {
     }
 }
 
+/// Batches after which what was sent before them counts no more.
+const TURN: usize = 64;
 /// What an IP packet can hold.
 const MAX_RECEIVED_BYTES: usize = 65_535;
 
@@ -113,7 +153,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::link::quic::tuning::Traffic;
+    use crate::link::quic::tuning::{Path, Traffic};
 
     /// Takes what Linux takes, and keeps what it took.
     #[derive(Debug, Default)]
@@ -171,14 +211,13 @@ mod tests {
         })
     }
 
-    fn over(system: &Arc<System>, granted: usize) -> BatchSocket {
-        let path = Path::new(Traffic::Data, Ipv4Addr::UNSPECIFIED.into(), granted);
-        BatchSocket::new(system.clone(), path)
+    fn over(system: &Arc<System>) -> BatchSocket {
+        BatchSocket::new(system.clone(), 1_200, 8_952)
     }
 
     #[test]
     fn batches_shrink_as_packets_grow() {
-        let socket = over(&Arc::default(), 1 << 20);
+        let socket = over(&Arc::default());
         assert_eq!(socket.max_transmit_segments(), 54);
         for (packet, segments) in [(1_472, 44), (6_550, 10), (6_551, 9), (8_952, 7), (1_200, 7)] {
             send(&socket, packet, 1).unwrap();
@@ -187,9 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn batches_grow_again_once_packets_have_shrunk() {
+        let socket = over(&Arc::default());
+        send(&socket, 8_952, 1).unwrap();
+        // Acknowledgements say nothing.
+        for _ in 0..4 * TURN {
+            send(&socket, 60, 1).unwrap();
+        }
+        assert_eq!(socket.max_transmit_segments(), 7);
+        for _ in 0..2 * TURN {
+            send(&socket, 1_200, 7).unwrap();
+        }
+        assert_eq!(socket.max_transmit_segments(), 54);
+    }
+
+    #[test]
     fn a_batch_that_is_too_large_is_sent_in_parts() {
         let system = Arc::new(System::default());
-        let socket = over(&system, 1 << 20);
+        let socket = over(&system);
         send(&socket, 8_952, 10).unwrap();
         send(&socket, 6_500, 10).unwrap();
         assert_eq!(*system.taken.lock().unwrap(), [7 * 8_952, 3 * 8_952, 65_000]);
@@ -198,7 +252,7 @@ mod tests {
     #[test]
     fn a_socket_that_is_full_is_asked_again_only_for_what_it_has_not_begun() {
         let system = Arc::new(System::default());
-        let socket = over(&system, 1 << 20);
+        let socket = over(&system);
         *system.room.lock().unwrap() = Some(1);
         send(&socket, 8_952, 10).unwrap();
         let full = send(&socket, 8_952, 10).unwrap_err();
@@ -208,11 +262,11 @@ mod tests {
 
     #[test]
     fn what_the_system_hands_over_at_once_fits_the_buffers() {
-        for local in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
-            let path = Path::new(Traffic::Data, local.into(), 1 << 20);
-            let socket = BatchSocket::new(Arc::<System>::default(), path);
-            let buffer = socket.max_receive_segments() * usize::from(path.largest_packet);
-            assert!(buffer >= MAX_RECEIVED_BYTES, "{buffer} bytes at {local}");
+        for is_near in [true, false] {
+            let largest = Path::new(Traffic::Data, is_near, 1 << 20).largest_packet;
+            let socket = BatchSocket::new(Arc::<System>::default(), 1_200, largest);
+            let buffer = socket.max_receive_segments() * usize::from(largest);
+            assert!(buffer >= MAX_RECEIVED_BYTES, "{buffer} bytes for {largest}");
         }
     }
 }

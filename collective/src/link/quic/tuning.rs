@@ -1,6 +1,5 @@
 //! Every number of the QUIC links, with its reason.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +17,11 @@ pub(crate) enum Traffic {
     },
 }
 
-/// What depends on where an endpoint's peers are, and on what the system has granted its socket.
+/// What depends on where a peer is, and on what the system has granted the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Path {
-    /// Only ranks of this host can be met on a loopback address.
-    pub(crate) is_loopback: bool,
+    /// The peer is of this host.
+    pub(crate) is_near: bool,
     /// The UDP payload of the first packets.
     pub(crate) first_packet: u16,
     /// The largest that is tried, and taken.
@@ -36,12 +35,13 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// Of an endpoint at address `local`, whose socket may hold `granted` bytes of what it receives.
-    pub(crate) fn new(traffic: Traffic, local: IpAddr, granted: usize) -> Self {
-        let mut path = match local.is_loopback() {
-            true => Self::loopback(granted),
+    /// To a peer of this host or of another one, from a socket that may hold `granted` bytes of what
+    /// it receives.
+    pub(crate) fn new(traffic: Traffic, is_near: bool, granted: usize) -> Self {
+        let mut path = match is_near {
+            true => Self::within_host(granted),
             false => Self {
-                is_loopback: false,
+                is_near,
                 first_packet: SURE_MTU,
                 largest_packet: NETWORK_MTU,
                 flight: STREAM_WINDOW.into(),
@@ -58,24 +58,28 @@ impl Path {
             }
             Traffic::Data | Traffic::Probe { payload: None } => {}
         }
-        if path.largest_packet < LARGE_PACKET {
-            path.ack_every = ACK_EVERY;
-        }
+        let most = match path.largest_packet {
+            LARGE_PACKET.. => ACK_EVERY_LARGE,
+            _ => ACK_EVERY,
+        };
+        // Else what is under way would wait for an acknowledgement that waits for more.
+        let packets = path.flight / u64::from(path.largest_packet);
+        path.ack_every = packets.div_ceil(2).clamp(1, most.into()) as u32;
         path
     }
 
     /// Within a host a packet is lost only where the socket it is for is full, so that no more is
     /// under way than fits in there. The peer's was granted as much: it is the same system.
-    fn loopback(granted: usize) -> Self {
-        let flight = (granted as u64).min(LOOPBACK_FLIGHT);
+    fn within_host(granted: usize) -> Self {
+        let flight = (granted as u64).clamp(LEAST_FLIGHT, LOOPBACK_FLIGHT);
         let largest_packet = (flight / FLIGHT_PACKETS).clamp(SURE_MTU.into(), LOOPBACK_MTU.into());
         Self {
-            is_loopback: true,
+            is_near: true,
             first_packet: (largest_packet as u16).min(LOOPBACK_FIRST_MTU),
             largest_packet: largest_packet as u16,
             flight,
             first_window: flight,
-            ack_every: ACK_EVERY_LARGE,
+            ack_every: ACK_EVERY,
         }
     }
 }
@@ -87,7 +91,7 @@ pub(crate) fn transport(traffic: Traffic, path: Path) -> Arc<TransportConfig> {
     // frozen for minutes goes on; handshakes have a limit of their own.
     config.max_idle_timeout(None);
     config.keep_alive_interval(Some(KEEP_ALIVE));
-    config.initial_rtt(if path.is_loopback { LOOPBACK_RTT } else { NETWORK_RTT });
+    config.initial_rtt(if path.is_near { LOOPBACK_RTT } else { NETWORK_RTT });
     match traffic {
         Traffic::Control => {
             config.max_concurrent_bidi_streams(VarInt::from_u32(1));
@@ -108,6 +112,7 @@ pub(crate) fn transport(traffic: Traffic, path: Path) -> Arc<TransportConfig> {
             config.initial_mtu(path.first_packet);
             let mut discovery = MtuDiscoveryConfig::default();
             discovery.upper_bound(path.largest_packet);
+            discovery.interval(SEARCH_EVERY).black_hole_cooldown(SEARCH_AGAIN);
             config.mtu_discovery_config(Some(discovery));
             let mut acks = AckFrequencyConfig::default();
             acks.ack_eliciting_threshold(VarInt::from_u32(path.ack_every));
@@ -145,6 +150,8 @@ pub(crate) const KNOCKING_BYTES: u64 = 16 * 1024;
 /// And beyond this they are refused: a handshake holds some 20 KiB.
 pub(crate) const HALF_OPEN_MAX: usize = 256;
 
+/// Smaller packets are the ends of messages and acknowledgements.
+pub(crate) const FULL_PACKET: usize = SURE_MTU as usize;
 /// What every path lets through that QUIC works on (RFC 9000, 14).
 const SURE_MTU: u16 = 1_200;
 /// Jumbo frames of 9,000 bytes, less the headers of IPv6 and UDP. Discovery finds what there is.
@@ -162,10 +169,20 @@ const LOOPBACK_FLIGHT: u64 = 1024 * 1024;
 /// A packet takes more of a socket's buffer than its bytes, and acknowledgements are for several:
 /// so many must be under way at once.
 const FLIGHT_PACKETS: u64 = 8;
+/// Of the smallest packets. A socket that holds less loses some of them.
+const LEAST_FLIGHT: u64 = FLIGHT_PACKETS * SURE_MTU as u64;
 /// Packets of this size and more are acknowledged more often.
 const LARGE_PACKET: u16 = 16_000;
-/// Half of the packets that are under way at least.
+/// Of which sixteen are under way at most.
 const ACK_EVERY_LARGE: u32 = 4;
+/// A search that meets with losses of another cause ends at too small a packet, and quinn's 600 s
+/// are as long as many jobs. A search in vain is some 30 packets, 5 KB/s; where packets already have
+/// the largest size it is none.
+const SEARCH_EVERY: Duration = Duration::from_secs(30);
+/// After packets were lost as they are where a path lets only small ones through, which is also what
+/// a full buffer does to a few bursts; quinn has 60 s. The smallest packets until then leave a queue
+/// time to drain, and where only they pass the search finds that out by probes alone.
+const SEARCH_AGAIN: Duration = Duration::from_secs(2);
 /// Flows from one peer at a time: two trees and a pair on each of the communicators that a world
 /// may have open (256). A flow costs memory only while it carries data that nobody reads.
 const MAX_FLOWS: u32 = 1024;
@@ -190,24 +207,35 @@ const NETWORK_RTT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
     use crate::plan::costs::SEGMENT_BYTES;
     use crate::wire::HEADER_BYTES;
 
-    fn loopback(granted: usize) -> Path {
-        Path::new(Traffic::Data, Ipv4Addr::LOCALHOST.into(), granted)
+    fn within_host(granted: usize) -> Path {
+        Path::new(Traffic::Data, true, granted)
     }
 
     #[test]
-    fn what_is_under_way_within_a_host_fits_the_buffer_and_is_acknowledged() {
-        for granted in [SURE_BUFFER_BYTES, 425_984, SOCKET_BUFFER_BYTES, 64 << 20] {
-            let path = loopback(granted);
+    fn what_is_under_way_within_a_host_fits_the_buffer() {
+        for granted in [16 << 10, 128 << 10, SURE_BUFFER_BYTES, SOCKET_BUFFER_BYTES, 64 << 20] {
+            let path = within_host(granted);
             assert!(path.flight <= granted as u64 && path.first_window <= granted as u64);
-            let packets = path.flight / u64::from(path.largest_packet);
-            assert!(packets >= 2 * u64::from(path.ack_every), "{granted}: {packets} packets");
             assert!(path.first_packet < 16_384, "a handshake would panic");
+        }
+    }
+
+    #[test]
+    fn half_of_what_is_under_way_is_acknowledged() {
+        // From the least that Linux lets net.core.rmem_max be.
+        let granted = [2_304, 16 << 10, 64 << 10, 127 << 10, SURE_BUFFER_BYTES, 64 << 20];
+        let traffic = [Traffic::Data, Traffic::Probe { payload: Some(MAX_PROBE_PAYLOAD) }];
+        for (granted, traffic) in granted.into_iter().flat_map(|g| traffic.map(|t| (g, t))) {
+            for is_near in [true, false] {
+                let path = Path::new(traffic, is_near, granted);
+                let packets = (path.flight / u64::from(path.largest_packet)).max(1);
+                let half = packets.div_ceil(2);
+                assert!(u64::from(path.ack_every) <= half, "{granted}: {path:?}");
+            }
         }
     }
 
@@ -216,6 +244,6 @@ mod tests {
         // A long packet header, a stream frame's, and the tag.
         let around = 64;
         let segment = SEGMENT_BYTES as usize + HEADER_BYTES + around;
-        assert!(usize::from(loopback(SOCKET_BUFFER_BYTES).largest_packet) >= segment);
+        assert!(usize::from(within_host(SOCKET_BUFFER_BYTES).largest_packet) >= segment);
     }
 }

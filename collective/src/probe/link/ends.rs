@@ -2,13 +2,13 @@
 //! counts.
 
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, ConnectionStats, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, ConnectionStats, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -17,7 +17,7 @@ use crate::communicator::{Communicator, Kind};
 use crate::error::{Error, Result};
 use crate::identity::host_name;
 use crate::lane::wakefulness;
-use crate::link::quic::endpoint;
+use crate::link::quic::endpoint::{self, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::plan::costs;
 use crate::probe::Cipher;
@@ -62,12 +62,11 @@ impl End {
         let rank = world.rank() as u32;
         let membership = Membership::new(&Credentials::Secrets(secrets), JOB, rank)?.only(cipher);
         let ip = world.address();
-        let listen = match ip {
-            ip if ip.is_loopback() => ip,
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        let is_near = |ip: IpAddr| ip.is_loopback();
+        let socket = match world.peers().iter().all(|peer| peer.address.is_none_or(is_near)) {
+            true if is_near(ip) => endpoint::bind(SocketAddr::new(ip, 0))?,
+            _ => endpoint::bind_everywhere(0)?,
         };
-        let socket = endpoint::bind(SocketAddr::new(listen, 0))?;
         let port = socket.local_addr().map_err(|e| Error::system("ask for a port", e))?.port();
         let address = SocketAddr::new(ip, port);
         let has_core = match &world.kind {
@@ -385,7 +384,7 @@ fn hang_up(connection: &Connection) {
     connection.close(0_u32.into(), b"measured");
 }
 
-async fn close(endpoint: &Endpoint) {
+async fn close(endpoint: &OpenEndpoint) {
     endpoint.close(0_u32.into(), b"measured");
     let _ = timeout(CLOSE_LIMIT, endpoint.wait_idle()).await;
 }
