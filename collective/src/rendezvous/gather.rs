@@ -15,6 +15,7 @@ use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
 #[cfg(feature = "faults")]
 use crate::faults;
+#[cfg(feature = "faults")]
 use crate::link::quic::endpoint;
 use crate::report;
 use crate::statistics::Refusal;
