@@ -120,17 +120,38 @@ fn start(
         }
         running.0.push(command.stdin(Stdio::null()).spawn().map_err(problem)?);
     }
-    for rank in &mut running.0 {
-        let ended = rank.wait().map_err(problem)?;
-        if !ended.success() {
-            return Err(refused(format!("a rank of the probe ended with {ended}")));
-        }
-    }
-    Ok(())
+    running.wait()
 }
 
 /// None outlives this.
 struct Ranks(Vec<Child>);
+
+impl Ranks {
+    /// Until all have ended well, or one has not: the others would wait for it for ever.
+    fn wait(&mut self) -> Result<(), Error> {
+        loop {
+            let mut are_running = false;
+            for (rank, child) in self.0.iter_mut().enumerate() {
+                match child.try_wait() {
+                    Ok(Some(ended)) if ended.success() => {}
+                    Ok(Some(ended)) => {
+                        return Err(refused(format!(
+                            "rank {rank} of the probe ended with {ended}"
+                        )));
+                    }
+                    Ok(None) => are_running = true,
+                    Err(error) => {
+                        return Err(refused(format!("rank {rank} of the probe: {error}")));
+                    }
+                }
+            }
+            if !are_running {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
 
 impl Drop for Ranks {
     fn drop(&mut self) {
@@ -195,3 +216,23 @@ const FIRST: usize = 4;
 const LAST: usize = 64 << 20;
 /// More than any host has cores for, and a flag for each lies within a page.
 const MOST_RANKS: usize = 64;
+/// At ranks that take seconds; a core that measures is not disturbed by it.
+const LOOK: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_that_dies_ends_the_others_with_an_error() {
+        let start = |line: &str| Command::new("sh").args(["-c", line]).spawn().unwrap();
+        // Rank 0 would wait for ever.
+        let mut ranks = Ranks(vec![start("exec sleep 1000000"), start("exit 7")]);
+        let error = ranks.wait().unwrap_err();
+        assert!(error.to_string().contains("rank 1 of the probe ended with exit status: 7"));
+        let first = ranks.0[0].id();
+        drop(ranks);
+        assert!(!Path::new(&format!("/proc/{first}")).exists(), "rank 0 is still there");
+        Ranks(vec![start("exit 0"), start("exit 0")]).wait().unwrap();
+    }
+}
