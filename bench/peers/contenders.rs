@@ -12,19 +12,6 @@ use crate::ladder::{BIND, BUDGET_US, FIRST, LAST};
 use crate::options::Options;
 use crate::processes::together;
 
-/// All of them, in the order of the table. Open MPI and MPICH take shared memory, Gloo has TCP
-/// only.
-pub(crate) const NAMES: [&str; 8] = [
-    "open-mpi",
-    "mpich",
-    "open-mpi-tcp",
-    "gloo",
-    "probe",
-    "allfold-alloc",
-    "allfold-slices",
-    "allfold-quic",
-];
-
 /// One that is there.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
@@ -76,18 +63,9 @@ impl Contender {
     }
 
     fn mpi(&self, options: &Options) -> Turn {
-        let is_mpich = self.name == "mpich";
-        let mut command = Command::new(if is_mpich { "mpirun.mpich" } else { "mpirun.openmpi" });
-        // Open MPI's launcher binds by itself, MPICH's does not: our program does it for all alike.
-        command.args(if is_mpich { ["-bind-to", "none"] } else { ["--bind-to", "none"] });
-        if !is_mpich {
-            // As root, and with more ranks than cores, it wants to be asked twice.
-            command.args(["--allow-run-as-root", "--oversubscribe"]);
-        }
-        if self.name == "open-mpi-tcp" {
-            command.args(["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]);
-        }
-        command.args(["-n", &options.ranks.to_string()]).arg(&self.program);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut command = mpirun(self.name, options.ranks, cores);
+        command.arg(&self.program);
         run(options, vec![command])
     }
 
@@ -152,6 +130,29 @@ impl Contender {
     }
 }
 
+/// An MPI's launcher on a host with so many cores.
+fn mpirun(name: &str, ranks: usize, cores: usize) -> Command {
+    let is_mpich = name == "mpich";
+    let mut command = Command::new(if is_mpich { "mpirun.mpich" } else { "mpirun.openmpi" });
+    // Open MPI's launcher binds by itself, MPICH's does not: our program does it for all alike.
+    command.args(if is_mpich { ["-bind-to", "none"] } else { ["--bind-to", "none"] });
+    if !is_mpich {
+        // As root it wants to be asked twice.
+        command.arg("--allow-run-as-root");
+        // Its ranks then yield whenever they wait, which helps only where others need the core.
+        command.arg(match ranks > cores {
+            true => "--oversubscribe",
+            // A core has as many places as it runs threads, as everybody else counts them.
+            false => "--use-hwthread-cpus",
+        });
+    }
+    if name == "open-mpi-tcp" {
+        command.args(["--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]);
+    }
+    command.args(["-n", &ranks.to_string()]);
+    command
+}
+
 /// One rank on each host, where there are hosts.
 fn run_on(options: &Options, hosts: Option<&Hosts>, commands: Vec<Command>) -> Turn {
     let place = |(rank, command): (usize, &Command)| Some(hosts?.on(rank, command));
@@ -207,4 +208,33 @@ fn build(compiler: &str, source: &str, name: &str, libraries: &[&str]) -> Result
     }
 }
 
+/// All of them, in the order of the table. Open MPI and MPICH take shared memory, Gloo has TCP
+/// only.
+pub(crate) const NAMES: [&str; 8] = [
+    "open-mpi",
+    "mpich",
+    "open-mpi-tcp",
+    "gloo",
+    "probe",
+    "allfold-alloc",
+    "allfold-slices",
+    "allfold-quic",
+];
 const GLOO_HEADER: &str = "/usr/include/gloo/allreduce.h";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_mpi_yields_only_where_ranks_outnumber_cores() {
+        let has = |name, ranks, cores, word: &str| {
+            mpirun(name, ranks, cores).get_args().any(|argument| argument == word)
+        };
+        for name in ["open-mpi", "open-mpi-tcp"] {
+            assert!(!has(name, 2, 2, "--oversubscribe") && has(name, 3, 2, "--oversubscribe"));
+        }
+        // It has no such word.
+        assert!(!has("mpich", 3, 2, "--oversubscribe"));
+    }
+}

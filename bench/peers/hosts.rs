@@ -2,6 +2,7 @@
 //! made of what Linux has, and gone when dropped.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// Two hosts.
@@ -10,7 +11,7 @@ pub(crate) struct Hosts {
 }
 
 /// What is between them.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Wire {
     /// Bytes of an IP packet.
     pub(crate) mtu: u32,
@@ -75,10 +76,66 @@ impl Drop for Hosts {
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     let mut command = Command::new(program);
-    let ended = command.args(arguments).stdin(Stdio::null()).output();
+    // Out of a Ctrl-C's reach: what is half made is not removed.
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    let ended = command.output();
     let ended = ended.map_err(|error| format!("{program}: {error}"))?;
     match ended.status.success() {
         true => Ok(()),
         false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&ended.stderr).trim())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::time::Duration;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+    use crate::processes;
+
+    /// In a process of its own: it waits for ever on hosts that it has made.
+    #[test]
+    #[ignore = "what the test below interrupts"]
+    fn waits_on_hosts() {
+        processes::take_charge();
+        let hosts = match Hosts::new(Wire { mtu: 1500, rate: None }) {
+            Ok(hosts) => hosts,
+            Err(reason) => return println!("\nnone {reason}"),
+        };
+        println!("\nhosts {}", hosts.names.join(" "));
+        let mut waits = Command::new("sleep");
+        waits.arg("1000000");
+        let commands = vec![hosts.on(0, &waits), hosts.on(1, &waits)];
+        let ended = processes::together(commands, Duration::from_secs(1_000_000));
+        assert_eq!(ended.problem.as_deref(), Some("interrupted"));
+    }
+
+    #[test]
+    fn a_signal_leaves_no_hosts_behind() {
+        let mut waits = Command::new(std::env::current_exe().unwrap());
+        waits.args(["--ignored", "--exact", "hosts::tests::waits_on_hosts", "--nocapture"]);
+        let mut waits = waits.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(waits.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let found = lines.find(|line| line.starts_with("hosts ") || line.starts_with("none "));
+        let found = found.unwrap();
+        let Some(names) = found.strip_prefix("hosts ") else {
+            eprintln!("skipped: a_signal_leaves_no_hosts_behind: {found}");
+            waits.wait().unwrap();
+            return;
+        };
+        let there = || {
+            let listed = Command::new("ip").args(["netns", "list"]).output().unwrap();
+            let listed = String::from_utf8(listed.stdout).unwrap();
+            names.split(' ').filter(|name| listed.contains(name)).count()
+        };
+        assert_eq!(there(), 2);
+        kill_process(Pid::from_child(&waits), Signal::INT).unwrap();
+        // Until its output ends, so that its threads are gone as well.
+        lines.for_each(drop);
+        assert!(waits.wait().unwrap().success());
+        assert_eq!(there(), 0);
     }
 }

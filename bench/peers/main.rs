@@ -6,8 +6,8 @@
 //!
 //! Who is missing is reported, or installed by the distribution's packages with `--install`.
 //! Everybody adds up f32 in place, in warm buffers, by the rules of `bench/src/ladder.rs`, and checks
-//! the result; a call's time is that of its slowest rank. Times are medians over turns of the median
-//! call. The probe is what the memory of this host allows (`allfold::probe::SharedSum`).
+//! the result; a call's time is that of its slowest rank. Each turn begins with another contender;
+//! times are medians over turns of the median call. The probe is what the memory of this host allows (`allfold::probe::SharedSum`).
 //!
 //! Launchers differ in where they put ranks, so that none of them does: either nobody is bound, or,
 //! with `--bind core`, every rank binds itself before it has threads. A contender that takes longer
@@ -28,24 +28,42 @@ mod processes;
 mod report;
 mod tables;
 
+use std::process::ExitCode;
+
+use allfold_bench::turns;
 use contenders::{Contender, Turn};
 use hosts::Hosts;
 use options::Options;
 use report::Report;
 
-fn main() {
+fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [word, how] = &words[..]
         && word == "rank"
     {
-        return ladder::run(how);
+        ladder::run(how);
+        return ExitCode::SUCCESS;
     }
-    let options = Options::parse(&words);
+    let options = match Options::parse(&words) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("{}", options::usage());
+            return ExitCode::SUCCESS;
+        }
+        Err(problem) => {
+            eprintln!("error: {problem}\nhelp: {}", options::usage());
+            return ExitCode::from(2);
+        }
+    };
     let mut wrong = 0;
     let report = match options.from.is_empty() {
         true => measure(&options, &mut wrong),
         false => read(&options.from),
     };
+    if let Some(code) = processes::interrupted() {
+        eprintln!("error: interrupted");
+        return ExitCode::from(code);
+    }
     print!("{}", tables::print(&report));
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report).expect("numbers and words");
@@ -56,12 +74,13 @@ fn main() {
     }
     if wrong > 0 {
         eprintln!("error: {wrong} elements were wrong");
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 fn measure(options: &Options, wrong: &mut u64) -> Report {
-    processes::adopt_orphans();
+    processes::take_charge();
     let (mut contenders, mut problems) = (Vec::new(), Vec::new());
     for name in contenders::NAMES.into_iter().filter(|name| options.wants(name)) {
         match Contender::find(name, options.install) {
@@ -79,11 +98,14 @@ fn measure(options: &Options, wrong: &mut u64) -> Report {
     };
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
     let mut report = Report::new(options, environment::describe(options, &names));
-    for turn in 1..=options.turns {
-        for contender in &contenders {
-            let name = contender.name;
+    'turns: for turn in 0..options.turns {
+        for contender in turns::order(&contenders, turn) {
+            let (name, turn) = (contender.name, turn + 1);
             eprintln!("turn {turn} of {}: {name}", options.turns);
             let Turn { rows, problem } = contender.run(options, hosts.as_ref());
+            if processes::interrupted().is_some() {
+                break 'turns;
+            }
             for row in rows {
                 if row.wrong > 0 {
                     problems.push(format!("{name}: {} wrong at {} bytes", row.wrong, row.bytes));

@@ -1,14 +1,17 @@
-//! Programs that are given so much time and no more: when it is over, they and all that they have
-//! started end.
+//! Programs that are given so much time and no more: when it is over, or somebody presses Ctrl-C,
+//! they and all that they have started end.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
     Pid, Signal, WaitOptions, kill_process, set_child_subreaper, wait as wait_for_any,
 };
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// What the first program printed, and how all ended.
 pub(crate) struct Ended {
@@ -16,9 +19,26 @@ pub(crate) struct Ended {
     pub(crate) problem: Option<String>,
 }
 
-/// From now on orphans of our children are ours, so that none is missed.
-pub(crate) fn adopt_orphans() {
+/// From now on orphans of our children are ours, so that none is missed, and a signal that would end
+/// this process ends first what it has started.
+pub(crate) fn take_charge() {
     let _ = set_child_subreaper(Some(Pid::INIT));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    // nohup means it.
+    for signal in [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|s| ignored & (1 << (s - 1)) == 0) {
+        // Without it a signal ends this process as ever.
+        let _ = signal_hook::flag::register_usize(signal, CAUGHT.clone(), signal as usize);
+    }
+}
+
+/// The exit code where a signal has come that asks this process to end.
+pub(crate) fn interrupted() -> Option<u8> {
+    match CAUGHT.load(Ordering::SeqCst) {
+        0 => None,
+        signal => Some(128 + signal as u8),
+    }
 }
 
 /// Starts the programs together, and waits until all have ended or `limit` is over.
@@ -63,6 +83,9 @@ fn wait(children: &mut [Child], limit: Duration) -> Option<String> {
         }
         if all_ended {
             return None;
+        }
+        if interrupted().is_some() {
+            return Some("interrupted".into());
         }
         if began.elapsed() > limit {
             return Some(format!("stopped after {} s", limit.as_secs_f64()));
@@ -125,8 +148,10 @@ fn descendants() -> Vec<Pid> {
     found.iter().skip(1).filter_map(|pid| Pid::from_raw(pid.cast_signed())).collect()
 }
 
-/// At the state of the programs; they take seconds.
-const LOOK: Duration = Duration::from_millis(2);
+/// The signal that has come; 0 is none.
+static CAUGHT: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+/// At the state of the programs: they take seconds, and all cores are theirs.
+const LOOK: Duration = Duration::from_millis(20);
 /// For a launcher to remove its files.
 const GRACE: Duration = Duration::from_secs(3);
 /// One that is being started while we look is found in the next.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use allfold_bench::ladder::Row;
 use allfold_bench::plot::{self, Series};
+use allfold_bench::turns::median;
 use serde::{Deserialize, Serialize};
 
 use crate::contenders::NAMES;
@@ -83,9 +84,7 @@ impl Report {
         }
         if let Some(row) = self.rows.iter_mut().find(is_same) {
             row.turns.extend(turns);
-            let mut times: Vec<f64> = row.turns.iter().map(|turn| turn.median_us).collect();
-            times.sort_by(f64::total_cmp);
-            row.median_us = times[times.len() / 2];
+            row.median_us = median(row.turns.iter().map(|turn| turn.median_us).collect());
         }
     }
 
@@ -111,9 +110,17 @@ impl Report {
     /// Seconds of processor, of all ranks and threads, for 10^9 bytes that one rank sends.
     pub(crate) fn processor(&self, by: &str, bytes: usize) -> Option<f64> {
         let row = self.rows.iter().find(|row| row.by == by && row.bytes == bytes)?;
-        let mut times: Vec<f64> = row.turns.iter().map(|turn| turn.processor_us).collect();
-        times.sort_by(f64::total_cmp);
-        Some(times[times.len() / 2] / 1e6 / (self.sent(bytes) / 1e9))
+        let times = row.turns.iter().map(|turn| turn.processor_us).collect();
+        Some(median(times) / 1e6 / (self.sent(bytes) / 1e9))
+    }
+
+    /// Those whose medians are of fewer turns than another's at that size, and of how many.
+    pub(crate) fn short(&self) -> impl Iterator<Item = (&Measured, usize)> {
+        self.rows.iter().filter_map(|row| {
+            let same = self.rows.iter().filter(|other| other.bytes == row.bytes);
+            let most = same.map(|other| other.turns.len()).max()?;
+            (row.turns.len() < most).then_some((row, most))
+        })
     }
 
     /// Bytes that one rank sends at least.
@@ -131,5 +138,38 @@ impl Report {
         let series: Vec<Series> = self.names().into_iter().map(line).collect();
         let title = format!("{} ranks: time of an all-reduce over size", self.ranks);
         plot::times(&title, &series)?.ok_or_else(|| "there is no figure".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_fewer_turns_are_named() {
+        let row = |bytes, median_us| Row {
+            bytes,
+            calls: 10,
+            median_us,
+            least_us: 1.0,
+            p95_us: 9.0,
+            wrong: 0,
+            processor_us: 1.0,
+        };
+        let mut report = Report { ranks: 2, ..Report::default() };
+        for time in [1.0, 2.0, 6.0] {
+            report.add("gloo", &row(4, time));
+            report.add("gloo", &row(64, time));
+            report.add("mpich", &row(4, time));
+        }
+        assert_eq!(report.short().count(), 0);
+        // It was stopped in the second turn.
+        report.add("mpich", &row(64, 5.0));
+        let short: Vec<_> = report.short().collect();
+        let [(found, 3)] = short[..] else { panic!("{}", short.len()) };
+        assert_eq!((found.by.as_str(), found.bytes, found.turns.len()), ("mpich", 64, 1));
+        assert_eq!(report.time("gloo", 64), Some(2.0));
+        let text = crate::tables::print(&report);
+        assert!(text.contains("mpich at 64 (1 of 3)"), "{text}");
     }
 }

@@ -18,6 +18,13 @@ pub(crate) fn print(report: &Report) -> String {
     }
     text += "\nMicroseconds of the median call, on the rank for which it took longest:\n\n";
     text += &times(report);
+    let short = report.short().map(|(row, most)| {
+        format!("{} at {} ({} of {most})", row.by, size(row.bytes), row.turns.len())
+    });
+    let short: Vec<String> = short.collect();
+    if !short.is_empty() {
+        let _ = writeln!(text, "\nMedians of fewer turns than others': {}.", short.join(", "));
+    }
     match report.mtu {
         Some(mtu) => text += &between_hosts(report, mtu),
         None => {

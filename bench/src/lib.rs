@@ -9,7 +9,7 @@
 //! and `report.rs` write what was found, for people and for programs, `plot.rs` draws it, and
 //! `explain.rs` says where the time went, on the cores of `cores.rs`. `link.rs` and `kernels.rs`
 //! measure what lies under a collective, through `allfold::probe`; `ladder.rs` is how `shared_sum.rs`
-//! and the examples (`peers`, `instructions`, `targets`) compare one thing with another.
+//! and the example `peers` compare one thing with another, and `turns.rs` in which order.
 
 mod call;
 mod choices;
@@ -42,6 +42,8 @@ mod shared_sum;
 mod size;
 mod table;
 mod timestamp;
+#[doc(hidden)]
+pub mod turns;
 mod world;
 
 pub use choices::{Algorithm, Average, Choice, DataType, Op, Switch, Unit};

@@ -1,9 +1,12 @@
 //! From the start of the first process to the end of the first barrier on the last rank.
 
+use std::time::Duration;
+
 use allfold::{Communicator, ReduceOp};
+use allfold_bench::turns::median;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{Row, Target, median, ranks};
+use crate::{Row, Target, number, ranks};
 
 /// Worlds of 4 and of 64 ranks on this host.
 pub(crate) fn measure(turns: usize) -> Result<Vec<Row>, String> {
@@ -11,8 +14,8 @@ pub(crate) fn measure(turns: usize) -> Result<Vec<Row>, String> {
     for (ranks, most) in [(4, 150.0), (64, 5000.0)] {
         let once = |_| {
             let began = now_ms();
-            let text = ranks::run(ranks, &["connect"], "auto")?;
-            Ok(ranks::number(&text, "met")? - began)
+            let text = ranks::run(ranks, &["connect"], "auto", LIMIT)?;
+            Ok(number(&text, "met")? - began)
         };
         let times: Result<Vec<f64>, String> = (0..turns).map(once).collect();
         rows.push(Row {
@@ -42,3 +45,6 @@ fn now_ms() -> f64 {
     let time = clock_gettime(ClockId::Monotonic);
     time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
 }
+
+/// Worlds that cannot meet end by then.
+const LIMIT: Duration = Duration::from_secs(60);

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use allfold::{Communicator, ReduceOp};
 
-use crate::{Row, Target, ranks};
+use crate::{Row, Target, number, ranks};
 
 /// Two ranks: idle, then calls of 64 MiB.
 pub(crate) fn measure() -> Result<Vec<Row>, String> {
@@ -15,17 +16,18 @@ pub(crate) fn measure() -> Result<Vec<Row>, String> {
         ("slices", "auto", "shared memory, plain slices"),
         ("slices", "quic", "QUIC"),
     ] {
-        let text = ranks::run(2, &["memory", how], transport)?;
+        let text = ranks::run(2, &["memory", how], transport, LIMIT)
+            .map_err(|error| format!("{name}: {error}"))?;
         rows.push(Row {
             what: format!("memory: an idle rank of 2, {name}"),
             unit: "MiB",
-            measured: ranks::number(&text, "idle")?,
+            measured: number(&text, "idle")?,
             target: Target::AtMost(25.0),
         });
         rows.push(Row {
             what: format!("memory: extra during calls of 64 MiB, {name}"),
             unit: "MiB",
-            measured: ranks::number(&text, "extra")?,
+            measured: number(&text, "extra")?,
             target: Target::AtMost(32.0),
         });
     }
@@ -91,3 +93,5 @@ fn resident(name: &str) -> f64 {
 const BYTES: usize = 64 << 20;
 /// Pools are full after some.
 const CALLS: usize = 5;
+/// They take seconds.
+const LIMIT: Duration = Duration::from_secs(60);

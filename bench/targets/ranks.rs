@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use crate::processes::together;
 
-/// Runs so many, and returns what rank 0 printed.
-pub(crate) fn run(ranks: usize, words: &[&str], transport: &str) -> Result<String, String> {
+/// Runs so many for so long at most, and returns what rank 0 printed.
+pub(crate) fn run(
+    ranks: usize,
+    words: &[&str],
+    transport: &str,
+    limit: Duration,
+) -> Result<String, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let free = std::net::UdpSocket::bind("127.0.0.1:0")
         .and_then(|socket| socket.local_addr())
@@ -23,17 +28,9 @@ pub(crate) fn run(ranks: usize, words: &[&str], transport: &str) -> Result<Strin
         command.env("ALLFOLD_SECRET", line.as_str());
         command
     };
-    let ended = together((0..ranks).map(start).collect(), LIMIT);
+    let ended = together((0..ranks).map(start).collect(), limit);
     match ended.problem {
-        Some(problem) => Err(format!("{words:?} of {ranks} ranks: {problem}")),
+        Some(problem) => Err(format!("{ranks} ranks: {problem}")),
         None => Ok(ended.text),
     }
 }
-
-/// The number behind a word that rank 0 printed.
-pub(crate) fn number(text: &str, word: &str) -> Result<f64, String> {
-    let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
-    line.and_then(|number| number.parse().ok()).ok_or_else(|| format!("no {word} in {text:?}"))
-}
-
-const LIMIT: Duration = Duration::from_secs(60);

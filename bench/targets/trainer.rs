@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use allfold_bench::turns::{self, median};
+
 use crate::processes::together;
-use crate::{Row, Target, median};
+use crate::{Problem, Row, Target};
 
 /// One model.
 struct Model {
@@ -18,18 +20,32 @@ struct Model {
     least: f64,
 }
 
-pub(crate) fn measure(turns: usize) -> Result<Vec<Row>, String> {
-    let program = program()?;
+/// The two ways in which as many ranks train.
+#[derive(Clone, Copy)]
+enum Way {
+    Together,
+    Apart,
+}
+
+pub(crate) fn measure(turns: usize) -> Result<Vec<Row>, Problem> {
+    let program = program().map_err(Problem::Skipped)?;
     if !Path::new(DATA).exists() {
-        return Err(format!("there is no {DATA}: a data set of 28x28 images in MNIST's format"));
+        let reason = format!("there is no {DATA}: a data set of 28x28 images in MNIST's format");
+        return Err(Problem::Skipped(reason));
     }
     let mut rows = Vec::new();
     for model in MODELS {
         let (mut together, mut apart) = (Vec::new(), Vec::new());
-        for _ in 0..turns {
-            together.push(speed(vec![model.command(&program, 2)])?);
-            let both = || model.command(&program, 1);
-            apart.push(speed(vec![both(), both()])?);
+        for turn in 0..turns {
+            for way in turns::order(&[Way::Together, Way::Apart], turn) {
+                let command = |ranks| model.command(&program, ranks);
+                let (speeds, what, commands) = match way {
+                    Way::Together => (&mut together, "2 ranks", vec![command(2)]),
+                    Way::Apart => (&mut apart, "two trainings", vec![command(1), command(1)]),
+                };
+                let problem = |problem| format!("{}, {what}: {problem}", model.name);
+                speeds.push(speed(commands).map_err(problem)?);
+            }
         }
         let ratios = together.iter().zip(&apart).map(|(one, other)| one / other * 100.0).collect();
         let name = model.name;
@@ -88,15 +104,25 @@ fn speed(commands: Vec<Command>) -> Result<f64, String> {
         shell
     });
     let ended = together(started.collect(), LIMIT);
-    let mut sum = 0.0;
-    for file in &files {
+    let texts = files.iter().map(|file| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let _ = std::fs::remove_file(file);
-        let word = text.split_whitespace().find_map(|word| word.strip_prefix("images_per_second="));
-        let speed: Option<f64> = word.and_then(|number| number.parse().ok());
-        sum += speed.ok_or_else(|| format!("a training without a speed: {text}"))?;
+        text
+    });
+    // All files go.
+    let texts: Vec<String> = texts.collect();
+    match ended.problem {
+        // What it says of it stands on stderr.
+        Some(problem) => Err(format!("a training of {} failed: {problem}", texts.len())),
+        None => texts.iter().map(|text| images_per_second(text)).sum(),
     }
-    ended.problem.map_or(Ok(sum), Err)
+}
+
+/// What a training says of itself.
+fn images_per_second(text: &str) -> Result<f64, String> {
+    let word = text.split_whitespace().find_map(|word| word.strip_prefix("images_per_second="));
+    let speed = word.and_then(|number| number.parse().ok());
+    speed.ok_or_else(|| format!("a training ended well and printed no images_per_second: {text:?}"))
 }
 
 /// The binary, which lies beside the folder of the examples.
@@ -125,4 +151,19 @@ const MODELS: [Model; 2] = [
     },
 ];
 const DATA: &str = "/usr/share/datasets/fashion-mnist";
+/// They take seconds.
 const LIMIT: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_training_without_a_speed_says_what_it_printed() {
+        assert_eq!(images_per_second("step=30 images_per_second=2155.5 loss=1"), Ok(2155.5));
+        for text in ["", "images_per_second=fast", "step=3 images=7"] {
+            let problem = images_per_second(text).unwrap_err();
+            assert!(problem.contains(&format!("{text:?}")), "{problem}");
+        }
+    }
+}
