@@ -12,21 +12,6 @@ pub(crate) struct Case {
     pub(crate) runs: usize,
 }
 
-pub(crate) const CASES: &[Case] = &[
-    Case::exact("kernel f32 sum, 64 KiB"),
-    Case::exact("kernel f32 max, 64 KiB"),
-    Case::exact("kernel f64 sum, 64 KiB"),
-    Case::exact("kernel i32 sum, 64 KiB"),
-    Case::exact("kernel i8 sum, 64 KiB"),
-    Case::exact("kernel f16 sum, 64 KiB"),
-    Case::exact("kernel bf16 sum, 64 KiB"),
-    Case::exact("kernel bf16 avg, 64 KiB"),
-    Case { name: SEGMENTS, times: 1000, runs: 1 },
-    Case { name: CALLS, times: 1000, runs: 1 },
-    Case { name: SMALL, times: 1000, runs: 5 },
-    Case { name: LARGE, times: 200, runs: 3 },
-];
-
 impl Case {
     const fn exact(name: &'static str) -> Self {
         Self { name, times: 20, runs: 1 }
@@ -105,6 +90,21 @@ pub(crate) fn features() -> String {
     std::env::consts::ARCH.into()
 }
 
+/// In the order of the table.
+pub(crate) const CASES: &[Case] = &[
+    Case::exact("kernel f32 sum, 64 KiB"),
+    Case::exact("kernel f32 max, 64 KiB"),
+    Case::exact("kernel f64 sum, 64 KiB"),
+    Case::exact("kernel i32 sum, 64 KiB"),
+    Case::exact("kernel i8 sum, 64 KiB"),
+    Case::exact("kernel f16 sum, 64 KiB"),
+    Case::exact("kernel bf16 sum, 64 KiB"),
+    Case::exact("kernel bf16 avg, 64 KiB"),
+    Case { name: SEGMENTS, times: 1000, runs: 1 },
+    Case { name: CALLS, times: 1000, runs: 1 },
+    Case { name: SMALL, times: 1000, runs: 5 },
+    Case { name: LARGE, times: 200, runs: 3 },
+];
 const SEGMENTS: &str = "header of a segment, written and read";
 const CALLS: &str = "header and contract of a call, rolled, written and read";
 const SMALL: &str = "all-reduce, 2 ranks, memory links, 4 bytes";

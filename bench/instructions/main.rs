@@ -13,8 +13,8 @@
 //! make many calls, and the median of several runs is taken.
 //!
 //! What the compiler makes of the code and which kernels are chosen at start differ from machine to
-//! machine. The figures name the compiler, the processor's instruction sets as callgrind shows them
-//! (it has no AVX-512), callgrind and the C library, and are compared only where all of these are
+//! machine. The figures name the compiler and cargo's profile, the processor's instruction sets as
+//! callgrind shows them (it has no AVX-512), callgrind and the C library, and are compared only where all of these are
 //! the same.
 
 // A benchmark ends by panicking.
@@ -23,9 +23,11 @@
 mod cases;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use allfold_bench::turns::median;
 use cases::{CASES, Case};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +44,13 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [CHILD, FEATURES] => println!("{}", cases::features()),
-        [CHILD, name, times] => cases::run(name, times.parse().expect("a number")),
+        [CHILD, name, times] => match times.parse::<NonZeroU64>() {
+            Ok(times) => cases::run(name, times.get()),
+            Err(problem) => {
+                eprintln!("error: `{times}` times: {problem}\nhelp: at least once");
+                return ExitCode::from(2);
+            }
+        },
         [] => return compare(),
         ["--write"] => return write(),
         other => {
@@ -122,7 +130,7 @@ fn made_with() -> Option<BTreeMap<String, String>> {
     };
     let own = std::env::current_exe().ok()?;
     let features = callgrind(&["--callgrind-out-file=/dev/null"])
-        .arg(own)
+        .arg(&own)
         .args([CHILD, FEATURES])
         .output()
         .ok()?;
@@ -134,18 +142,33 @@ fn made_with() -> Option<BTreeMap<String, String>> {
         ("compiler".into(), line(&compiler, &["--version"]).unwrap_or_default()),
         ("C library".into(), line("ldd", &["--version"]).unwrap_or_default()),
         ("instruction sets".into(), features),
+        ("profile".into(), profile(&own)),
     ]))
+}
+
+/// Cargo's profile, by the folder into which it has put this program.
+fn profile(program: &Path) -> String {
+    let folder = program.parent().filter(|folder| folder.ends_with("examples"));
+    let name = folder.and_then(|folder| folder.parent()?.file_name()?.to_str());
+    let checked = if cfg!(debug_assertions) { ", with debug assertions" } else { "" };
+    format!("{}{checked}", name.unwrap_or("unknown"))
 }
 
 /// Instructions of one time.
 fn count(case: &Case) -> f64 {
     let once = |_| {
         let (few, many) = (total(case, case.times), total(case, 2 * case.times));
-        many.saturating_sub(few) as f64 / case.times as f64
+        of_one(few, many, case.times).unwrap_or_else(|problem| panic!("{}: {problem}", case.name))
     };
-    let mut counts: Vec<f64> = (0..case.runs).map(once).collect();
-    counts.sort_by(f64::total_cmp);
-    counts[counts.len() / 2]
+    median((0..case.runs).map(once).collect())
+}
+
+/// Instructions of one time, where `times` took so few and twice as many times so many.
+fn of_one(few: u64, many: u64, times: u64) -> Result<f64, String> {
+    match many.checked_sub(few).filter(|more| *more >= times) {
+        Some(more) => Ok(more as f64 / times as f64),
+        None => Err(format!("{times} times more took {many} instructions instead of {few}")),
+    }
 }
 
 /// Instructions of a process that does it so often.
@@ -178,3 +201,24 @@ const CHILD: &str = "case";
 const FEATURES: &str = "features";
 /// Threads that meet in another way each time make less of a difference.
 const MOST_PERCENT: f64 = 3.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_counted_is_no_figure() {
+        assert_eq!(of_one(1000, 1500, 20), Ok(25.0));
+        assert!(of_one(1000, 1000, 20).is_err());
+        assert!(of_one(1000, 900, 20).is_err());
+        assert!(CASES.iter().all(|case| case.times > 0 && case.runs > 0));
+    }
+
+    #[test]
+    fn a_profile_is_known_by_where_cargo_puts_it() {
+        let of = |path: &str| profile(Path::new(path)).replace(", with debug assertions", "");
+        assert_eq!(of("/target/release/examples/instructions"), "release");
+        assert_eq!(of("/target/aarch64-linux/dist/examples/instructions"), "dist");
+        assert_eq!(of("/home/me/instructions"), "unknown");
+    }
+}

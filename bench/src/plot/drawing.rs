@@ -17,13 +17,6 @@ pub(super) struct Values {
     label: fn(&f64) -> String,
 }
 
-/// In GB/s.
-pub(super) const BANDWIDTHS: Values =
-    Values { description: "bus bandwidth (GB/s = 10^9 bytes/s)", label: axes::bandwidth_label };
-
-/// In microseconds.
-pub(super) const TIMES: Values = Values { description: "time of a call", label: axes::time_label };
-
 /// The text of an SVG file, or why there is none; nothing where no series has a value.
 pub(super) fn draw(
     title: &str,
@@ -120,6 +113,11 @@ fn short(label: &impl Display) -> String {
     }
 }
 
+/// In GB/s.
+pub(super) const BANDWIDTHS: Values =
+    Values { description: "bus bandwidth (GB/s = 10^9 bytes/s)", label: axes::bandwidth_label };
+/// In microseconds.
+pub(super) const TIMES: Values = Values { description: "time of a call", label: axes::time_label };
 const FONT: &str = "sans-serif";
 const WIDTH: u32 = 960;
 /// Without the legend.
