@@ -359,9 +359,10 @@ mod tests {
 
     #[test]
     fn a_collectives_error_passes_through() {
-        let error = Error::from(allfold::Error::from(allfold::ErrorKind::NoEnvironment));
+        let kind = allfold::ErrorKind::NoEnvironment { seen: String::new(), help: None };
+        let error = Error::from(allfold::Error::from(kind));
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().starts_with("no launcher's environment"));
+        assert!(error.to_string().starts_with("no launcher says"));
         assert!(error.help().unwrap().contains("allfold run"));
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::caller::Caller;
 use crate::config::{self, Config};
 use crate::engine::{Engine, MAX_COMMUNICATORS};
-use crate::error::{Error, ErrorKind, Result};
-use crate::identity::{Identity, host_name};
+use crate::error::{ErrorKind, Result};
+use crate::identity::{Findings, host_name};
 use crate::in_memory::InMemory;
 use crate::lane::Lane;
 use crate::metrics::address::Address;
@@ -66,9 +66,10 @@ impl Communicator {
     /// where one is wrong; [`ErrorKind::ConnectTimeout`] where not all ranks come;
     /// [`ErrorKind::Refused`] where rank 0 has a reason against this process.
     pub fn from_env() -> Result<Self> {
-        match Self::configured()? {
+        let found = Findings::from_env();
+        match Self::configured(&found)? {
             Some(config) => Self::connect(config),
-            None => Err(Error::from(ErrorKind::NoEnvironment)).inspect_err(report::has_failed),
+            None => Err(found.no_environment()).inspect_err(report::has_failed),
         }
     }
 
@@ -77,9 +78,13 @@ impl Communicator {
     /// # Errors
     /// As `from_env`, except for a missing environment.
     pub fn from_env_or_single() -> Result<Self> {
-        match Self::configured()? {
+        let found = Findings::from_env();
+        match Self::configured(&found)? {
             Some(config) => Self::connect(config),
             None => {
+                for forgotten in found.forgotten() {
+                    report::warn(&forgotten);
+                }
                 report::Format::from_env().inspect_err(report::has_failed)?;
                 let about = About { job: "default".into(), host: host_name() };
                 Self::alone(config::metrics_from_env()?, about)
@@ -88,8 +93,8 @@ impl Communicator {
     }
 
     /// As a launcher's environment says, where there is one.
-    fn configured() -> Result<Option<Config>> {
-        let identity = Identity::from_env();
+    fn configured(found: &Findings) -> Result<Option<Config>> {
+        let identity = found.identity();
         identity
             .and_then(|identity| identity.map(Config::from_env).transpose())
             .inspect_err(report::has_failed)

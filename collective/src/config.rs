@@ -71,10 +71,7 @@ impl Config {
         }
         let mut identity = Identity::explicit(rank, size);
         identity.rendezvous = Some(rendezvous.to_string());
-        let mut environment = Environment::of_process();
-        // The launcher's socket belongs to the rank that the launcher numbered.
-        environment.remove("ALLFOLD_LAUNCHER");
-        Self::read(identity, &environment)
+        Self::read(identity, &Environment::of_process())
     }
 
     /// All settings from the environment, for a process of this identity.
@@ -209,7 +206,7 @@ impl Config {
         // First of all, as what follows may have something to say.
         report::Format::read(environment)?;
         warn_of_unknown(environment);
-        let in_kubernetes = environment.get("KUBERNETES_SERVICE_HOST").is_some();
+        let in_kubernetes = environment.in_kubernetes();
         let rendezvous = match &identity.rendezvous {
             Some(rendezvous) => HostPort::parse(rendezvous)?,
             // A world of one needs none.
@@ -259,7 +256,11 @@ impl Config {
             algorithm: algorithm(environment)?,
             sharing: sharing(environment)?,
             metrics: metrics(environment)?,
-            launcher: environment.get("ALLFOLD_LAUNCHER").map(PathBuf::from),
+            // The launcher's socket belongs to the rank that the launcher numbered.
+            launcher: environment
+                .get("ALLFOLD_LAUNCHER")
+                .filter(|_| identity.is_of_run())
+                .map(PathBuf::from),
             identity,
         })
     }
@@ -337,37 +338,39 @@ impl Limits {
 }
 
 impl HostPort {
-    /// `host`, `host:port`, `address:port` or `[address]:port`; the port defaults to 29500.
+    /// As [`read`](Self::read), for a rendezvous.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let wrong = |problem: &str| {
-            Err(ErrorKind::Setting {
+        Self::read(text).map_err(|problem| {
+            let help = "it comes from ALLFOLD_RENDEZVOUS, else MASTER_ADDR and MASTER_PORT";
+            Error::from(ErrorKind::Setting {
                 name: "rendezvous".into(),
                 value: Some(text.into()),
                 problem: problem.into(),
-                help: Some(
-                    "it comes from ALLFOLD_RENDEZVOUS, else MASTER_ADDR and MASTER_PORT".into(),
-                ),
-            }
-            .into())
-        };
+                help: Some(help.into()),
+            })
+        })
+    }
+
+    /// `host`, `host:port`, `address:port` or `[address]:port`; the port defaults to 29500.
+    pub(crate) fn read(text: &str) -> Result<Self, &'static str> {
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, "")) => (address, None),
             Some((address, rest)) => (address, rest.strip_prefix(':')),
             None => match text.rsplit_once(':') {
                 Some((host, _)) if host.contains(':') => {
-                    return wrong("an IPv6 address stands in brackets: [address]:port");
+                    return Err("an IPv6 address stands in brackets: [address]:port");
                 }
                 Some((host, port)) => (host, Some(port)),
                 None => (text, None),
             },
         };
         if host.is_empty() {
-            return wrong("names no host; give host:port");
+            return Err("names no host; give host:port");
         }
         let port = match port.map(str::parse) {
             None => DEFAULT_PORT,
             Some(Ok(port)) if port > 0 => port,
-            Some(_) => return wrong("the port must be 1 to 65535"),
+            Some(_) => return Err("the port must be 1 to 65535"),
         };
         Ok(Self { host: host.into(), port })
     }
@@ -451,12 +454,16 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 28] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
     "LOCAL_WORLD_SIZE",
     "RENDEZVOUS",
+    "PEERS",
+    "ORDINAL_START",
+    "JOB_INDEX",
+    "PODS_PER_JOB",
     "JOB",
     "SECRET",
     "SECRET_FILE",
@@ -477,10 +484,10 @@ const NAMES: [&str; 24] = [
     "LAUNCHER",
     "RESTART",
 ];
-/// PyTorch's default too, so that firewalls that let it through fit.
 const TRANSPORT: &str = "ALLFOLD_TRANSPORT";
 const MUST_SHARE: &str = "shared-memory";
-const DEFAULT_PORT: u16 = 29_500;
+/// PyTorch's default too, so that firewalls that let it through fit.
+pub(crate) const DEFAULT_PORT: u16 = 29_500;
 /// A process that starts under a launcher is there in seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A pod's restart back-off reaches five minutes.

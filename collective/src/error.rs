@@ -32,9 +32,11 @@ impl Error {
     pub fn help(&self) -> Option<String> {
         use ErrorKind::*;
         match self.kind() {
-            NoEnvironment => Some(
+            NoEnvironment { help: Some(help), .. } => Some(help.clone()),
+            NoEnvironment { help: None, .. } => Some(
                 "start the program with `allfold run -n 4 PROGRAM`, or set ALLFOLD_RANK, \
-                 ALLFOLD_WORLD_SIZE and ALLFOLD_RENDEZVOUS on every rank"
+                 ALLFOLD_WORLD_SIZE and ALLFOLD_RENDEZVOUS on every rank; `allfold env` shows what \
+                 is found"
                     .into(),
             ),
             Setting { help, .. } | Secret { help, .. } | Bind { help, .. } => help.clone(),
@@ -99,7 +101,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         use ErrorKind::*;
         match self.kind() {
-            NoEnvironment
+            NoEnvironment { .. }
             | Setting { .. }
             | Secret { .. }
             | Bind { .. }
@@ -129,11 +131,14 @@ impl Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// No launcher's variables are set.
-    #[error(
-        "no launcher's environment found: neither ALLFOLD_RANK nor RANK and WORLD_SIZE are set"
-    )]
-    NoEnvironment,
+    /// No launcher says that this process is a rank.
+    #[error("no launcher says which rank this process is{seen}")]
+    NoEnvironment {
+        /// Launchers that are there, and why they do not say it.
+        seen: String,
+        /// What to do.
+        help: Option<String>,
+    },
 
     /// A setting has a value that cannot be used.
     #[error("{}", match .value {
@@ -390,7 +395,7 @@ mod tests {
     #[test]
     fn an_error_is_small_and_prints_one_line() {
         assert_eq!(size_of::<Error>(), size_of::<usize>());
-        let error = Error::new(ErrorKind::NoEnvironment);
+        let error = Error::new(ErrorKind::NoEnvironment { seen: String::new(), help: None });
         assert_eq!(format!("{error}"), format!("{error:?}"));
         assert!(!error.to_string().contains('\n'));
         fn is_shareable<T: Send + Sync + Clone + 'static>() {}

@@ -1,14 +1,32 @@
 //! Who am I: one detector per launcher, one order of precedence.
+//!
+//! Reading order: the table below says who comes first; `choice` decides between several that are
+//! there; `claim` is what one of them says; `findings` is all of it for `allfold env`.
 
-mod explicit;
+mod by_hand;
+mod choice;
+mod claim;
+mod environment;
+mod findings;
+mod flux;
+mod kubeflow;
+mod mpi;
+mod peers;
+mod plain;
+mod pods;
+#[cfg(test)]
+mod recorded;
+mod run;
+mod slurm;
+mod tf_config;
 mod torchrun;
 
-use std::collections::BTreeMap;
-use std::fmt;
-
-use zeroize::Zeroize;
-
 use crate::error::{ErrorKind, Result};
+use choice::{Detector, Scope};
+
+pub use claim::Found;
+pub(crate) use environment::{Environment, host_name};
+pub use findings::{Findings, Ignored};
 
 /// Who this process is, as its launcher's environment tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +45,12 @@ pub struct Identity {
     pub rendezvous: Option<String>,
     /// An id that the launcher gives to all ranks of the job alike.
     pub job: Option<String>,
+    /// Launchers whose variables are set and that did not decide.
+    pub ignored: Vec<Ignored>,
 }
 
 impl Identity {
-    /// Reads the environment; None where no launcher's variables are set.
+    /// Reads the environment; None where no launcher says that this process is a rank.
     ///
     /// # Errors
     /// [`ErrorKind::Setting`] where variables are missing, malformed or contradict each other.
@@ -38,14 +58,53 @@ impl Identity {
         Self::detect(&Environment::of_process())
     }
 
-    /// The first detector that recognises its launcher decides.
-    pub(crate) fn detect(environment: &Environment) -> Result<Option<Self>> {
-        for detect in PRECEDENCE {
-            if let Some(identity) = detect(environment)? {
-                return Ok(Some(identity));
-            }
+    /// Of a process that is told by hand: all ranks' addresses, `a:2222,b:2222`, and its place
+    /// among them. What is None comes from `ALLFOLD_PEERS` or `ALLFOLD_RANK`. They come before
+    /// anything else that the environment says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] where one is missing or cannot be used; it calls them `--peers` and
+    /// `--rank`.
+    pub fn by_hand(peers: Option<&str>, rank: Option<usize>) -> Result<Self> {
+        Self::told(Environment::of_process(), peers, rank)
+    }
+
+    fn told(
+        mut environment: Environment,
+        peers: Option<&str>,
+        rank: Option<usize>,
+    ) -> Result<Self> {
+        let names = (
+            if rank.is_some() { "--rank" } else { by_hand::RANK },
+            if peers.is_some() { "--peers" } else { by_hand::PEERS },
+        );
+        if let Some(peers) = peers {
+            environment.set(by_hand::PEERS, peers);
+            environment.remove(by_hand::SIZE);
         }
-        Ok(None)
+        if let Some(rank) = rank {
+            environment.set(by_hand::RANK, &rank.to_string());
+        }
+        let claim = match environment.get(by_hand::PEERS) {
+            Some(_) => by_hand::claim(&environment, names),
+            None => {
+                let problem = "is not given, but --rank is";
+                let help = "give every rank the same list, rank 0 first: --peers a:2222,b:2222";
+                Err(claim::unset("--peers", problem, help))
+            }
+        };
+        let found = Findings::told(&environment, "--peers and --rank", claim).identity()?;
+        found.ok_or_else(|| Findings::default().no_environment())
+    }
+
+    /// What the environment says.
+    pub(crate) fn detect(environment: &Environment) -> Result<Option<Self>> {
+        Findings::of(environment).identity()
+    }
+
+    /// Whether `allfold run` numbered this process.
+    pub(crate) fn is_of_run(&self) -> bool {
+        self.launcher == run::LAUNCHER
     }
 
     /// For explicit configuration: `rank` of `size`, alone on its host as far as it knows.
@@ -58,123 +117,44 @@ impl Identity {
             launcher: "the program itself".into(),
             rendezvous: None,
             job: None,
+            ignored: Vec::new(),
         }
     }
 }
 
-/// Explicit settings first, then the launchers that number processes.
-const PRECEDENCE: [Detector; 2] = [explicit::detect, torchrun::detect];
+/// What allfold is told on purpose, then launchers that start processes, then what a manifest or a
+/// script sets for whatever runs in it. `choice` knows the exceptions.
+static DETECTORS: [Detector; 17] = [
+    detector(run::LAUNCHER, Scope::Given, run::read),
+    detector("ALLFOLD_RANK", Scope::Given, by_hand::read),
+    detector(torchrun::LAUNCHER, Scope::Process, torchrun::read),
+    detector("Open MPI", Scope::Process, mpi::read_open_mpi),
+    detector("MPICH or Intel MPI", Scope::Process, mpi::read_pmi),
+    detector("PMIx", Scope::Process, mpi::read_pmix),
+    detector(SLURM, Scope::Process, slurm::read),
+    detector(FLUX, Scope::Process, flux::read),
+    detector("ALLFOLD_RANK", Scope::Pod, by_hand::read_in_pod),
+    detector("Kubeflow", Scope::Pod, kubeflow::read_pytorch),
+    detector("RANK and WORLD_SIZE", Scope::Plain, plain::read),
+    detector("TF_CONFIG", Scope::Pod, tf_config::read),
+    detector("MPIJob", Scope::Pod, kubeflow::read_mpi_job),
+    detector("LeaderWorkerSet", Scope::Pod, kubeflow::read_leader_worker_set),
+    detector("JobSet", Scope::Pod, pods::read_job_set),
+    detector("Indexed Job", Scope::Pod, pods::read_indexed_job),
+    detector("StatefulSet", Scope::Pod, pods::read_stateful_set),
+];
 
-/// Recognises one launcher: None if it did not start this process.
-type Detector = fn(&Environment) -> Result<Option<Identity>>;
-
-/// The process environment, or a recorded one in tests. An empty variable counts as unset. It may
-/// hold the job's secret: it prints its names only, and wipes that one when dropped.
-#[derive(Default)]
-pub(crate) struct Environment(BTreeMap<String, String>);
-
-impl Drop for Environment {
-    fn drop(&mut self) {
-        if let Some(secret) = self.0.get_mut("ALLFOLD_SECRET") {
-            secret.zeroize();
-        }
-    }
+const fn detector(
+    launcher: &'static str,
+    scope: Scope,
+    read: fn(&Environment) -> Result<choice::Reading>,
+) -> Detector {
+    Detector { launcher, scope, read }
 }
 
-impl fmt::Debug for Environment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.names()).finish()
-    }
-}
-
-impl Environment {
-    pub(crate) fn of_process() -> Self {
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            // A value that is not UTF-8 is none of allfold's.
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        Self(std::env::vars_os().filter_map(text).collect())
-    }
-
-    pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.0.remove(name);
-    }
-
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
-    }
-
-    /// A whole number, if the variable is set.
-    pub(crate) fn number(&self, name: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(name) else {
-            return Ok(None);
-        };
-        match value.trim().parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => Err(invalid(name, value, "must be a whole number")),
-        }
-    }
-}
-
-impl<const N: usize> From<[(&str, &str); N]> for Environment {
-    fn from(pairs: [(&str, &str); N]) -> Self {
-        Self(pairs.iter().map(|(n, v)| ((*n).to_string(), (*v).to_string())).collect())
-    }
-}
-
-/// Rank and size from the variables of these names, checked against each other.
-fn rank_and_size(environment: &Environment, rank: &str, size: &str) -> Result<(usize, usize)> {
-    let missing = |name: &str, other: &str| ErrorKind::Setting {
-        name: name.into(),
-        value: None,
-        problem: match environment.get(other) {
-            Some(_) => format!("is not set, but {other} is"),
-            None => "is not set, but other variables of a launcher are".into(),
-        },
-        help: Some(format!("set {rank} and {size} on every rank")),
-    };
-    let rank_number = environment.number(rank)?.ok_or_else(|| missing(rank, size))?;
-    let size_number = environment.number(size)?.ok_or_else(|| missing(size, rank))?;
-    check_size(size, size_number)?;
-    if rank_number >= size_number {
-        let problem =
-            format!("must be below the world size, {size_number} ({size}); ranks count from 0");
-        return Err(invalid(rank, &rank_number.to_string(), &problem));
-    }
-    Ok((rank_number, size_number))
-}
-
-/// Local rank and local size, where they are given and make sense.
-fn local(
-    environment: &Environment,
-    (rank, size): (&str, &str),
-    world: usize,
-) -> Result<(usize, usize)> {
-    let given = environment.number(size)?;
-    let local_rank = environment.number(rank)?.unwrap_or(0);
-    if let Some(local_size) = given.filter(|size| *size == 0 || *size > world) {
-        return Err(invalid(size, &local_size.to_string(), &format!("must be 1 to {world}")));
-    }
-    // A local rank alone is common; then the local size is only known to be larger.
-    let limit = given.unwrap_or(world);
-    if local_rank >= limit {
-        let (of, shown) = if given.is_some() { (size, limit) } else { ("the world size", world) };
-        let problem = format!("must be below {of}, {shown}");
-        return Err(invalid(rank, &local_rank.to_string(), &problem));
-    }
-    Ok((local_rank, given.unwrap_or(local_rank + 1)))
-}
-
-fn check_size(name: &str, size: usize) -> Result<()> {
-    if size == 0 || size > MAX_WORLD_SIZE {
-        let problem = format!("must be 1 to {MAX_WORLD_SIZE}");
-        return Err(invalid(name, &size.to_string(), &problem));
-    }
-    Ok(())
+/// Whether it hands out hosts, and other launchers run in what it gives.
+fn is_resource_manager(launcher: &str) -> bool {
+    [SLURM, FLUX].contains(&launcher)
 }
 
 pub(crate) fn invalid(name: &str, value: &str, problem: &str) -> crate::Error {
@@ -187,14 +167,8 @@ pub(crate) fn invalid(name: &str, value: &str, problem: &str) -> crate::Error {
     .into()
 }
 
-/// This host's name, for people.
-pub(crate) fn host_name() -> String {
-    let name = rustix::system::uname();
-    let name = name.nodename().to_string_lossy();
-    let name: String = name.chars().filter(|c| !c.is_control()).take(MAX_HOST_BYTES).collect();
-    if name.is_empty() { "unnamed host".into() } else { name }
-}
-
+const SLURM: &str = "Slurm";
+const FLUX: &str = "Flux";
 /// What the world table and the wire are sized for.
 pub(crate) const MAX_WORLD_SIZE: usize = 65_536;
 /// A DNS name is no longer.
@@ -232,6 +206,43 @@ mod tests {
         assert_eq!(identity.rendezvous.as_deref(), Some("10.0.0.7:4711"));
         assert_eq!(identity.job, None, "torchrun's `none` is no job id");
         assert_eq!(identity.launcher, "torchrun");
+    }
+
+    #[test]
+    fn a_command_line_comes_before_everything_else() {
+        let told = |peers, rank, more| {
+            let run = [("ALLFOLD_LAUNCHER", "/x"), ("ALLFOLD_RANK", "0"), more];
+            Identity::told(Environment::from(run), peers, rank).map_err(|e| e.to_string())
+        };
+        let size = ("ALLFOLD_WORLD_SIZE", "4");
+        let identity = told(Some("a:2222,b:2222,b:2223,"), Some(2), size).unwrap();
+        assert_eq!((identity.rank, identity.size), (2, 3));
+        assert_eq!((identity.local_rank, identity.local_size), (1, 2));
+        assert_eq!(identity.rendezvous.as_deref(), Some("a:2222"));
+        assert!(!identity.is_of_run(), "its socket is not for this rank");
+        let peers = ("ALLFOLD_PEERS", "[::1]:1,[::1]:2");
+        assert_eq!(told(None, Some(1), peers).unwrap().rendezvous.as_deref(), Some("[::1]:1"));
+        assert_eq!(told(Some("a,b"), None, peers).unwrap().rank, 0, "ALLFOLD_RANK");
+        for (peers, rank, more, problem) in [
+            (None, 1, size, "--peers is not given, but --rank is"),
+            (
+                Some("a,b"),
+                2,
+                size,
+                "2 (--rank) must be below the world size, 2; ranks count from 0",
+            ),
+            (
+                Some("a,,b"),
+                1,
+                size,
+                "--peers=a,,b: has the entry ``: names no host; give host:port",
+            ),
+            (Some("a,a:29500"), 1, size, "--peers=a,a:29500: names a:29500 twice"),
+        ] {
+            assert_eq!(told(peers, Some(rank), more), Err(problem.into()));
+        }
+        let error = Identity::told(Environment::from([]), Some("a,b"), None).unwrap_err();
+        assert_eq!(error.to_string(), "ALLFOLD_RANK is not set, but --peers is");
     }
 
     #[test]

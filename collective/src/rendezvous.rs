@@ -38,7 +38,7 @@ use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 #[cfg(feature = "faults")]
 use crate::faults;
 use crate::host_memory::{ARENA_BYTES, HostMemory};
-use crate::identity::{Environment, host_name};
+use crate::identity::{Environment, Ignored, host_name};
 use crate::lane::Lane;
 use crate::link::Links;
 use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
@@ -182,6 +182,9 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         config.job,
         config.rendezvous,
     ));
+    for Ignored { launcher, reason, .. } in &config.identity.ignored {
+        report::info(&format!("ignored: {launcher}: {reason}"));
+    }
     let limits = Limits { dead_after: config.dead_after, ..config.limits };
     let forced = config.algorithm;
     let mut launched = connect_launcher(&config);

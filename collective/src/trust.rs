@@ -44,4 +44,12 @@ impl Credentials {
         }
         Secrets::from_environment(environment, who).map(Self::Secrets)
     }
+
+    /// What they would be, for people, and where they come from; no secret is made.
+    pub(crate) fn seen(environment: &Environment, who: &Identity) -> Result<(String, String)> {
+        match OwnCertificates::from_environment(environment, who.rank)? {
+            Some(own) => Ok(("own certificate".into(), format!("ALLFOLD_TLS_CERT={}", own.place))),
+            None => Secrets::seen(environment, who),
+        }
+    }
 }

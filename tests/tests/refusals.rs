@@ -11,7 +11,7 @@ const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
 #[test]
 fn no_environment() {
     let ended = Process::start(clean_command(RANK).arg("forever")).wait();
-    ended.assert_error(2, &["no launcher's environment"]);
+    ended.assert_error(2, &["no launcher says which rank"]);
     assert!(ended.errors().iter().any(|line| line.starts_with("help: ")), "{ended:#?}");
 }
 

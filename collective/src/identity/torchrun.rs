@@ -1,42 +1,26 @@
-//! torchrun, and every launcher that keeps to its contract: RANK, WORLD_SIZE, MASTER_ADDR.
+//! torchrun.
 
-use super::{Environment, Identity, local, rank_and_size};
+use super::choice::Reading;
+use super::claim::{Claim, Found, local, master, rank_and_size};
+use super::{Environment, by_hand};
 use crate::error::Result;
 
-pub(super) fn detect(environment: &Environment) -> Result<Option<Identity>> {
-    let by_torchrun = environment.get("TORCHELASTIC_RUN_ID").is_some();
-    // One without the other is an error below, not a world of one.
-    let numbered = environment.get("RANK").is_some() || environment.get("WORLD_SIZE").is_some();
-    if !by_torchrun && !numbered {
-        return Ok(None);
-    }
+pub(super) fn read(environment: &Environment) -> Result<Reading> {
+    let Some(id) = environment.get(RUN_ID) else {
+        return Ok(Reading::Absent);
+    };
     let (rank, size) = rank_and_size(environment, "RANK", "WORLD_SIZE")?;
-    let (local_rank, local_size) = local(environment, ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), size)?;
-    Ok(Some(Identity {
-        rank,
-        size,
-        local_rank,
-        local_size,
-        launcher: if by_torchrun { "torchrun" } else { "RANK and WORLD_SIZE" }.into(),
-        rendezvous: rendezvous(environment),
-        // `none` is torchrun's default, the same for every job.
-        job: environment.get("TORCHELASTIC_RUN_ID").filter(|id| *id != "none").map(str::to_string),
-    }))
+    let mut claim = Claim::new(rank, Ok(size), by_hand::RENDEZVOUS);
+    claim.local = local(environment, "LOCAL_RANK", "LOCAL_WORLD_SIZE")?;
+    if let Some(master) = master(environment) {
+        claim.rendezvous = Ok(master);
+    }
+    // `none` is its default, the same for every job.
+    claim.job = (id != "none").then(|| Found::new(id.to_string(), RUN_ID));
+    claim.agent = environment.number("GROUP_RANK")?.zip(environment.number("GROUP_WORLD_SIZE")?);
+    Ok(claim.into())
 }
 
-/// ALLFOLD_RENDEZVOUS, else MASTER_ADDR:MASTER_PORT.
-pub(super) fn rendezvous(environment: &Environment) -> Option<String> {
-    if let Some(rendezvous) = environment.get("ALLFOLD_RENDEZVOUS") {
-        return Some(rendezvous.to_string());
-    }
-    let host = environment.get("MASTER_ADDR")?;
-    let host = if host.contains(':') && !host.starts_with('[') {
-        format!("[{host}]")
-    } else {
-        host.to_string()
-    };
-    Some(match environment.get("MASTER_PORT") {
-        Some(port) => format!("{host}:{port}"),
-        None => host,
-    })
-}
+pub(super) const LAUNCHER: &str = "torchrun";
+/// Set for torchrun's workers and by nobody else.
+pub(super) const RUN_ID: &str = "TORCHELASTIC_RUN_ID";

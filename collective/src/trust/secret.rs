@@ -165,7 +165,7 @@ impl Secrets {
             let problem = format!("there is no job secret, and HOME={home} is no absolute path");
             return Err(secret_error(problem, Some("set ALLFOLD_SECRET_FILE".into())));
         }
-        let path = PathBuf::from(home).join(".allfold").join("secret");
+        let path = PathBuf::from(home).join(HOME_SECRET);
         let shown = path.display().to_string();
         let text = home_secret(&path).map_err(|e| {
             let help = match e.kind() {
@@ -175,6 +175,24 @@ impl Secrets {
             secret_error(format!("the job secret {shown}: {e}"), Some(help.into()))
         })?;
         Self::from_lines(&text, &shown)
+    }
+}
+
+impl Secrets {
+    /// The fingerprint of the one that [`from_environment`](Self::from_environment) puts first, and
+    /// where it is. None is made.
+    pub(crate) fn seen(environment: &Environment, who: &Identity) -> Result<(String, String)> {
+        let named = ["ALLFOLD_SECRET_FILE", "ALLFOLD_SECRET"];
+        let from = named.into_iter().find(|name| environment.get(name).is_some());
+        let home = Path::new(environment.get("HOME").unwrap_or_default()).join(HOME_SECRET);
+        let is_made_first =
+            !environment.in_kubernetes() && from.is_none() && home.is_absolute() && !home.exists();
+        if is_made_first {
+            return Ok(("none yet".into(), format!("{}, made at first use", home.display())));
+        }
+        let secrets = Self::from_environment(environment, who)?;
+        let fingerprint = secrets.all().first().map(Secret::fingerprint).unwrap_or_default();
+        Ok((fingerprint, from.map_or_else(|| home.display().to_string(), str::to_string)))
     }
 }
 
@@ -254,6 +272,8 @@ fn secret_error(problem: String, help: Option<String>) -> Error {
     ErrorKind::Secret { problem, help }.into()
 }
 
+/// Below HOME.
+const HOME_SECRET: &str = ".allfold/secret";
 const SECRET_BYTES: usize = 32;
 const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 /// Rotation needs two; a few more do no harm.
