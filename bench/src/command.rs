@@ -58,14 +58,15 @@ impl Command {
         }
     }
 
-    /// Finds bad input before any of the `ranks` ranks starts.
+    /// Finds bad input before any of the `ranks` ranks starts; `rank` is this process's where it is
+    /// one of them.
     ///
     /// # Errors
     /// As [`Options::check`].
-    pub fn check(&self, ranks: usize) -> Result<(), Error> {
+    pub fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
         match &self.part {
             Some(Part::Link(options)) => options.check(ranks),
-            _ => self.sweep.check(ranks),
+            _ => self.sweep.check(ranks, rank),
         }
     }
 

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use allfold::{Config, Identity};
+use allfold::Config;
 use clap::{Args, ValueEnum};
 
 use crate::choices::{
@@ -180,20 +180,20 @@ pub struct Options {
 }
 
 impl Options {
-    /// Finds bad input before any of the `ranks` ranks starts.
+    /// Finds bad input before any of the `ranks` ranks starts; `rank` is this process's where it is
+    /// one of them.
     ///
     /// What is asked of the system (memory, the folder of `-J`) is asked of this host; under a
     /// launcher the report's folder matters on rank 0 only.
-    pub fn check(&self, ranks: usize) -> Result<(), Error> {
+    pub fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
         if ranks == 0 {
             return Err(Error::NoRanks);
         }
         self.check_values()?;
         self.check_root(ranks)?;
         self.check_plot(ranks)?;
-        let identity = Identity::from_env().ok().flatten();
         // Outside a launcher all ranks will be children of this process.
-        let on_this_host = if identity.is_some() { 1 } else { ranks };
+        let on_this_host = if rank.is_some() { 1 } else { ranks };
         let Halves { out_of_place, in_place } = self.halves();
         let buffers = match self.agg_iters {
             1 => usize::from(out_of_place) + usize::from(self.collective.has_data()),
@@ -201,7 +201,7 @@ impl Options {
             calls => calls as usize * if in_place { 1 } else { 2 } + usize::from(out_of_place),
         };
         memory::check(self.maxbytes, on_this_host.saturating_mul(buffers))?;
-        if identity.is_some_and(|identity| identity.rank != 0) {
+        if rank.is_some_and(|rank| rank != 0) {
             return Ok(());
         }
         self.output_file.as_deref().map_or(Ok(()), report::check)?;

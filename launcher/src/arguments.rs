@@ -8,7 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::error::Error;
 use crate::keeper;
 use crate::manual::{CompletionsOptions, ManOptions};
-use crate::options::{BenchOptions, RunOptions, TrainOptions};
+use crate::options::{BenchOptions, EnvOptions, RunOptions, TrainOptions};
 
 /// All-reduce between the ranks of a training job, without a parameter server
 #[derive(Parser, Debug)]
@@ -25,11 +25,14 @@ pub(crate) enum Command {
     /// Start a program on N ranks
     Run(RunOptions),
     /// Train a model on N ranks
-    Train(TrainOptions),
+    Train(Box<TrainOptions>),
     /// Try a saved model on a test set
     Eval(allfold_trainer::EvalOptions),
     /// Measure a collective, with nccl-tests' table
     Bench(Box<BenchOptions>),
+    /// Show which rank this process is, and which variables say so
+    #[command(after_long_help = ENV_EXIT_CODES)]
+    Env(EnvOptions),
     /// Print a new secret for a job
     Secret,
     /// Print the script that completes words in a shell
@@ -56,7 +59,7 @@ impl Arguments {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Error::Usage {
                     problem: "no subcommand given".into(),
                     help: Some(
-                        "run, train, eval, bench, secret, completions or man; see `allfold --help`"
+                        "run, train, eval, bench, env, secret, completions or man; see `allfold --help`"
                             .into(),
                     ),
                 }),
@@ -132,6 +135,9 @@ fn where_to_look(words: &[OsString]) -> String {
     }
 }
 
+const ENV_EXIT_CODES: &str = "\
+Exit codes: 0 when this process can be a rank, 2 when it cannot, and standard error says why and \
+what to set.";
 /// The standard library's word for a minus sign before a number that has none.
 const NO_DIGIT: &str = "invalid digit found in string";
 

@@ -1,10 +1,12 @@
 //! `train` and `bench`: part of a job where a launcher started us, else a job of our own.
 
-use allfold::{Communicator, Config, ErrorKind, Identity};
+use allfold::identity::Findings;
+use allfold::{Communicator, Config, Identity};
 
 use crate::error::Error;
 use crate::job::{Job, Kind, check_ranks};
-use crate::options::{JobOptions, OutputOptions};
+use crate::log;
+use crate::options::{JobOptions, OutputOptions, PeerOptions};
 use crate::program::Program;
 use crate::report;
 use crate::signals;
@@ -20,8 +22,9 @@ pub(crate) trait Collective {
 
     /// What the user says.
     fn ranks(&self) -> Option<usize>;
-    /// Finds bad input before any rank starts; gives what was read for it.
-    fn check(&self, ranks: usize) -> Result<Self::Input, Error>;
+    /// Finds bad input before any rank starts; gives what was read for it. `rank` is this process's
+    /// where it is one.
+    fn check(&self, ranks: usize, rank: Option<usize>) -> Result<Self::Input, Error>;
     /// How a rank connects, where the command line says something about it.
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Ok(config)
@@ -33,21 +36,32 @@ pub(crate) trait Collective {
 /// Joins the job this process is part of, or starts one with these options.
 pub(crate) fn join_or_start<C: Collective>(
     collective: &C,
+    peers: &PeerOptions,
     options: &JobOptions,
 ) -> Result<(), Error> {
-    let identity = Identity::from_env()?;
+    let found = Findings::from_env();
+    // A copy has the arguments of the one that started it, and its own identity.
+    let identity = match peers.are_given() && !report::is_copy() {
+        true => Some(Identity::by_hand(peers.peers.as_deref(), peers.rank)?),
+        false => found.identity()?,
+    };
     let given = collective.ranks().map(|_| C::RANKS_OPTION).or(options.first_given());
-    match role(identity, given, report::is_copy())? {
+    match role(identity, &found, given, report::is_copy())? {
         Role::Member(identity) => {
             // Waiting for the other ranks can take minutes, and PID 1 has no default action.
             allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
-            let input = collective.check(identity.size)?;
+            let input = collective.check(identity.size, Some(identity.rank))?;
             let config = collective.configure(Config::from_env(identity)?)?;
             collective.run(input, Communicator::connect(config)?)
         }
         Role::Starter => {
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
             check_ranks(ranks, C::RANKS_OPTION)?;
+            if given.is_none() {
+                for forgotten in found.forgotten() {
+                    log::say("warning", &forgotten);
+                }
+            }
             let is_alone = ranks == 1 && options.first_given().is_none();
             // Reading the data can take minutes, too.
             if is_alone {
@@ -55,7 +69,7 @@ pub(crate) fn join_or_start<C: Collective>(
             } else {
                 signals::end_at_once().map_err(Error::system("cannot handle signals"))?;
             }
-            let input = collective.check(ranks)?;
+            let input = collective.check(ranks, None)?;
             if is_alone {
                 return collective.run(input, Communicator::from_env_or_single()?);
             }
@@ -65,6 +79,18 @@ pub(crate) fn join_or_start<C: Collective>(
             let (options, output) = (options.clone(), OutputOptions::default());
             Job { ranks, program, kind, options, output, variables: Vec::new() }.run()
         }
+    }
+}
+
+/// For what one process does alone.
+pub(crate) fn refuse_peers(peers: &PeerOptions) -> Result<(), Error> {
+    match peers.are_given() {
+        false => Ok(()),
+        true => Err(Error::Usage {
+            problem: "one process does this alone, and --peers and --rank make it one of several"
+                .into(),
+            help: Some("drop --peers and --rank".into()),
+        }),
     }
 }
 
@@ -80,13 +106,16 @@ enum Role {
 /// starter can heed.
 fn role(
     identity: Option<Identity>,
+    found: &Findings,
     given: Option<&'static str>,
     is_copy: bool,
 ) -> Result<Role, Error> {
     match (identity, given) {
         // Starting copies here would never end.
-        (None, _) if is_copy => Err(allfold::Error::from(ErrorKind::NoEnvironment).into()),
+        (None, _) if is_copy => Err(found.no_environment().into()),
         (None, _) => Ok(Role::Starter),
+        // `srun -n 1`, `mpirun -n 1` or a pod of its own, in which the user asks for more.
+        (Some(identity), Some(_)) if !is_copy && identity.size == 1 => Ok(Role::Starter),
         // A copy has the arguments of the one that started it, these included.
         (Some(identity), Some(option)) if !is_copy => Err(Error::AlreadyLaunched {
             rank: identity.rank,
@@ -106,7 +135,7 @@ impl Collective for allfold_trainer::Options {
     fn ranks(&self) -> Option<usize> {
         self.ranks
     }
-    fn check(&self, ranks: usize) -> Result<Self::Input, Error> {
+    fn check(&self, ranks: usize, _rank: Option<usize>) -> Result<Self::Input, Error> {
         Ok(Self::check(self, ranks)?)
     }
     fn configure(&self, config: Config) -> allfold::Result<Config> {
@@ -127,8 +156,8 @@ impl Collective for allfold_bench::Command {
     fn ranks(&self) -> Option<usize> {
         Self::ranks(self)
     }
-    fn check(&self, ranks: usize) -> Result<(), Error> {
-        Ok(Self::check(self, ranks)?)
+    fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
+        Ok(Self::check(self, ranks, rank)?)
     }
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)
@@ -152,7 +181,16 @@ mod tests {
             launcher: "allfold run".into(),
             rendezvous: None,
             job: None,
+            ignored: Vec::new(),
         }
+    }
+
+    fn role(
+        identity: Option<Identity>,
+        given: Option<&'static str>,
+        is_copy: bool,
+    ) -> Result<Role, Error> {
+        super::role(identity, &Findings::default(), given, is_copy)
     }
 
     #[test]
@@ -172,5 +210,8 @@ mod tests {
             assert!(matches!(role(None, given, false).unwrap(), Role::Starter));
         }
         assert!(role(None, Some("-n"), true).is_err());
+        let alone = || Some(Identity { rank: 0, size: 1, ..identity() });
+        assert!(matches!(role(alone(), Some("-n"), false).unwrap(), Role::Starter));
+        assert!(matches!(role(alone(), None, false).unwrap(), Role::Member(_)));
     }
 }

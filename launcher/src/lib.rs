@@ -1,11 +1,12 @@
-//! The programs behind the one binary: run, train, bench, secret, completions, man.
+//! The programs behind the one binary: run, train, eval, bench, env, secret, completions, man.
 //!
 //! Reading order: `arguments` and `options` say what there is; `job` starts the ranks, and again
 //! where that may help, each time as an `attempt`; `supervisor` watches over them, `verdict` says
 //! how it ended; `copies` is how train and bench become a job. Around them stand `announcer` and
 //! `port` (what the library in a rank needs), `output`, `logs` and `input` (the ranks' streams),
 //! `journal` (events for programs), `binding` (who runs where), `keeper` and `remains` (nothing
-//! stays behind). `script` says the same in shell, `manual` prints pages.
+//! stays behind). `script` says the same in shell, `manual` prints pages, `identify` what launchers
+//! say.
 
 mod announcer;
 mod arguments;
@@ -19,6 +20,7 @@ mod ending;
 mod environment;
 mod error;
 mod exit_code;
+mod identify;
 mod input;
 mod job;
 mod journal;
@@ -79,12 +81,19 @@ fn execute() -> Result<(), Error> {
     log::start()?;
     match arguments.command {
         Command::Run(options) => run(options),
-        Command::Train(options) => copies::join_or_start(&options.trainer, &options.job),
-        Command::Bench(options) if options.bench.is_alone() => Ok(options.bench.run_alone()?),
+        Command::Train(options) => {
+            copies::join_or_start(&options.trainer, &options.peers, &options.job)
+        }
+        Command::Bench(options) if options.bench.is_alone() => {
+            copies::refuse_peers(&options.peers)?;
+            Ok(options.bench.run_alone()?)
+        }
         Command::Bench(options) => {
-            copies::join_or_start(&options.bench, &JobOptions::bound(options.binding))
+            let job = JobOptions::bound(options.binding);
+            copies::join_or_start(&options.bench, &options.peers, &job)
         }
         Command::Eval(options) => Ok(allfold_trainer::eval(&options)?),
+        Command::Env(options) => identify::print(options),
         Command::Secret => print_secret(),
         Command::Completions(options) => manual::print_completions(&options, &Arguments::command()),
         Command::Man(options) => manual::print_page(&options, &Arguments::command()),

@@ -89,11 +89,34 @@ pub(crate) struct BindOptions {
     pub(crate) bind: Bind,
 }
 
+/// Who this process is, where no launcher says so.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct PeerOptions {
+    /// Part of a job by hand, with the same list on each host, rank 0 first; the port is UDP's.
+    /// Also ALLFOLD_PEERS
+    #[arg(long, value_name = "HOST:PORT,..", help_heading = BY_HAND)]
+    pub(crate) peers: Option<String>,
+
+    /// Which of the peers this process is. Also ALLFOLD_RANK
+    #[arg(long, value_name = "R", help_heading = BY_HAND, allow_negative_numbers = true)]
+    pub(crate) rank: Option<usize>,
+}
+
+/// `allfold env`
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct EnvOptions {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `allfold train`: the trainer's options, and how its ranks are started.
 #[derive(clap::Args, Debug)]
 pub(crate) struct TrainOptions {
     #[command(flatten)]
     pub(crate) trainer: allfold_trainer::Options,
+    #[command(flatten)]
+    pub(crate) peers: PeerOptions,
     #[command(flatten)]
     pub(crate) job: JobOptions,
 }
@@ -103,6 +126,8 @@ pub(crate) struct TrainOptions {
 pub(crate) struct BenchOptions {
     #[command(flatten)]
     pub(crate) bench: allfold_bench::Command,
+    #[command(flatten)]
+    pub(crate) peers: PeerOptions,
     #[command(flatten)]
     pub(crate) binding: BindOptions,
 }
@@ -134,6 +159,13 @@ impl OutputOptions {
             Prefix::Never => false,
             Prefix::Auto => self.only_rank.iter().collect::<BTreeSet<_>>().len() != 1,
         }
+    }
+}
+
+impl PeerOptions {
+    /// Whether the command line says it.
+    pub(crate) fn are_given(&self) -> bool {
+        self.peers.is_some() || self.rank.is_some()
     }
 }
 
@@ -219,6 +251,7 @@ Exit codes: 0 when all ranks are done, else that of the rank at fault, 128 and i
 signal killed it; 130 and 143 after Ctrl-C and SIGTERM; 1 when the ranks are done but a log or \
 the events are not whole; 2 for usage, input or output that would fail again; 75 when another try \
 may help.";
+const BY_HAND: &str = "By hand, on each host";
 const OUTPUT: &str = "Output";
 const RANKS: &str = "Starting and watching the ranks";
 

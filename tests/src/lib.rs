@@ -193,7 +193,8 @@ pub fn clean_command(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
-        if name.starts_with("ALLFOLD_")
+        let of_launchers = ["ALLFOLD_", "OMPI_COMM_WORLD_", "PMI_", "SLURM_", "FLUX_", "PET_"];
+        if of_launchers.iter().any(|prefix| name.starts_with(prefix))
             || [
                 "RANK",
                 "WORLD_SIZE",
@@ -201,6 +202,8 @@ pub fn clean_command(program: &str) -> Command {
                 "LOCAL_WORLD_SIZE",
                 "MASTER_ADDR",
                 "MASTER_PORT",
+                "TORCHELASTIC_RUN_ID",
+                "TF_CONFIG",
             ]
             .contains(&name.as_ref())
         {

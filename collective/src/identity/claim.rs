@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Found<T> {
     /// The value.
     pub value: T,
-    /// Where it came from, in words.
+    /// Where it came from: names of variables, or words.
     pub from: String,
 }
 
