@@ -2,7 +2,7 @@
 //! are.
 
 use super::choice::Reading;
-use super::claim::{Claim, Found, no_rendezvous, unset};
+use super::claim::{Claim, Found, master, no_rendezvous, unset};
 use super::{Environment, by_hand};
 use crate::config::DEFAULT_PORT;
 use crate::error::{Error, Result};
@@ -38,7 +38,8 @@ pub(super) fn read_indexed_job(environment: &Environment) -> Result<Reading> {
         claim.rendezvous = pod.rendezvous(environment, 0, "subdomain in the Job's pod template")?;
         claim.job = Some(Found::new(pod.base, pod.from));
     } else {
-        claim.rendezvous = Err(no_service("subdomain in the Job's pod template", "JOB-0"));
+        let unknown = || no_service("subdomain in the Job's pod template", "JOB-0");
+        claim.rendezvous = master(environment).ok_or_else(unknown);
     }
     Ok(claim.into())
 }
@@ -140,6 +141,9 @@ impl Pod {
         first: usize,
         place: &str,
     ) -> Result<Result<Found<String>>> {
+        if let Some(master) = master(environment) {
+            return Ok(Ok(master));
+        }
         let name = format!("{}-{first}", self.base);
         let Some(domain) = &self.domain else {
             return Ok(Err(no_service(place, &name)));
