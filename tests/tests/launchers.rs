@@ -9,8 +9,9 @@ use std::process::Command;
 use allfold_tests::{Ended, Process, clean_command, free_address, machine_lock};
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
-const TRAIN: [&str; 9] =
-    ["train", "--steps", "3", "--model", "mlp", "--transport", "quic", "--algorithm", "ring"];
+const TRAIN: [&str; 5] = ["train", "--steps", "3", "--model", "mlp"];
+/// A sum depends on its order, and that on who shares memory.
+const SETTINGS: [(&str, &str); 2] = [("ALLFOLD_TRANSPORT", "quic"), ("ALLFOLD_ALGORITHM", "ring")];
 
 #[test]
 fn open_mpi() {
@@ -35,6 +36,7 @@ fn under(test: &str, mark: &str, launcher: &str, launch: &[&str]) {
     }
     let start = |words: &[&str]| {
         let mut command = clean_command(program);
+        command.envs(SETTINGS);
         Process::start(command.args(options).arg(ALLFOLD).args(words)).wait()
     };
     let ended = start(&["env", "--json"]);
@@ -63,6 +65,7 @@ fn by_hand() {
     let peers = [(); 3].map(|()| free_address()).join(",");
     let start = |rank: &str| {
         let mut command = clean_command(ALLFOLD);
+        command.envs(SETTINGS);
         Process::start(command.args(TRAIN).args(["--peers", &peers, "--rank", rank]))
     };
     let ranks = ["2", "0", "1"].map(start).map(Process::wait);
@@ -74,7 +77,9 @@ fn by_hand() {
 
 /// The digest of the same training under allfold's own launcher.
 fn by_allfold_run() -> String {
-    let ended = Process::start(clean_command(ALLFOLD).args(TRAIN).args(["-n", "3"])).wait();
+    let mut command = clean_command(ALLFOLD);
+    command.args(TRAIN).args(["-n", "3"]).envs(SETTINGS);
+    let ended = Process::start(&mut command).wait();
     assert_eq!(ended.code(), 0, "{ended:#?}");
     digest(&ended)
 }
