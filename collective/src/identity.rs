@@ -103,7 +103,7 @@ impl Identity {
     }
 
     /// Whether `allfold run` numbered this process.
-    pub(crate) fn is_of_run(&self) -> bool {
+    pub fn is_of_run(&self) -> bool {
         self.launcher == run::LAUNCHER
     }
 

@@ -115,7 +115,9 @@ fn role(
         (None, _) if is_copy => Err(found.no_environment().into()),
         (None, _) => Ok(Role::Starter),
         // `srun -n 1`, `mpirun -n 1` or a pod of its own, in which the user asks for more.
-        (Some(identity), Some(_)) if !is_copy && identity.size == 1 => Ok(Role::Starter),
+        (Some(identity), Some(_)) if !is_copy && identity.size == 1 && !identity.is_of_run() => {
+            Ok(Role::Starter)
+        }
         // A copy has the arguments of the one that started it, these included.
         (Some(identity), Some(option)) if !is_copy => Err(Error::AlreadyLaunched {
             rank: identity.rank,
@@ -210,7 +212,9 @@ mod tests {
             assert!(matches!(role(None, given, false).unwrap(), Role::Starter));
         }
         assert!(role(None, Some("-n"), true).is_err());
-        let alone = || Some(Identity { rank: 0, size: 1, ..identity() });
+        let launcher = "Slurm".to_string();
+        let alone =
+            || Some(Identity { rank: 0, size: 1, launcher: launcher.clone(), ..identity() });
         assert!(matches!(role(alone(), Some("-n"), false).unwrap(), Role::Starter));
         assert!(matches!(role(alone(), None, false).unwrap(), Role::Member(_)));
     }
