@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::keeper;
+use crate::manifest::ManifestOptions;
 use crate::manual::{CompletionsOptions, ManOptions};
 use crate::options::{BenchOptions, EnvOptions, RunOptions, TrainOptions};
 
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     /// Show which rank this process is, and which variables say so
     #[command(after_long_help = ENV_EXIT_CODES)]
     Env(EnvOptions),
+    /// Print what starts a job in Kubernetes
+    Manifest(Box<ManifestOptions>),
     /// Print a new secret for a job
     Secret,
     /// Print the script that completes words in a shell
@@ -47,19 +50,38 @@ impl Arguments {
     /// From the words of the command line; None where help or the version was asked for, and
     /// printed.
     pub(crate) fn parse_words(words: Vec<OsString>) -> Result<Option<Self>, Error> {
+        Self::parse(words, |page| {
+            // A closed stdout is no error.
+            let _ = page.print();
+        })
+    }
+
+    /// The command line of another process, such as a container's; None where it only asks for
+    /// help.
+    pub(crate) fn parse_other(words: &[String]) -> Result<Option<Self>, Error> {
+        let parsed = Self::parse(words.iter().map(Into::into).collect(), |_| ());
+        parsed.map_err(|error| match error {
+            Error::Usage { problem, help } => {
+                Error::Usage { problem: format!("the command: {problem}"), help }
+            }
+            other => other,
+        })
+    }
+
+    fn parse(words: Vec<OsString>, show: impl FnOnce(&clap::Error)) -> Result<Option<Self>, Error> {
         let page = where_to_look(&words);
         match Self::try_parse_from(with_plain_n(words)) {
             Ok(arguments) => Ok(Some(arguments)),
             Err(error) => match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                    // A closed stdout is no error.
-                    let _ = error.print();
+                    show(&error);
                     Ok(None)
                 }
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Error::Usage {
                     problem: "no subcommand given".into(),
                     help: Some(
-                        "run, train, eval, bench, env, secret, completions or man; see `allfold --help`"
+                        "run, train, eval, bench, env, manifest, secret, completions or man; see \
+                         `allfold --help`"
                             .into(),
                     ),
                 }),

@@ -1,12 +1,13 @@
-//! The programs behind the one binary: run, train, eval, bench, env, secret, completions, man.
+//! The programs behind the one binary: run, train, eval, bench, env, manifest, secret, completions,
+//! man.
 //!
 //! Reading order: `arguments` and `options` say what there is; `job` starts the ranks, and again
 //! where that may help, each time as an `attempt`; `supervisor` watches over them, `verdict` says
 //! how it ended; `copies` is how train and bench become a job. Around them stand `announcer` and
 //! `port` (what the library in a rank needs), `output`, `logs` and `input` (the ranks' streams),
 //! `journal` (events for programs), `binding` (who runs where), `keeper` and `remains` (nothing
-//! stays behind). `script` says the same in shell, `manual` prints pages, `identify` what launchers
-//! say.
+//! stays behind). `script` says the same in shell, `manifest` in Kubernetes' words, `manual` prints
+//! pages, `identify` what launchers say.
 
 mod announcer;
 mod arguments;
@@ -29,6 +30,7 @@ mod lines;
 mod log;
 mod logs;
 mod mailbox;
+mod manifest;
 mod manual;
 mod memory;
 mod options;
@@ -56,6 +58,7 @@ use clap::CommandFactory;
 use crate::arguments::{Arguments, Command};
 use crate::error::Error;
 use crate::job::{Job, Kind};
+use crate::manifest::{Manifest, ManifestOptions};
 use crate::options::{JobOptions, RunOptions};
 use crate::program::Program;
 use crate::report::Report;
@@ -94,6 +97,7 @@ fn execute() -> Result<(), Error> {
         }
         Command::Eval(options) => Ok(allfold_trainer::eval(&options)?),
         Command::Env(options) => identify::print(options),
+        Command::Manifest(options) => print_manifest(&options),
         Command::Secret => print_secret(),
         Command::Completions(options) => manual::print_completions(&options, &Arguments::command()),
         Command::Man(options) => manual::print_page(&options, &Arguments::command()),
@@ -134,6 +138,15 @@ fn print_script(script: &Script<'_>) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn print_manifest(options: &ManifestOptions) -> Result<(), Error> {
+    let manifest = Manifest::new(options)?;
+    for warning in &manifest.warnings {
+        log::say("warning", warning);
+    }
+    let printed = io::stdout().write_all(manifest.text.as_bytes());
+    printed.map_err(Error::system("cannot print the manifest"))
 }
 
 fn print_secret() -> Result<(), Error> {

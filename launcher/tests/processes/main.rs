@@ -8,6 +8,7 @@ mod events;
 mod identify;
 mod launched;
 mod logs;
+mod manifest;
 mod manual;
 mod options;
 mod orphans;

@@ -49,6 +49,7 @@ fn every_subcommand_has_its_page() {
         (&["man", "run"], "Exit codes"),
         (&["man", "train"], "\\-\\-batch\\-size"),
         (&["man", "bench"], "\\-\\-minbytes"),
+        (&["man", "manifest"], "\\-\\-checkpoint\\-claim"),
         (&["man", "man"], "allfold man"),
     ];
     for (words, expected) in pages {
@@ -69,7 +70,8 @@ fn groff_finds_no_fault_with_the_pages() {
         let skipped = "skipped: groff_finds_no_fault_with_the_pages: groff is missing";
         return writeln!(stderr, "{skipped}").unwrap();
     }
-    for words in [&["man"][..], &["man", "run"], &["man", "train"], &["man", "bench"]] {
+    let pages = [&["man"][..], &["man", "run"], &["man", "train"], &["man", "manifest"]];
+    for words in pages.into_iter().chain([&["man", "bench"][..]]) {
         let mut groff = Command::new("groff")
             .args(["-man", "-Tutf8", "-Kutf8", "-ww"])
             .stdin(Stdio::piped())

@@ -1,0 +1,174 @@
+//! The container's command: what in it cannot work in a pod, and what is likely forgotten.
+
+use std::path::Path;
+
+use super::names;
+use super::options::Kind;
+use crate::arguments::{Arguments, Command};
+use crate::error::Error;
+use crate::options::PeerOptions;
+
+/// Finds what cannot work; returns warnings.
+pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<String>, Error> {
+    refuse_secrets(words)?;
+    let is_ours = words.first().and_then(|word| Path::new(word).file_name()?.to_str());
+    if is_ours != Some("allfold") {
+        return Ok(Vec::new());
+    }
+    let options = match Arguments::parse_other(words)? {
+        None => return Ok(Vec::new()),
+        Some(arguments) => arguments.command,
+    };
+    match &options {
+        Command::Run(options) => {
+            let ranks = format!("run -n {}", options.ranks.number());
+            Err(own_ranks(&ranks, "give the program itself as the command"))
+        }
+        Command::Train(options) => {
+            let trainer = &options.trainer;
+            refuse_peers(&options.peers)?;
+            let ranks = trainer.ranks.map(|ranks| format!("-n {ranks}"));
+            if let Some(given) = ranks.or(options.job.first_given().map(Into::into)) {
+                return Err(own_ranks(&given, &format!("drop {given}")));
+            }
+            Ok(forgotten(trainer, words, kind, claim))
+        }
+        Command::Bench(options) => {
+            refuse_peers(&options.peers)?;
+            match options.bench.ranks() {
+                Some(ranks) => {
+                    let given = format!("--ranks {ranks}");
+                    Err(own_ranks(&given, &format!("drop {given}")))
+                }
+                None => Ok(Vec::new()),
+            }
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn own_ranks(given: &str, help: &str) -> Error {
+    Error::Usage {
+        problem: format!("the command starts ranks of its own ({given}), and each pod is one"),
+        help: Some(format!("{help}; --replicas is the number of ranks")),
+    }
+}
+
+fn refuse_peers(peers: &PeerOptions) -> Result<(), Error> {
+    match peers.are_given() {
+        false => Ok(()),
+        true => Err(Error::Usage {
+            problem: "the command is the same in all pods, and --peers and --rank are for one rank"
+                .into(),
+            help: Some("drop --peers and --rank: a pod knows its rank".into()),
+        }),
+    }
+}
+
+/// What a training in pods wants. `--on-loss rejoin` belongs here once there is such an option.
+fn forgotten(
+    options: &allfold_trainer::Options,
+    words: &[String],
+    kind: Kind,
+    claim: bool,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |condition: bool, text: &str| {
+        if condition {
+            warnings.push(format!("the command: {text}"));
+        }
+    };
+    let waits = words.windows(2).any(|pair| pair == ["--when-done", "wait"])
+        || words.iter().any(|word| word == "--when-done=wait");
+    warn(
+        kind == Kind::StatefulSet && !waits,
+        "a StatefulSet starts again what ends: add --when-done wait",
+    );
+    warn(
+        options.checkpoint.is_some() && options.resume.is_none(),
+        "pods are started again, and a folder with checkpoints is refused then: add --resume",
+    );
+    match (&options.checkpoint, claim) {
+        (None, true) => {
+            warn(true, "nothing is written to the claim: add --checkpoint /checkpoints --resume");
+        }
+        (Some(folder), _) => warn(
+            !(claim && folder.starts_with(super::CLAIM_PATH)),
+            "the checkpoints go with the pod: add --checkpoint-claim NAME before the command, and \
+             write them to /checkpoints",
+        ),
+        (None, false) => {}
+    }
+    warnings
+}
+
+fn refuse_secrets(words: &[String]) -> Result<(), Error> {
+    let holds = |word: &String| word.contains("ALLFOLD_SECRET=") || names::is_secret(word);
+    match words.iter().position(holds) {
+        None => Ok(()),
+        Some(place) => Err(Error::Usage {
+            problem: format!(
+                "word {} of the command holds what looks like a job's secret, which no manifest \
+                 may hold",
+                place + 1
+            ),
+            help: Some("drop it: each pod reads the Secret, as ALLFOLD_SECRET_FILE".into()),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(line: &str, kind: Kind, claim: bool) -> Result<Vec<String>, String> {
+        let words: Vec<String> = line.split(' ').map(Into::into).collect();
+        check(&words, kind, claim).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_command_that_starts_ranks_is_refused() {
+        for (line, given) in [
+            ("allfold train -n 4", "-n 4"),
+            ("/usr/bin/allfold train --ranks=4", "-n 4"),
+            ("allfold train --max-restarts 3", "--max-restarts"),
+            ("allfold bench --ranks 2", "--ranks 2"),
+            ("allfold run -n 2 prog", "run -n 2"),
+        ] {
+            let problem =
+                format!("the command starts ranks of its own ({given}), and each pod is one");
+            assert_eq!(checked(line, Kind::IndexedJob, false), Err(problem), "{line}");
+        }
+        let by_hand = checked("allfold train --peers a:1,b:1 --rank 0", Kind::JobSet, false);
+        assert!(by_hand.unwrap_err().contains("--peers and --rank are for one rank"));
+        let frob = checked("allfold train --frob", Kind::IndexedJob, false);
+        assert_eq!(frob, Err("the command: unexpected argument '--frob' found".into()));
+    }
+
+    #[test]
+    fn what_is_likely_forgotten() {
+        let count = |line: &str, kind, claim| checked(line, kind, claim).unwrap().len();
+        let whole = "allfold train --checkpoint /checkpoints --resume --when-done wait";
+        assert_eq!(count(whole, Kind::StatefulSet, true), 0);
+        assert_eq!(count(&whole.replace("done wait", "done=wait"), Kind::StatefulSet, true), 0);
+        assert_eq!(count(whole, Kind::StatefulSet, false), 1);
+        assert_eq!(count(&whole.replace("/check", "/other/check"), Kind::StatefulSet, true), 1);
+        assert_eq!(count(&whole.replace(" --resume", ""), Kind::StatefulSet, true), 1);
+        assert_eq!(count("allfold train", Kind::StatefulSet, false), 1);
+        assert_eq!(count("allfold train", Kind::StatefulSet, true), 2);
+        assert_eq!(count("allfold train", Kind::JobSet, false), 0);
+        for line in ["python3 train.py -n 4", "allfold train --help", "allfold bench"] {
+            assert_eq!(count(line, Kind::StatefulSet, false), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_refused_and_not_shown() {
+        let secret = "0123456789abcdef".repeat(4);
+        for line in [format!("env ALLFOLD_SECRET={secret} prog"), format!("prog {secret}")] {
+            let error = checked(&line, Kind::StatefulSet, false).unwrap_err();
+            assert!(error.starts_with("word 2 of the command"), "{error}");
+            assert!(!error.contains(&secret), "{error}");
+        }
+    }
+}
