@@ -85,6 +85,10 @@ fn forgotten(
         "a StatefulSet starts again what ends: add --when-done wait",
     );
     warn(
+        kind != Kind::StatefulSet && waits,
+        "a Job is complete when its ranks end: drop --when-done wait",
+    );
+    warn(
         options.checkpoint.is_some() && options.resume.is_none(),
         "pods are started again, and a folder with checkpoints is refused then: add --resume",
     );
@@ -157,6 +161,7 @@ mod tests {
         assert_eq!(count("allfold train", Kind::StatefulSet, false), 1);
         assert_eq!(count("allfold train", Kind::StatefulSet, true), 2);
         assert_eq!(count("allfold train", Kind::JobSet, false), 0);
+        assert_eq!(count(whole, Kind::JobSet, true), 1);
         for line in ["python3 train.py -n 4", "allfold train --help", "allfold bench"] {
             assert_eq!(count(line, Kind::StatefulSet, false), 0, "{line}");
         }

@@ -61,6 +61,19 @@ fn the_text_is_the_one_on_file() {
 }
 
 #[test]
+fn the_page_shows_it() {
+    let (_, page) = PAGE.split_once("allfold manifest --replicas").unwrap();
+    let (command, _) = page.split_once(" > ").unwrap();
+    let command = format!("--replicas{}", command.replace('\\', ""));
+    assert_eq!(command.split_whitespace().collect::<Vec<_>>(), base_words());
+    let help = manifest(&["--help"]).lines.join(" ");
+    let options = help.split_whitespace().filter(|word| word.starts_with("--"));
+    for option in options.filter(|option| *option != "--help") {
+        assert!(PAGE.contains(&format!("`{option}")), "{option}");
+    }
+}
+
+#[test]
 fn each_passes_strict_schemas() {
     let test = "each_passes_strict_schemas";
     let Some(python) = python(test, &["yaml", "kubernetes_validate"]) else { return };
@@ -340,6 +353,7 @@ fn skip(test: &str, reason: &str) {
 }
 
 const BASE: &str = include_str!("../../kubernetes/base/kustomization.yaml");
+const PAGE: &str = include_str!("../../../docs/kubernetes.md");
 const IMAGE: &str = "registry.example/allfold:0.1.0";
 /// Every option but the kind.
 const ALL: &[&str] = &[
