@@ -150,7 +150,7 @@ fn all_reduce(world: &Communicator, buffer: &mut [f32]) -> f64 {
     median(times)
 }
 
-/// As the shipped binary's.
+/// That of the shipped binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const SIZES: [usize; 5] = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];

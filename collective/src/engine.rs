@@ -371,11 +371,6 @@ impl Engine {
         }
         let buffer = memory.output();
         let result = here.call(&begun, between, buffer);
-        if result.is_err()
-            && let Some(memory) = &self.runtime.memory
-        {
-            memory.make_private(buffer);
-        }
         world.conclude(result).map(|()| sequence)
     }
 
@@ -490,7 +485,8 @@ fn within_host(
     if around.len() < 2 {
         return None;
     }
-    let Some(shared) = memory.and_then(|memory| memory.communicator(&around)) else {
+    let shared = memory.and_then(|memory| Some((memory.communicator(&around)?, memory.clone())));
+    let Some((shared, memory)) = shared else {
         // All ranks have said that they have mapped it. Without it, calls would add up nothing.
         let problem = "the memory of the ranks of its host is not mapped".into();
         world.lose(world.rank, Loss::Failed { problem });
@@ -499,7 +495,7 @@ fn within_host(
     let between = (!is_whole).then_some(parts);
     let ranks = slots.len() as u32;
     let around = around.into_iter().map(|(rank, _)| rank).collect();
-    Some(WithinHost::new(world.clone(), (group, ranks), (around, shared), between))
+    Some(WithinHost::new(world.clone(), (group, ranks), (around, shared, memory), between))
 }
 
 impl Runtime {

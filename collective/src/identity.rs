@@ -88,7 +88,10 @@ impl Identity {
         let claim = match environment.get(by_hand::PEERS) {
             Some(_) => by_hand::claim(&environment, names),
             None => {
-                let problem = "is not given, but --rank is";
+                let problem = match peers {
+                    Some(_) => "is empty",
+                    None => "is not given, but --rank is",
+                };
                 let help = "give every rank the same list, rank 0 first: --peers a:2222,b:2222";
                 Err(claim::unset("--peers", problem, help))
             }

@@ -37,6 +37,7 @@ mod options;
 mod output;
 mod port;
 mod process;
+mod process_heap;
 mod program;
 mod random;
 mod rank;
@@ -66,6 +67,7 @@ use crate::script::Script;
 
 /// The whole program; returns the exit code of DESIGN's table.
 pub fn main() -> ExitCode {
+    process_heap::keep_free_memory();
     report::install_panic_hook();
     match execute() {
         Ok(()) => exit_code::DONE.into(),

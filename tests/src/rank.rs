@@ -26,9 +26,9 @@ fn act(words: &[String]) -> Result<()> {
         let part = Part::take().ok_or_else(|| unknown(&words))?;
         return part.play();
     }
-    if words == ["keep-a-buffer"] {
+    if let ["keep-a-buffer", how] = words[..] {
         let part = Part::take().ok_or_else(|| unknown(&words))?;
-        return part.keep_a_buffer();
+        return part.keep_a_buffer(how == "started");
     }
     if let ["spin", seconds] = words[..] {
         busy::spin_for(Duration::from_secs(seconds.parse().unwrap_or(1)));

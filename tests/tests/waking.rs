@@ -17,11 +17,12 @@ const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
 #[test]
 fn a_woken_rank_changes_no_buffer_of_the_others() {
     let _one_at_a_time = machine_lock();
-    for text in [
-        "stop/ring-middle/2/4/plain",
-        "stop/tree-middle/1/4/plain",
-        "stop/shared-memory-first/0/4/plain",
-        "stop/shared-memory-last/2/4/plain",
+    for (text, how) in [
+        ("stop/ring-middle/2/4/plain", "blocking"),
+        ("stop/tree-middle/1/4/plain", "started"),
+        ("stop/shared-memory-first/0/4/plain", "blocking"),
+        ("stop/shared-memory-middle/1/4/plain", "started"),
+        ("stop/shared-memory-last/2/4/plain", "blocking"),
     ] {
         let case: Case = text.parse().unwrap();
         let scratch = Scratch::new().unwrap();
@@ -29,7 +30,7 @@ fn a_woken_rank_changes_no_buffer_of_the_others() {
         let job = Job::new(case.ranks);
         let mut survivors: Vec<Process> = (0..case.ranks)
             .map(|rank| {
-                let mut command = job.rank(rank, RANK, &["keep-a-buffer"]);
+                let mut command = job.rank(rank, RANK, &["keep-a-buffer", how]);
                 command.env(FAULT, text).env(GATE, scratch.gate_path());
                 Process::start(command.envs(case.setting()))
             })

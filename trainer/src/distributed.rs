@@ -163,7 +163,8 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     ///
     /// A model is made anew of this for every loss, which costs a copy of the parameters; one of
     /// an earlier step is an error. Where there is nothing to overlap
-    /// ([`overlaps`](Self::overlaps)) these are the parameters themselves.
+    /// ([`overlaps`](Self::overlaps)) these are the parameters themselves, and a model of an earlier
+    /// step is not noticed: it does no harm there.
     ///
     /// ```
     /// # use allfold_trainer::{Distributed, digits};

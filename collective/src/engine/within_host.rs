@@ -14,6 +14,7 @@ use super::watch::Watch;
 use crate::buffer::{Borrowed, Lent, Parts};
 use crate::error::{ErrorKind, Result};
 use crate::group::{Begun, Planned};
+use crate::host_memory::HostMemory;
 use crate::lane::{self, Asked, Call, Command, Completer};
 use crate::link::shared_memory::{Shared, Stop, Sum};
 use crate::plan::{Algorithm, Plan};
@@ -35,6 +36,7 @@ pub(super) struct WithinHost {
     /// Where not all ranks do: into how many parts the data are cut between hosts.
     parts: Option<usize>,
     shared: Mutex<Shared>,
+    memory: Arc<HostMemory>,
     /// Calls handed to the thread that have not ended.
     queued: AtomicUsize,
     /// Who may wait for them: the first is under way.
@@ -67,7 +69,7 @@ impl WithinHost {
     pub(super) fn new(
         world: Arc<World>,
         (group, ranks): (u64, u32),
-        (around, shared): (Vec<u32>, Shared),
+        (around, shared, memory): (Vec<u32>, Shared, Arc<HostMemory>),
         parts: Option<usize>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -77,6 +79,7 @@ impl WithinHost {
             around,
             parts,
             shared: Mutex::new(shared),
+            memory,
             queued: AtomicUsize::new(0),
             asked: Mutex::new(VecDeque::new()),
             queue: Mutex::new(None),
@@ -263,6 +266,11 @@ impl WithinHost {
                 Err(world.error().unwrap_or_else(|| ErrorKind::Closed.into()))
             }
         };
+        if result.is_err() {
+            // Before anybody has the buffer back: a rank that wakes in the middle of the call must
+            // not write into it, nor into what is made of its memory next.
+            self.memory.make_private(buffer);
+        }
         world.end_call(group);
         result
     }

@@ -156,7 +156,7 @@ impl Findings {
     /// As connecting would: [`ErrorKind::Secret`] or [`ErrorKind::Setting`].
     pub fn credentials(&self) -> Result<Found<String>> {
         let rank = self.rank.as_ref().map_or(0, |rank| rank.value);
-        let size = self.size.as_ref().map_or(rank + 1, |size| size.value);
+        let size = self.size.as_ref().map_or(rank.saturating_add(1), |size| size.value);
         let who = Identity::explicit(rank, size);
         let (value, from) = Credentials::seen(&Environment::of_process(), &who)?;
         Ok(Found { value, from })

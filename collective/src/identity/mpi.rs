@@ -35,6 +35,10 @@ pub(super) fn read_pmi(environment: &Environment) -> Result<Reading> {
         let reason = "srun --mpi=pmi2 sets PMI_RANK, too".into();
         return Ok(Reading::Outer { reason, help: None });
     }
+    if environment.get("FLUX_TASK_RANK") == environment.get("PMI_RANK") {
+        let reason = "flux run sets PMI_RANK, too".into();
+        return Ok(Reading::Outer { reason, help: None });
+    }
     let (rank, size) = rank_and_size(environment, "PMI_RANK", "PMI_SIZE")?;
     let mut claim = Claim::new(rank, Ok(size), "");
     claim.local = local(environment, "MPI_LOCALRANKID", "MPI_LOCALNRANKS")?;

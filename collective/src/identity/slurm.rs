@@ -24,16 +24,12 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
         );
         return outer(reason, help);
     };
-    if environment.get("SLURM_PTY_PORT").is_some() {
+    let step_tasks = environment.number(STEP_TASKS)?;
+    // An srun within such a shell hands the variable on to its tasks.
+    if environment.get("SLURM_PTY_PORT").is_some() && step_tasks.is_none_or(|tasks| tasks <= 1) {
         return outer("srun --pty started a shell, not the ranks of a job".into(), None);
     }
-    let step_tasks = environment.number(STEP_TASKS)?;
-    if let (Some(step_tasks), Some(tasks)) = (step_tasks, tasks)
-        && step_tasks != tasks
-    {
-        let reason = format!("{STEP_TASKS}={step_tasks}, but SLURM_NTASKS={tasks}: another step's");
-        return outer(reason, None);
-    }
+    // With `srun --preserve-env` SLURM_NTASKS is still the allocation's.
     let (size, size_name) = match (step_tasks, tasks) {
         (Some(size), _) => (size, STEP_TASKS),
         (None, Some(size)) => (size, "SLURM_NTASKS"),

@@ -65,18 +65,18 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
     if let Some(Members::Some(known)) = config.cluster.get(&task.r#type) {
         return sparse(environment, index, known).map(Into::into);
     }
-    let leads = members("chief").len() + members("master").len();
-    let rank = match task.r#type.as_str() {
-        "worker" => leads + index,
-        "master" => members("chief").len() + index,
-        _ => index,
-    };
     if index >= members(&task.r#type).len() {
         return Err(wrong(&format!(
             "has no {} {index} in its cluster, but says that this is one",
             task.r#type
         )));
     }
+    let leads = members("chief").len() + members("master").len();
+    let rank = match task.r#type.as_str() {
+        "worker" => leads + index,
+        "master" => members("chief").len() + index,
+        _ => index,
+    };
     let ranks = ["chief", "master", "worker"].into_iter().flat_map(members).map(String::as_str);
     let peers = Peers::of(ranks).map_err(|problem| wrong(&problem))?;
     let mut claim = peers.claim(Found::new(rank, NAME), NAME)?;

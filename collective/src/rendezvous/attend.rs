@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::attending::{self, Action, Attending, Terms};
-use super::{Knock, Me, Meeting, map};
+use super::{Knock, Me, Meeting, map, sockets};
 #[cfg(feature = "faults")]
 use crate::control::endpoint::Message;
 use crate::control::endpoint::{Control, Event};
@@ -192,9 +192,7 @@ impl Guest<'_> {
             tokio::time::sleep(after).await;
             let place = &control.config.rendezvous;
             let found = tokio::net::lookup_host((place.host.as_str(), place.port)).await;
-            // The family this rank's socket has.
-            let usable = |a: &SocketAddr| a.is_ipv4() == first.is_ipv4();
-            let address = found.ok().and_then(|mut all| all.find(usable)).unwrap_or(first);
+            let address = found.ok().and_then(sockets::preferred).unwrap_or(first);
             #[cfg(feature = "faults")]
             faults::meet(0, address);
             let outcome = dial(&control, &hello, 0, address).await;

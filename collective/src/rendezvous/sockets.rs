@@ -99,11 +99,13 @@ pub(super) fn resolve(config: &Config) -> std::result::Result<SocketAddr, String
         let error = error.to_string();
         error.strip_prefix("failed to lookup address information: ").unwrap_or(&error).to_string()
     })?;
-    // IPv4 first: a name such as localhost often has both, and only one is listened on. A host may
-    // have a loopback address for its own name beside the one that others know.
-    let mut addresses: Vec<SocketAddr> = addresses.collect();
-    addresses.sort_by_key(|address| (address.ip().is_loopback(), address.is_ipv6()));
-    addresses.first().copied().ok_or_else(|| "it has no address".into())
+    preferred(addresses).ok_or_else(|| "it has no address".into())
+}
+
+/// IPv4 first: a name such as localhost often has both, and only one is listened on. A host may
+/// have a loopback address for its own name beside the one that others know.
+pub(super) fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
+    addresses.min_by_key(|address| (address.ip().is_loopback(), address.is_ipv6()))
 }
 
 /// Where a rank listens.
@@ -184,6 +186,8 @@ const LANES: u16 = 1;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn listen(host: &str, address: &str) -> Listen {
@@ -231,6 +235,7 @@ mod tests {
     #[test]
     fn a_rank_that_listens_everywhere_is_found_at_an_address_that_nobody_named() {
         let socket = listen("node-0", "127.0.1.1").bind(0).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let port = local_port(&socket).unwrap();
         let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         sender.send_to(b"here", ("127.0.0.1", port)).unwrap();

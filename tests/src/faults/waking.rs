@@ -9,12 +9,12 @@ use allfold::{Communicator, ReduceOp, Result};
 use super::victim::{GATE, Part, mark};
 
 impl Part {
-    /// Makes calls on one buffer until one fails; says what is in the buffer then, and once more
-    /// when the gate opens. The rank under test only says its error.
+    /// Makes calls on one buffer until one fails, on this thread or `started` ones; says what is in
+    /// the buffer then, and once more when the gate opens. The rank under test only says its error.
     ///
     /// # Errors
     /// That of the call.
-    pub fn keep_a_buffer(self) -> Result<()> {
+    pub fn keep_a_buffer(self, started: bool) -> Result<()> {
         let world = Communicator::from_env()?;
         // Where ranks share memory, the one that wakes has it mapped.
         let mut buffer = world.alloc::<f32>(ELEMENTS);
@@ -22,7 +22,15 @@ impl Part {
             (0..)
                 .zip(buffer.iter_mut())
                 .for_each(|(index, element)| *element = (index % 251) as f32);
-            let Err(error) = world.all_reduce(&mut buffer, ReduceOp::Sum) else { continue };
+            let result = match started {
+                false => world.all_reduce(&mut buffer, ReduceOp::Sum),
+                true => {
+                    let result;
+                    (buffer, result) = world.start_all_reduce(buffer, ReduceOp::Sum)?.finish();
+                    result
+                }
+            };
+            let Err(error) = result else { continue };
             if self.rank != self.case.victim {
                 mark(self.rank, format_args!("first {:x}", hash(&buffer)));
                 if let Some(path) = std::env::var_os(GATE) {

@@ -88,11 +88,14 @@ fn numbers(ranges: &str) -> Result<Vec<String>, &'static str> {
             return Err(wrong);
         }
         let width = first.len();
+        if width > MAX_DIGITS {
+            return Err(wrong);
+        }
         let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) else {
             return Err(wrong);
         };
         let count = last.checked_sub(first).ok_or("has a range that ends before it begins")?;
-        if all.len() + count >= MAX_WORLD_SIZE {
+        if all.len().saturating_add(count) >= MAX_WORLD_SIZE {
             return Err(TOO_MANY);
         }
         all.extend((first..=last).map(|number| format!("{number:0width$}")));
@@ -100,6 +103,8 @@ fn numbers(ranges: &str) -> Result<Vec<String>, &'static str> {
     Ok(all)
 }
 
+/// Of the largest number.
+const MAX_DIGITS: usize = 20;
 const UNCLOSED: &str = "opens a bracket that it does not close";
 const TOO_MANY: &str = "stands for more than allfold can number";
 

@@ -60,7 +60,13 @@ pub(crate) fn bind_everywhere(port: u16) -> Result<UdpSocket> {
             Err(refused(address, &Errno::ADDRINUSE.into()))
         }
         // There is no IPv6 here.
-        Err(_) => bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)),
+        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL | Errno::PERM | Errno::ACCESS) => {
+            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+        }
+        Err(error) => {
+            let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+            Err(refused(address, &error.into()))
+        }
     }
 }
 
@@ -380,6 +386,7 @@ mod tests {
     #[test]
     fn one_socket_takes_both_families_where_there_are_both() {
         let socket = bind_everywhere(0).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let local = socket.local_addr().unwrap();
         let mut found = [0; 8];
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
