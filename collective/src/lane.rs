@@ -353,7 +353,7 @@ impl Driver {
         let flow = |key: FlowKey| Flow {
             peer: members.get(key.peer as usize).copied().unwrap_or(self.world.rank),
             group: contract.group,
-            stripe: key.stripe,
+            tree: key.tree,
         };
         for key in machine.sources() {
             self.links.want(flow(key).peer);
@@ -471,7 +471,7 @@ impl Driver {
         let active = all.get(&flow.group).and_then(|calls| calls.active.as_ref());
         active.is_some_and(|active| {
             let place = active.call.members.iter().position(|member| *member == flow.peer);
-            let key = place.map(|place| FlowKey { peer: place as u32, stripe: flow.stripe });
+            let key = place.map(|place| FlowKey { peer: place as u32, tree: flow.tree });
             key.is_some_and(|key| active.call.expects(key))
         })
     }

@@ -27,7 +27,7 @@ pub(crate) struct Flow {
     /// The communicator, or the pair.
     pub(crate) group: u64,
     /// Which of the parallel flows that one plan uses.
-    pub(crate) stripe: u16,
+    pub(crate) tree: u16,
 }
 
 /// A flow from a peer.

@@ -33,7 +33,7 @@ pub(crate) struct Machine {
 pub(crate) struct FlowKey {
     /// The rank within the communicator.
     pub(crate) peer: u32,
-    pub(crate) stripe: u16,
+    pub(crate) tree: u16,
 }
 
 /// A segment to send, or one that must come next.
@@ -280,7 +280,7 @@ impl Machine {
 
 impl Step {
     fn flow(&self) -> FlowKey {
-        FlowKey { peer: self.peer, stripe: self.stripe }
+        FlowKey { peer: self.peer, tree: self.tree }
     }
 }
 

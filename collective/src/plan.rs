@@ -58,14 +58,14 @@ pub(crate) struct Plan {
 
 /// One transfer of one rank: to or from a peer, segment by segment.
 ///
-/// The steps of one flow (peer, stripe, direction) are done in order of their index.
+/// The steps of one flow (peer, tree, direction) are done in order of their index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
     pub(crate) action: Action,
     /// The rank at the other end, within the communicator.
     pub(crate) peer: u32,
     /// Which of the parallel flows to that peer: the tree of a double tree, else 0.
-    pub(crate) stripe: u16,
+    pub(crate) tree: u16,
     /// Elements of the call's data, numbered so that sender and receiver of a transfer name the
     /// same length. On one rank, steps joined by [`After::Segment`] number the same elements alike.
     pub(crate) range: Range<u64>,
@@ -195,12 +195,12 @@ impl Plan {
 
     /// Whether the first message of this rank's flow to `peer` waits for nothing that another rank
     /// has to do first.
-    pub(crate) fn opens_unprompted(&self, peer: u32, stripe: u16) -> bool {
+    pub(crate) fn opens_unprompted(&self, peer: u32, tree: u16) -> bool {
         if !self.begins_alone() {
             return false;
         }
         let steps = (0..self.opening()).map(|index| self.step(index));
-        let mut flow = steps.filter(|s| s.is_send() && s.peer == peer && s.stripe == stripe);
+        let mut flow = steps.filter(|s| s.is_send() && s.peer == peer && s.tree == tree);
         flow.next().is_some_and(|first| first.after == After::Nothing && first.room.is_none())
     }
 
@@ -233,7 +233,7 @@ impl Plan {
 
 impl Step {
     fn new(peer: u32, action: Action, range: Range<u64>) -> Self {
-        Self { action, peer, stripe: 0, range, after: After::Nothing, room: None }
+        Self { action, peer, tree: 0, range, after: After::Nothing, room: None }
     }
 
     fn after(self, after: After) -> Self {

@@ -16,7 +16,7 @@ pub(crate) struct Preamble {
     pub(crate) from: u32,
     /// The communicator, or the pair.
     pub(crate) group: u64,
-    pub(crate) stripe: u16,
+    pub(crate) tree: u16,
     pub(crate) lane: u16,
 }
 
@@ -51,7 +51,7 @@ impl Preamble {
         bytes[4..12].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.from.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.group.to_le_bytes());
-        bytes[24..26].copy_from_slice(&self.stripe.to_le_bytes());
+        bytes[24..26].copy_from_slice(&self.tree.to_le_bytes());
         bytes[26..28].copy_from_slice(&self.lane.to_le_bytes());
         bytes
     }
@@ -62,7 +62,7 @@ impl Preamble {
             epoch: fields.u64(),
             from: fields.u32(),
             group: fields.u64(),
-            stripe: fields.u16(),
+            tree: fields.u16(),
             lane: fields.u16(),
         })
     }
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_preamble_survives_the_wire() {
-        let preamble = Preamble { epoch: 7, from: 3, group: 1 << 60, stripe: 1, lane: 2 };
+        let preamble = Preamble { epoch: 7, from: 3, group: 1 << 60, tree: 1, lane: 2 };
         assert_eq!(Preamble::from_wire(&preamble.to_wire()), Some(preamble));
     }
 

@@ -139,7 +139,7 @@ impl Driver {
         let place = members.iter().position(|member| *member == self.world.rank);
         let opens = |flow: &FlowKey| {
             let plan = Plan::new(&request, flow.peer, active.algorithm, segment);
-            place.is_some_and(|place| plan.opens_unprompted(place as u32, flow.stripe))
+            place.is_some_and(|place| plan.opens_unprompted(place as u32, flow.tree))
         };
         let openings = self.openings.borrow();
         let sources = active.call.sources().take(MAX_AWAITED);
@@ -148,7 +148,7 @@ impl Driver {
         missing
             .filter_map(|key| {
                 let peer = *members.get(key.peer as usize)?;
-                let flow = Flow { peer, group: contract.group, stripe: key.stripe };
+                let flow = Flow { peer, group: contract.group, tree: key.tree };
                 let is_here = openings.has(flow, contract.sequence);
                 (!is_here).then_some(Awaited { flow: key, peer, counted: Duration::ZERO })
             })
@@ -251,7 +251,7 @@ mod tests {
 
         /// A header from rank 0 that claims to wait for nobody.
         fn header(&self, sequence: u64, segment: u64, step: u32) {
-            let flow = Flow { peer: 0, group: WHOLE_WORLD, stripe: 0 };
+            let flow = Flow { peer: 0, group: WHOLE_WORLD, tree: 0 };
             let header = Header {
                 kind: MessageKind::Segment,
                 is_unprompted: true,
@@ -263,7 +263,7 @@ mod tests {
                 segment,
                 step,
             };
-            self.driver.note_arrival(flow, FlowKey { peer: 0, stripe: 0 }, &header, self.now);
+            self.driver.note_arrival(flow, FlowKey { peer: 0, tree: 0 }, &header, self.now);
         }
 
         /// As the lane does while it is scheduled.
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn the_word_of_an_earlier_call_does_not_excuse_a_later_one() {
-        let flow = Flow { peer: 0, group: WHOLE_WORLD, stripe: 0 };
+        let flow = Flow { peer: 0, group: WHOLE_WORLD, tree: 0 };
         let mut openings = Openings::default();
         assert!(openings.note(flow, 3));
         assert!(openings.has(flow, 2) && openings.has(flow, 3) && !openings.has(flow, 4));

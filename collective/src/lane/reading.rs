@@ -65,7 +65,7 @@ impl Driver {
                 Some(place) => place,
                 None => *place.insert(self.sender_place(flow).await?),
             };
-            let key = FlowKey { peer, stripe: flow.stripe };
+            let key = FlowKey { peer, tree: flow.tree };
             if header.is_unprompted {
                 self.note_arrival(flow, key, &header, Instant::now());
             }

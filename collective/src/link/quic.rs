@@ -118,8 +118,8 @@ impl QuicLinks {
         // A peer that closes the connection gives its reason in its own words.
         let lost = |error: ConnectionError| report::printable(&error.to_string());
         let mut stream = connection.open_uni().await.map_err(lost)?;
-        let Flow { group, stripe, .. } = flow;
-        let preamble = Preamble { epoch: self.0.epoch, from: self.0.rank, group, stripe, lane: 0 };
+        let Flow { group, tree, .. } = flow;
+        let preamble = Preamble { epoch: self.0.epoch, from: self.0.rank, group, tree, lane: 0 };
         stream.write_all(&preamble.to_wire()).await.map_err(|error| error.to_string())?;
         Ok(FlowSender::Quic(stream))
     }
@@ -286,9 +286,9 @@ impl Shared {
         }
         let is_expected = |p: &Preamble| (p.epoch, p.from, p.lane) == (self.epoch, peer, 0);
         match Preamble::from_wire(&preamble).filter(is_expected) {
-            Some(Preamble { group, stripe, .. }) => {
+            Some(Preamble { group, tree, .. }) => {
                 let receiver = FlowReceiver::quic(stream);
-                let _ = self.flows.send(Incoming { flow: Flow { peer, group, stripe }, receiver });
+                let _ = self.flows.send(Incoming { flow: Flow { peer, group, tree }, receiver });
             }
             None => link.close(REFUSED.into(), b"a stream without its preamble"),
         }

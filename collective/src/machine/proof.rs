@@ -201,7 +201,7 @@ fn nobody_passes_a_barrier_that_somebody_has_not_reached() {
                     }
                 }
                 inbox.retain(|&(from, to)| {
-                    let flow = FlowKey { peer: from, stripe: 0 };
+                    let flow = FlowKey { peer: from, tree: 0 };
                     let machine = &mut machines[to as usize];
                     if to == late || machine.next_receive(flow).is_none() {
                         return true;
@@ -308,7 +308,7 @@ proptest! {
                 Machine::new(plan.clone(), segment_elements).destinations().collect();
             for flow in flows {
                 let first = Machine::new(plan.clone(), segment_elements).next_send(flow);
-                let opens = plan.opens_unprompted(flow.peer, flow.stripe);
+                let opens = plan.opens_unprompted(flow.peer, flow.tree);
                 prop_assert_eq!(first.map(|first| first.is_unprompted), opens.then_some(true));
                 marked += u32::from(opens);
             }
@@ -330,10 +330,10 @@ proptest! {
     }
 
     #[test]
-    fn a_machine_ignores_what_it_does_not_await(peer in 2u32..9, stripe in 0u16..3) {
+    fn a_machine_ignores_what_it_does_not_await(peer in 2u32..9, tree in 0u16..3) {
         let call = request(Collective::AllReduce, 2, 10);
         let mut machine = Machine::new(Plan::new(&call, 0, Algorithm::Ring, 4), 4);
-        let flow = FlowKey { peer, stripe };
+        let flow = FlowKey { peer, tree };
         prop_assert!(machine.next_receive(flow).is_none());
         prop_assert!(machine.next_send(flow).is_none());
         prop_assert!(!machine.expects(flow));

@@ -80,18 +80,18 @@ fn a_double_tree_sends_the_buffer_twice_at_most_and_all_have_about_the_same_to_d
 fn a_double_tree_is_as_deep_as_its_logarithm() {
     for size in SIZES {
         let plans = plans(Collective::AllReduce, Algorithm::Tree, size, 100);
-        for stripe in [0, 1] {
+        for tree in [0, 1] {
             let parent = |rank: u32| {
                 let plan = &plans[rank as usize];
                 let steps = (0..plan.len()).map(|index| plan.step(index));
                 // A rank stores only what comes from its parent.
                 let stores =
                     |step: &super::Step| matches!(step.action, super::Action::Store { .. });
-                steps.filter(|s| s.stripe == stripe).find(stores).map(|step| step.peer)
+                steps.filter(|s| s.tree == tree).find(stores).map(|step| step.peer)
             };
             let depth = |rank| std::iter::successors(Some(rank), |rank| parent(*rank)).count() - 1;
             let deepest = (0..size).map(depth).max();
-            assert_eq!(deepest, Some(size.ilog2() as usize), "{size} ranks, tree {stripe}");
+            assert_eq!(deepest, Some(size.ilog2() as usize), "{size} ranks, tree {tree}");
         }
     }
 }
@@ -224,7 +224,7 @@ fn flows_are_found_as_a_scan_of_all_steps_finds_them() {
                 let mut found: BTreeMap<_, Vec<u32>> = BTreeMap::new();
                 let key = |index| {
                     let step = plan.step(index);
-                    (step.is_send(), step.peer, step.stripe)
+                    (step.is_send(), step.peer, step.tree)
                 };
                 (0..plan.len()).for_each(|i| scanned.entry(key(i)).or_default().push(i));
                 for first in 0..plan.opening() {

@@ -66,7 +66,7 @@ impl Steps for DoubleTree {
         let (tree, base) = if index < before { (0, 0) } else { (1, before) };
         let range = chunk(self.count, 2, tree);
         let step = self.seats[tree as usize].step(index - base, base, range);
-        Step { stripe: tree as u16, ..step }
+        Step { tree: tree as u16, ..step }
     }
 }
 

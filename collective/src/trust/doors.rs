@@ -207,7 +207,7 @@ fn a_peer_has_one_data_link_and_one_attempt_at_it() {
         let dial = async || caller.dial(1, address, &hello, PATIENCE).await.unwrap();
         let carries = async |link: &Welcomed, group| {
             let mut stream = link.connection.open_uni().await.unwrap();
-            let preamble = Preamble { epoch: EPOCH, from: 0, group, stripe: 0, lane: 0 };
+            let preamble = Preamble { epoch: EPOCH, from: 0, group, tree: 0, lane: 0 };
             stream.write_all(&preamble.to_wire()).await.unwrap();
             assert_eq!(links.next_incoming().await.unwrap().flow.group, group);
         };

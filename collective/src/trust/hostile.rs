@@ -97,7 +97,7 @@ fn a_member_that_breaks_the_protocol_on_a_connection_is_named() {
     let preamble = |preamble: Preamble| preamble.to_wire().to_vec();
     let lane = |change: fn(&mut Preamble)| {
         move |epoch| {
-            let mut fields = Preamble { epoch, from: 2, group: 0, stripe: 0, lane: 0 };
+            let mut fields = Preamble { epoch, from: 2, group: 0, tree: 0, lane: 0 };
             change(&mut fields);
             preamble(fields)
         }
@@ -254,8 +254,8 @@ fn play(flows: &[Vec<u8>]) -> Ends {
         on_runtime(async {
             let mut open = Vec::new();
             let last: &[u8] = &[9; HEADER_BYTES];
-            for (bytes, stripe) in flows.iter().map(|f| (&f[..], 0)).chain([(last, 1)]) {
-                let flow = world.links.open_flow(Flow { peer: 0, group: 0, stripe });
+            for (bytes, tree) in flows.iter().map(|f| (&f[..], 0)).chain([(last, 1)]) {
+                let flow = world.links.open_flow(Flow { peer: 0, group: 0, tree });
                 let mut flow = flow.unwrap();
                 // One that is not read any more has done its part.
                 let _ = flow.write(Bytes::copy_from_slice(bytes)).await;
@@ -440,7 +440,7 @@ impl Impostor {
                     let Ok(stream) = opening.await else { break };
                     let mut stream = stream.map_err(|e| failed(&e))?;
                     let group = group + 1;
-                    let preamble = Preamble { epoch, from: 2, group, stripe: 0, lane: 0 };
+                    let preamble = Preamble { epoch, from: 2, group, tree: 0, lane: 0 };
                     stream.write_all(&preamble.to_wire()).await.map_err(|e| failed(&e))?;
                     // Its end must not free the place.
                     std::mem::forget(stream);

@@ -176,7 +176,7 @@ fn a_rank_that_closes_a_data_link_does_not_write_the_error() {
         };
         let opening = async {
             loop {
-                match links.open_flow(Flow { peer: 1, group: 0, stripe: 0 }).await {
+                match links.open_flow(Flow { peer: 1, group: 0, tree: 0 }).await {
                     // Before the end of the connection has come.
                     Ok(_) => tokio::task::yield_now().await,
                     Err(problem) if problem == "connection lost" => {}

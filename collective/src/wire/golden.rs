@@ -14,7 +14,7 @@ use crate::verdict::{Fault, Verdict};
 
 #[test]
 fn a_preamble() {
-    let preamble = Preamble { epoch: 0x0102, from: 3, group: 1 << 60, stripe: 4, lane: 5 };
+    let preamble = Preamble { epoch: 0x0102, from: 3, group: 1 << 60, tree: 4, lane: 5 };
     let golden = "4146737402010000000000000300000000000000000000100400 0500";
     assert_eq!(hex(&preamble.to_wire()), plain(golden));
     assert_eq!(Preamble::from_wire(bytes(golden).first_chunk().unwrap()), Some(preamble));

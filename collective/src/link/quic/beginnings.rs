@@ -17,9 +17,9 @@ fn a_stream_whose_beginning_is_late_holds_up_no_other() {
         let mut late = begin(&connection, &preamble(1)[..5]).await;
         let _punctual = begin(&connection, &preamble(2)).await;
         let first = peer.next_incoming().await.unwrap();
-        assert_eq!((first.flow.peer, first.flow.stripe), (0, 2));
+        assert_eq!((first.flow.peer, first.flow.tree), (0, 2));
         late.write_all(&preamble(1)[5..]).await.unwrap();
-        assert_eq!(peer.next_incoming().await.unwrap().flow.stripe, 1);
+        assert_eq!(peer.next_incoming().await.unwrap().flow.tree, 1);
     });
 }
 
@@ -28,7 +28,7 @@ fn a_stream_of_another_world_ends_the_link() {
     on_runtime(async {
         let (links, _peer) = pair(Ipv4Addr::LOCALHOST.into());
         let connection = dialled(&links).await;
-        let other = Preamble { epoch: 1, from: 0, group: 0, stripe: 0, lane: 0 };
+        let other = Preamble { epoch: 1, from: 0, group: 0, tree: 0, lane: 0 };
         let _stream = begin(&connection, &other.to_wire()).await;
         let reason = connection.closed().await.to_string();
         assert!(reason.contains("a stream without its preamble"), "{reason}");
@@ -86,6 +86,6 @@ async fn begin(connection: &Connection, bytes: &[u8]) -> SendStream {
     stream
 }
 
-fn preamble(stripe: u16) -> Vec<u8> {
-    Preamble { epoch: 0, from: 0, group: 0, stripe, lane: 0 }.to_wire().to_vec()
+fn preamble(tree: u16) -> Vec<u8> {
+    Preamble { epoch: 0, from: 0, group: 0, tree, lane: 0 }.to_wire().to_vec()
 }

@@ -97,7 +97,7 @@ impl End {
 }
 
 async fn send(links: &QuicLinks, rank: u32) {
-    let mut flow = links.open_flow(Flow { peer: 0, group: 0, stripe: 0 }).await.unwrap();
+    let mut flow = links.open_flow(Flow { peer: 0, group: 0, tree: 0 }).await.unwrap();
     for number in 0..SEGMENTS {
         flow.write(segment(rank, number).into()).await.unwrap();
     }

@@ -108,7 +108,7 @@ impl Lane {
             let place = active.members.iter().position(|member| *member == peer);
             let place = place.map(|place| place as u32);
             place.is_some_and(|peer| {
-                [0, 1].iter().any(|&stripe| active.expects(FlowKey { peer, stripe }))
+                [0, 1].iter().any(|&tree| active.expects(FlowKey { peer, tree }))
             })
         })
     }
@@ -131,7 +131,7 @@ impl Lane {
         let reader = self.readers.get_mut(&flow);
         let Some(rest) = reader.and_then(|reader| reader.rest.take()) else { return };
         if world.verdict().is_none() {
-            let key = FlowKey { peer: place(world, flow).unwrap_or(0), stripe: flow.stripe };
+            let key = FlowKey { peer: place(world, flow).unwrap_or(0), tree: flow.tree };
             self.complete(wires, flow, key, &rest);
             self.pump(world, wires, flow.group);
         }
@@ -253,7 +253,7 @@ impl Lane {
         let machine = Machine::new(plan, segment);
         for key in machine.destinations() {
             let to = members[key.peer as usize];
-            let flow = DataFlow { group: contract.group, from: self.rank, to, stripe: key.stripe };
+            let flow = DataFlow { group: contract.group, from: self.rank, to, tree: key.tree };
             if !self.writers.contains_key(&flow) {
                 self.unanswered += 1;
                 self.writers.insert(
@@ -341,7 +341,7 @@ impl Lane {
         let Some(place) = place(world, flow) else { return false };
         let (contract, payload) = body.split_at(usize::from(header.contract_bytes));
         let contract = (!contract.is_empty()).then(|| wire::read_contract(contract).unwrap());
-        let key = FlowKey { peer: place, stripe: flow.stripe };
+        let key = FlowKey { peer: place, tree: flow.tree };
         let active = self.calls.get_mut(&flow.group).and_then(|calls| calls.active.as_mut());
         let taken = active.map_or(Taken::NotYet, |active| active.take(key, &header));
         if taken != Taken::Yes {
@@ -398,7 +398,7 @@ fn place(world: &World, flow: DataFlow) -> Option<u32> {
 }
 
 fn of_group<T>(flows: &BTreeMap<DataFlow, T>, group: u64) -> impl Iterator<Item = DataFlow> {
-    let at = |from, to, stripe| DataFlow { group, from, to, stripe };
+    let at = |from, to, tree| DataFlow { group, from, to, tree };
     flows.range(at(0, 0, 0)..=at(u32::MAX, u32::MAX, u16::MAX)).map(|(flow, _)| *flow)
 }
 

@@ -29,13 +29,13 @@ pub(super) enum Control {
     Verdict(Verdict),
 }
 
-/// Names a data flow: communicator, sender, receiver, stripe.
+/// Names a data flow: communicator, sender, receiver, tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DataFlow {
     pub(super) group: u64,
     pub(super) from: u32,
     pub(super) to: u32,
-    pub(super) stripe: u16,
+    pub(super) tree: u16,
 }
 
 pub(super) struct Wires {
