@@ -1,16 +1,16 @@
-//! Memory: the user's buffers while a lane's thread works in them, and pooled segments.
+//! Memory: the user's buffers while the lanes' threads work in them.
+
+mod segments;
 
 use std::cell::UnsafeCell;
-use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
-
 use crate::owned::Owned;
 use crate::plan::{Place, Space};
 use crate::reduce::Element;
+pub(crate) use segments::SegmentPool;
 
 /// The caller's slices, for the time of a call.
 pub(crate) struct Borrowed<'a> {
@@ -36,8 +36,9 @@ impl<'a> Borrowed<'a> {
     /// Lends the bytes to another thread. The [`Loan`] keeps the caller from returning until the
     /// [`Lent`] end is dropped, also when it unwinds.
     pub(crate) fn lend(self) -> (Loan<'a>, Lent) {
-        let returned = Arc::new(Returned::default());
-        let lent = Lent { input: self.input, output: self.output, owner: returned.clone() };
+        let returned = Arc::new(Returned::new());
+        let lent =
+            Lent { input: self.input, output: self.output, columns: None, owner: returned.clone() };
         (Loan { returned, _slices: PhantomData }, lent)
     }
 
@@ -51,10 +52,10 @@ impl<'a> Borrowed<'a> {
 
 /// Takes a buffer in, to lend it for as long as the borrower wants.
 pub(crate) fn hold<B: Owned>(buffer: B, parts: Parts) -> (Held<B>, Lent) {
-    let kept = Arc::new(Kept { returned: Returned::default(), buffer: UnsafeCell::new(buffer) });
+    let kept = Arc::new(Kept { returned: Returned::new(), buffer: UnsafeCell::new(buffer) });
     // SAFETY: nobody else has the cell yet.
     let (input, output) = parts.spans(unsafe { &mut *kept.buffer.get() }.elements());
-    let lent = Lent { input, output, owner: kept.clone() };
+    let lent = Lent { input, output, columns: None, owner: kept.clone() };
     (Held(kept), lent)
 }
 
@@ -140,34 +141,96 @@ impl Span {
         // SAFETY: within the span.
         unsafe { self.start.add(range.start) }
     }
+
+    fn overlaps(self, other: Self) -> bool {
+        let [(a, a_end), (b, b_end)] =
+            [self, other].map(|span| (span.start.addr(), span.start.addr() + span.length));
+        self.length.min(other.length) > 0 && a < b_end && b < a_end
+    }
+}
+
+/// What one of several borrowers has of the same memory: of every block of so many bytes, the same
+/// part. It numbers them without those of the others.
+#[derive(Clone, Debug)]
+struct Columns {
+    block: usize,
+    own: Range<usize>,
+}
+
+impl Columns {
+    /// Where bytes lie, which must be of one block.
+    fn place(&self, range: Range<usize>) -> Range<usize> {
+        let width = self.own.end - self.own.start;
+        if range.is_empty() || width == 0 {
+            assert!(range.is_empty(), "none of it is this borrower's");
+            return 0..0;
+        }
+        let (block, offset) = (range.start / width, range.start % width);
+        assert!(offset + range.len() <= width, "more than one block");
+        let start = block * self.block + self.own.start + offset;
+        start..start + range.len()
+    }
 }
 
 /// The borrower's end: exclusive access to the bytes until it is dropped.
 pub(crate) struct Lent {
     input: Span,
     output: Span,
+    /// None: all bytes.
+    columns: Option<Columns>,
     owner: Arc<dyn Owner>,
 }
 
-// SAFETY: `Lent` is the only user of plain bytes of an `Element`, which is Send; the lender's end
-// keeps the memory alive and untouched until `Lent` is dropped, on whichever thread that is.
+// SAFETY: a `Lent` is the only user of its bytes, plain bytes of an `Element`, which is Send; the
+// lender's end keeps the memory alive and untouched until every `Lent` of it is dropped, on whichever
+// thread that is.
 unsafe impl Send for Lent {}
 
 impl Lent {
+    /// The same memory in the hands of several borrowers: each has its columns of every block of
+    /// so many bytes.
+    ///
+    /// # Panics
+    /// If columns overlap or are not of a block, or if input and output overlap and do not lie alike
+    /// in blocks.
+    pub(crate) fn cut(
+        self,
+        block: usize,
+        columns: impl Iterator<Item = Range<usize>>,
+    ) -> Vec<Self> {
+        assert!(self.columns.is_none(), "it is cut already");
+        let distance = self.input.start.addr().abs_diff(self.output.start.addr());
+        let is_aligned = block > 0 && distance.is_multiple_of(block);
+        assert!(is_aligned || !self.input.overlaps(self.output), "blocks would overlap");
+        let mut taken = 0;
+        columns
+            .map(|own| {
+                assert!(taken <= own.start && own.start <= own.end && own.end <= block);
+                taken = own.end;
+                self.owner.returned().lend_again();
+                let columns = Some(Columns { block, own });
+                Self { columns, owner: self.owner.clone(), ..self }
+            })
+            .collect()
+    }
+
     fn input(&self, range: Range<usize>) -> &[u8] {
+        let range = self.place(range);
         let start = self.input.at(&range);
-        // SAFETY: the memory is alive and untouched by its owner (see `Send`), and `&self` keeps
-        // `output_mut` away; every bit pattern of an `Element` is initialised bytes.
+        // SAFETY: the memory is alive and untouched by its owner (see `Send`), `&self` keeps
+        // `output_mut` away, and other borrowers have other columns (see `cut`); every bit pattern of an `Element` is initialised bytes.
         unsafe { std::slice::from_raw_parts(start, range.len()) }
     }
 
     fn output(&self, range: Range<usize>) -> &[u8] {
+        let range = self.place(range);
         let start = self.output.at(&range);
         // SAFETY: as in `input`.
         unsafe { std::slice::from_raw_parts(start, range.len()) }
     }
 
     fn output_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        let range = self.place(range);
         let start = self.output.at(&range);
         // SAFETY: as in `input`; `&mut self` makes it the only access, also where input and output
         // overlap, and every byte pattern is a value of an `Element`.
@@ -180,8 +243,16 @@ impl Lent {
         self.output_mut(0..self.output.length)
     }
 
+    fn place(&self, range: Range<usize>) -> Range<usize> {
+        match &self.columns {
+            Some(columns) => columns.place(range),
+            None => range,
+        }
+    }
+
     /// Copies input to output; nothing where they are the same bytes.
     fn copy_over(&mut self, from: Range<usize>, into: Range<usize>) {
+        let (from, into) = (self.place(from), self.place(into));
         let source = Span { start: self.input.at(&from), length: from.len() };
         copy_over(source, Span { start: self.output.at(&into), length: into.len() });
     }
@@ -202,22 +273,31 @@ impl Drop for Lent {
     }
 }
 
-#[derive(Default)]
 struct Returned {
-    back: Mutex<bool>,
+    /// Borrowers that have not let go.
+    out: Mutex<usize>,
     changed: Condvar,
 }
 
 impl Returned {
+    /// Of memory that is lent to one borrower.
+    fn new() -> Self {
+        Self { out: Mutex::new(1), changed: Condvar::new() }
+    }
+
+    fn lend_again(&self) {
+        *lock(&self.out) += 1;
+    }
+
     fn set(&self) {
-        *lock(&self.back) = true;
+        *lock(&self.out) -= 1;
         self.changed.notify_all();
     }
 
     fn wait(&self) {
-        let mut back = lock(&self.back);
-        while !*back {
-            back = self.changed.wait(back).unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
+        while *out > 0 {
+            out = self.changed.wait(out).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -285,77 +365,13 @@ impl CallMemory {
     }
 }
 
-/// Buffers for outgoing segments, used again once quinn has let go of their bytes.
-///
-/// Bytes handed to quinn must not change until they are acknowledged, so each segment is copied
-/// once into one of these. In steady state nothing is allocated: a buffer whose bytes are all
-/// acknowledged is reclaimed in place.
-#[derive(Default)]
-pub(crate) struct SegmentPool {
-    small: VecDeque<BytesMut>,
-    large: VecDeque<BytesMut>,
-}
-
-impl SegmentPool {
-    /// One message of the given parts, in one piece.
-    pub(crate) fn message(&mut self, parts: &[&[u8]]) -> Bytes {
-        let length: usize = parts.iter().map(|part| part.len()).sum();
-        let (buffers, capacity) = if length <= SMALL_BYTES {
-            (&mut self.small, SMALL_BYTES)
-        } else {
-            (&mut self.large, length.max(LARGE_BYTES))
-        };
-        // One that was handed out long ago is free again, unless its flow has stalled.
-        let pooled = (0..LOOKS.min(buffers.len())).find_map(|_| {
-            let mut oldest = buffers.pop_front()?;
-            if oldest.try_reclaim(length) {
-                return Some(oldest);
-            }
-            buffers.push_back(oldest);
-            None
-        });
-        let mut buffer = pooled.unwrap_or_else(|| BytesMut::with_capacity(capacity));
-        for part in parts {
-            buffer.extend_from_slice(part);
-        }
-        let message = buffer.split().freeze();
-        if buffers.len() < MAX_POOLED {
-            buffers.push_back(buffer);
-        }
-        message
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Headers, contracts and short segments.
-const SMALL_BYTES: usize = 4096;
-/// A whole segment of 63 KiB with header and contract, in whole pages.
-const LARGE_BYTES: usize = 68 * 1024;
-/// More than the messages of a few stalled flows within a process; a look takes nanoseconds.
-const LOOKS: usize = 16;
-/// Large buffers of 8.5 MiB: a full send window.
-const MAX_POOLED: usize = 128;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pooled_buffer_comes_back_when_its_message_is_dropped() {
-        let mut pool = SegmentPool::default();
-        let first = pool.message(&[b"head", &[1; 60_000]]);
-        let address = first.as_ptr();
-        let second = pool.message(&[b"head", &[2; 60_000]]);
-        assert_ne!(second.as_ptr(), address, "a message still in use was overwritten");
-        drop(first);
-        drop(second);
-        let third = pool.message(&[b"head", &[3; 60_000]]);
-        assert_eq!(third.as_ptr(), address);
-        assert_eq!(&third[..5], b"head\x03");
-    }
 
     #[test]
     fn a_loan_ends_only_when_the_borrower_lets_go() {
@@ -385,6 +401,46 @@ mod tests {
         let borrower = std::thread::spawn(move || lent.output_mut(0..2).fill(9));
         assert_eq!(held.take(), [9, 9, 3, 4]);
         borrower.join().unwrap();
+    }
+
+    #[test]
+    fn borrowers_of_one_buffer_have_the_columns_of_every_block_between_them() {
+        // Three blocks of five bytes; what comes out goes into the second.
+        let mut buffer: Vec<u8> = (0..15).collect();
+        let parts = Parts { input: 0..15, output: 5..10 };
+        let (loan, lent) = Borrowed::in_place(&mut buffer, parts).lend();
+        let columns = [0..2, 2..2, 2..5];
+        let mut stripes = lent.cut(5, columns.into_iter()).into_iter();
+        let [mut first, none, mut last] = [(); 3].map(|()| stripes.next().unwrap());
+        assert_eq!([first.input(2..4), last.input(3..6)], [&[5, 6][..], &[7, 8, 9]]);
+        assert_eq!(
+            (first.input(4..5), last.input(6..7), last.output(1..3)),
+            (&[10][..], &[12][..], &[8, 9][..])
+        );
+        assert!(none.input(0..0).is_empty());
+        let writers = [std::thread::spawn(move || first.output_mut(0..2).fill(1))];
+        last.copy_over(6..9, 0..3);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        drop((none, last));
+        drop(loan);
+        assert_eq!(buffer[5..10], [1, 1, 12, 13, 14]);
+    }
+
+    #[test]
+    fn a_borrower_reaches_nothing_but_its_columns() {
+        let panics = |use_it: &dyn Fn(Lent)| {
+            let (held, lent) = hold(vec![0u8; 15], Parts { input: 0..15, output: 0..15 });
+            drop(held);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| use_it(lent))).is_err()
+        };
+        let of =
+            |lent: Lent, columns: Range<usize>| lent.cut(5, std::iter::once(columns)).remove(0);
+        assert!(!panics(&|lent| _ = of(lent, 1..3).input(4..6)));
+        assert!(panics(&|lent| _ = of(lent, 1..3).input(1..3)), "of two blocks");
+        assert!(panics(&|lent| _ = of(lent, 1..3).input(6..7)), "of a fourth block");
+        assert!(panics(&|lent| _ = of(lent, 1..1).input(0..1)), "it has nothing");
+        assert!(panics(&|lent| _ = of(lent, 3..6)), "beyond the block");
+        assert!(panics(&|lent| _ = lent.cut(5, [1..3, 2..4].into_iter())), "of another's");
     }
 
     #[test]

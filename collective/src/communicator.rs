@@ -10,7 +10,7 @@ use crate::engine::{Engine, MAX_COMMUNICATORS};
 use crate::error::{ErrorKind, Result};
 use crate::identity::{Findings, host_name};
 use crate::in_memory::InMemory;
-use crate::lane::Lane;
+use crate::lanes::Lanes;
 use crate::metrics::address::Address;
 use crate::metrics::{About, Metrics};
 use crate::rendezvous;
@@ -139,10 +139,10 @@ impl Communicator {
     }
 
     /// One rank of a world that was made in memory.
-    pub(crate) fn of_memory(world: Arc<World>, lane: Lane) -> Self {
+    pub(crate) fn of_memory(world: Arc<World>, lanes: Lanes) -> Self {
         let (rank, size) = (world.rank as usize, world.peers.len());
         Self {
-            kind: Kind::Joined(Engine::new(world, lane, None)),
+            kind: Kind::Joined(Engine::new(world, lanes, None)),
             rank,
             local_rank: rank,
             local_size: size,
@@ -180,7 +180,7 @@ impl Communicator {
         };
         let joined = rendezvous::join(config, &counters).inspect_err(|_| counters.closed())?;
         Ok(Self {
-            kind: Kind::Joined(Engine::new(joined.world, joined.lane, joined.memory)),
+            kind: Kind::Joined(Engine::new(joined.world, joined.lanes, joined.memory)),
             rank,
             local_rank,
             local_size,
@@ -231,7 +231,7 @@ impl Communicator {
         }
     }
 
-    /// What carries the data, for a header: `quic on 127.0.0.1`, `memory` or `alone`.
+    /// What carries the data, for a header: `quic on 127.0.0.1, 2 lanes`, `memory` or `alone`.
     pub fn transport(&self) -> String {
         self.transport.clone()
     }

@@ -34,6 +34,8 @@ pub struct Config {
     /// That of all-reduces; None: the one that is predicted to be fastest.
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) sharing: Sharing,
+    /// 1 to `MAX_LANES`.
+    pub(crate) lanes: u16,
     /// Where metrics are served, the local rank not yet counted in.
     pub(crate) metrics: Option<Address>,
     /// The socket of `allfold run`.
@@ -159,6 +161,17 @@ impl Config {
         Ok(self)
     }
 
+    /// How many lanes move the data of a rank between hosts, 1 to 8: each has a thread, a UDP socket and
+    /// a link to every peer of its own, and large calls are cut into a stripe for each. Equal on
+    /// all ranks. Default: 1.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] for another number.
+    pub fn lanes(mut self, lanes: usize) -> Result<Self> {
+        self.lanes = check_lanes(lanes as u64)?;
+        Ok(self)
+    }
+
     /// Where this rank serves its metrics and probes over plain HTTP: `:9200` (all addresses),
     /// `127.0.0.1:9200`, `[::1]:9200`, port 0 for any free one; `off`. With several ranks on one
     /// host each listens on the port plus its local rank. Default: off.
@@ -199,6 +212,7 @@ impl Config {
             ("ALLFOLD_HEARTBEAT".into(), exact(self.heartbeat)),
             ("ALLFOLD_DEAD_AFTER".into(), dead_after),
             ("ALLFOLD_ALGORITHM".into(), algorithm),
+            (LANES.into(), self.lanes.to_string()),
         ]
     }
 
@@ -255,6 +269,7 @@ impl Config {
             limits: Limits::read(environment)?,
             algorithm: algorithm(environment)?,
             sharing: sharing(environment)?,
+            lanes: lanes(environment)?,
             metrics: metrics(environment)?,
             // The launcher's socket belongs to the rank that the launcher numbered.
             launcher: environment
@@ -279,8 +294,9 @@ pub(crate) fn cannot_share(problem: String) -> Error {
 
 /// The choice of plans in a world without a rendezvous.
 pub(crate) fn choice_from_env() -> Result<Choice> {
-    let forced = algorithm(&Environment::of_process())?;
-    Ok(Choice { costs: CostTable::default(), forced })
+    let environment = Environment::of_process();
+    let forced = algorithm(&environment)?;
+    Ok(Choice { costs: CostTable::default(), forced, lanes: lanes(&environment)? })
 }
 
 /// Where a world of one without a launcher serves its metrics.
@@ -302,6 +318,18 @@ fn parse_sharing(name: &str) -> Result<Sharing> {
         "quic" => Ok(Sharing::Never),
         MUST_SHARE => Ok(Sharing::Everywhere),
         other => Err(invalid(TRANSPORT, other, "must be auto, quic or shared-memory")),
+    }
+}
+
+fn lanes(environment: &Environment) -> Result<u16> {
+    environment.number(LANES)?.map_or(Ok(DEFAULT_LANES), |lanes| check_lanes(lanes as u64))
+}
+
+/// A number of lanes that a rank may have.
+pub(crate) fn check_lanes(lanes: u64) -> Result<u16> {
+    match u16::try_from(lanes) {
+        Ok(lanes @ 1..=MAX_LANES) => Ok(lanes),
+        _ => Err(invalid(LANES, &lanes.to_string(), &format!("must be 1 to {MAX_LANES}"))),
     }
 }
 
@@ -454,7 +482,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 29] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -478,12 +506,19 @@ const NAMES: [&str; 28] = [
     "LATE_AFTER",
     "ALGORITHM",
     "TRANSPORT",
+    "LANES",
     "METRICS",
     "LOG",
     "LOG_FORMAT",
     "LAUNCHER",
     "RESTART",
 ];
+const LANES: &str = "ALLFOLD_LANES";
+/// As many as a 100 Gbit/s card takes at what one core seals and opens; each costs a thread, a
+/// socket and its buffers.
+pub(crate) const MAX_LANES: u16 = 8;
+/// Measured: docs/benchmarks.md.
+const DEFAULT_LANES: u16 = 1;
 const TRANSPORT: &str = "ALLFOLD_TRANSPORT";
 const MUST_SHARE: &str = "shared-memory";
 /// PyTorch's default too, so that firewalls that let it through fit.
@@ -569,6 +604,23 @@ mod tests {
         };
         assert_eq!([dead_after("2"), dead_after("2.04s")], ["2s", "2s 40ms"]);
         assert_eq!(dead_after("off"), "off");
+    }
+
+    #[test]
+    fn lanes_have_a_limit() {
+        let read = |text| lanes(&Environment::from([(LANES, text)])).map_err(|e| e.to_string());
+        assert_eq!(
+            [read("1"), read("8"), lanes(&Environment::from([])).map_err(|e| e.to_string())],
+            [Ok(1), Ok(8), Ok(DEFAULT_LANES)]
+        );
+        for wrong in ["0", "9", "65537"] {
+            let error = read(wrong).unwrap_err();
+            assert!(
+                error.starts_with(&format!("ALLFOLD_LANES={wrong}: must be 1 to 8")),
+                "{error}"
+            );
+        }
+        assert!(read("two").unwrap_err().contains("must be a whole number"));
     }
 
     #[test]

@@ -12,13 +12,16 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::world::Peer;
 
-/// Whether they do for this rank and those of its host.
-pub(crate) fn suffice(rank: u32, peers: &[Peer]) -> bool {
+/// Whether they do for this rank and those of its host, so many for each.
+pub(crate) fn suffice(rank: u32, peers: &[Peer], each: u16) -> bool {
     let Some(own) = peers.get(rank as usize) else { return false };
     let others = peers.iter().filter(|peer| peer.rank != own.rank && peer.is_beside(own));
     // Elsewhere its number is another process's.
     let pid = |peer: &Peer| (peer.habitat == own.habitat && peer.habitat != 0).then_some(peer.pid);
-    suffice_beside(&others.map(pid).collect::<Vec<_>>())
+    let each = usize::from(each);
+    let others = others.map(pid).flat_map(|pid| std::iter::repeat_n(pid, each));
+    let own = std::iter::repeat_n(Some(std::process::id()), each.saturating_sub(1));
+    suffice_beside(&others.chain(own).collect::<Vec<_>>())
 }
 
 /// Whether they do for this process and others, by process id where that is known.

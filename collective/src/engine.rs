@@ -18,7 +18,8 @@ use crate::error::{ErrorKind, Result};
 use crate::fork::Process;
 use crate::group::{Begun, Group, Planned};
 use crate::host_memory::{HostMemory, Slot};
-use crate::lane::{self, Call, Command, Completion, Lane};
+use crate::lane::{self, Completion};
+use crate::lanes::{Handed, Lanes};
 use crate::owned::Owned;
 use crate::pending::Pending;
 use crate::plan::Hosts;
@@ -43,7 +44,7 @@ pub(crate) struct Engine {
 /// What all communicators of one world share.
 struct Runtime {
     world: Arc<World>,
-    lane: Mutex<Option<Lane>>,
+    lanes: Mutex<Option<Lanes>>,
     /// Communicators that are not closed.
     open: AtomicUsize,
     /// The process that connected: a fork has none of its threads.
@@ -60,13 +61,13 @@ struct Issued {
 
 impl Engine {
     /// The communicator of all ranks; with the memory it shares with those of its host.
-    pub(crate) fn new(world: Arc<World>, lane: Lane, memory: Option<Arc<HostMemory>>) -> Self {
+    pub(crate) fn new(world: Arc<World>, lanes: Lanes, memory: Option<Arc<HostMemory>>) -> Self {
         let members: Arc<[u32]> = (0..world.peers.len() as u32).collect();
         let slots: Vec<(u32, Option<Slot>)> = members.iter().map(|rank| (*rank, Some(0))).collect();
         let here = within_host(&world, memory.as_ref(), WHOLE_WORLD, &slots);
         let runtime = Runtime {
             world,
-            lane: Mutex::new(Some(lane)),
+            lanes: Mutex::new(Some(lanes)),
             open: AtomicUsize::new(1),
             process: Process::this(),
             memory,
@@ -234,7 +235,7 @@ impl Engine {
         let (world, runtime) = (self.world(), &self.runtime);
         if !runtime.process.is_this() {
             // The threads live in the process that forked; there is nothing to close here.
-            std::mem::forget(runtime.lane().take());
+            std::mem::forget(runtime.lanes().take());
             return Ok(());
         }
         if self.closed.swap(true, Ordering::AcqRel) {
@@ -249,11 +250,11 @@ impl Engine {
             if let Some(control) = world.control() {
                 goodbyes.iter().for_each(|goodbye| control.say_goodbye(goodbye.clone()));
             }
-            if let Some(lane) = &*runtime.lane() {
+            if let Some(lanes) = &*runtime.lanes() {
                 // The flows of the whole world say it when this rank leaves.
                 let mut goodbyes = goodbyes;
                 goodbyes.retain(|goodbye| goodbye.group != WHOLE_WORLD);
-                lane.send(Command::Goodbye(goodbyes));
+                lanes.inboxes().say_goodbye(&goodbyes);
             }
         }
         let is_last = runtime.open.fetch_sub(1, Ordering::AcqRel) == 1;
@@ -284,13 +285,13 @@ impl Engine {
             }
             let (done, completion) = lane::completion();
             let here = self.here.as_ref().filter(|_| group == self.group);
-            match &*self.runtime.lane() {
+            match &*self.runtime.lanes() {
                 Some(_) if here.is_some() => {
                     if let Some(here) = here {
                         here.flush(done);
                     }
                 }
-                Some(lane) => lane.send(Command::Flush(group, done)),
+                Some(lanes) => lanes.inboxes().flush(group, done),
                 None => return,
             }
             let last = world.calls(group).map_or(0, |(calls, _)| calls.saturating_sub(1));
@@ -409,19 +410,19 @@ impl Engine {
         })
     }
 
-    /// Agrees on the next call of a communicator and hands it to the lane.
+    /// Agrees on the next call of a communicator and hands it to the lanes.
     fn issue(&self, group: u64, shape: &CallShape, lent: Lent) -> Result<Issued> {
         let world = self.world();
         let planned = self.begin(shape, |world, shape| world.begin_planned(group, shape))?;
         let sequence = planned.begun.contract.sequence;
-        let (call, completion) = Call::new(world, planned, shape.location, lent, true);
-        match &*self.runtime.lane() {
-            Some(lane) => {
+        let (call, completion) = Handed::new(world, planned, shape.location, lent, true);
+        match &*self.runtime.lanes() {
+            Some(lanes) => {
                 let here =
                     self.here.as_ref().filter(|here| group == self.group && here.is_queued());
                 match here {
-                    Some(here) => here.forward(Box::new(call)),
-                    None => lane.send(Command::Run(Box::new(call))),
+                    Some(here) => here.forward(call),
+                    None => lanes.inboxes().run(call),
                 }
             }
             None => return Err(ErrorKind::Closed.into()),
@@ -499,8 +500,8 @@ fn within_host(
 }
 
 impl Runtime {
-    fn lane(&self) -> MutexGuard<'_, Option<Lane>> {
-        self.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lanes(&self) -> MutexGuard<'_, Option<Lanes>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves the world: waits for the peers' readers, at most a second, and ends the threads.
@@ -512,9 +513,9 @@ impl Runtime {
             self.world.note_left(self.world.rank);
             control.leave();
         }
-        let lane = self.lane().take();
-        if let Some(mut lane) = lane {
-            lane.close();
+        let lanes = self.lanes().take();
+        if let Some(lanes) = lanes {
+            lanes.close();
         }
         if let Some(control) = self.world.control() {
             control.close();

@@ -7,7 +7,7 @@ use crate::communicator::Communicator;
 use crate::config::{self, Limits};
 use crate::control::{ControlHandle, MemoryControl};
 use crate::error::{ErrorKind, Result};
-use crate::lane::Lane;
+use crate::lanes::Lanes;
 use crate::link::{Links, memory};
 use crate::plan::costs::Choice;
 use crate::statistics::Counters;
@@ -22,8 +22,8 @@ pub struct InMemory {
 }
 
 impl InMemory {
-    /// A world of `size` ranks, with ALLFOLD_LATE_AFTER, ALLFOLD_TIMEOUT and
-    /// ALLFOLD_ALGORITHM from the environment.
+    /// A world of `size` ranks, with ALLFOLD_LATE_AFTER, ALLFOLD_TIMEOUT,
+    /// ALLFOLD_ALGORITHM and ALLFOLD_LANES from the environment.
     ///
     /// # Errors
     /// [`ErrorKind::Argument`] if `size` is 0; [`ErrorKind::Setting`] where a variable is wrong.
@@ -56,6 +56,23 @@ impl InMemory {
         Ok(self)
     }
 
+    /// As [`Config::lanes`](crate::Config::lanes); here a lane is only a thread.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lanes(mut self, lanes: usize) -> Result<Self> {
+        self.choice.lanes = config::check_lanes(lanes as u64)?;
+        Ok(self)
+    }
+
+    /// For allfold's own tests: segments and stripes of so many bytes, so that short calls have
+    /// many of them.
+    #[doc(hidden)]
+    pub fn pieces(mut self, segment: u64, stripe: u64) -> Self {
+        (self.choice.costs.segment_bytes, self.choice.costs.stripe_bytes) = (segment, stripe);
+        self
+    }
+
     /// The ranks, in order.
     ///
     /// # Errors
@@ -73,15 +90,17 @@ impl InMemory {
         };
         let worlds: Vec<Arc<World>> = (0..self.size).map(|rank| Arc::new(world(rank))).collect();
         let controls = MemoryControl::join(&worlds);
-        let links = memory::Hub::links(self.size);
+        let hubs = (0..self.choice.lanes).map(|_| memory::Hub::links(self.size));
+        let mut hubs: Vec<_> = hubs.map(Vec::into_iter).collect();
         worlds
             .into_iter()
             .zip(controls)
-            .zip(links)
-            .map(|((world, control), links)| {
-                let lane = Lane::start(world.clone(), move || Ok(Links::Memory(links)))?;
-                world.attach(lane.commands(), ControlHandle::Memory(control));
-                Ok(Communicator::of_memory(world, lane))
+            .map(|(world, control)| {
+                let links = hubs.iter_mut().filter_map(Iterator::next);
+                let links = links.map(|links| move || Ok(Links::Memory(links)));
+                let lanes = Lanes::start(&world, links)?;
+                world.attach(lanes.inboxes().clone(), ControlHandle::Memory(control));
+                Ok(Communicator::of_memory(world, lanes))
             })
             .collect()
     }

@@ -16,7 +16,6 @@ mod writing;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::panic::Location;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,23 +25,24 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::active::ActiveCall;
 use crate::buffer::{CallMemory, Lent, SegmentPool};
-use crate::contract::{self, Contract};
+use crate::contract::Contract;
 use crate::error::{Error, Result};
-use crate::group::{Begun, Planned};
 use crate::link::{Flow, Links};
 use crate::machine::{FlowKey, Machine};
 use crate::plan::Algorithm;
 use crate::report;
-use crate::statistics::CallKey;
 use crate::verdict::{Fault, Loss};
 use crate::world::{Goodbye, World};
 
-pub(crate) use completion::{Asked, Completer, Completion, completion};
+pub(crate) use completion::{Asked, Completer, Completion, Ending, completion, completion_with};
 use lateness::{Attention, Lateness, Openings};
 
 /// What the caller's thread asks of a lane.
 pub(crate) enum Command {
     Run(Box<Call>),
+    /// This lane has no stripe of that call of the communicator: its part ends when all calls before
+    /// have ended here, so that calls end in their order.
+    Pass(u64, Completer),
     /// Complete this once no call of the communicator is under way.
     Flush(u64, Completer),
     /// Say goodbye on the flows of these communicators.
@@ -53,7 +53,7 @@ pub(crate) enum Command {
     Close,
 }
 
-/// One call, handed to the lane.
+/// One call, or this lane's stripe of it.
 pub(crate) struct Call {
     pub(crate) contract: Contract,
     /// Where in the program, for the peers' errors.
@@ -66,98 +66,53 @@ pub(crate) struct Call {
     pub(crate) machine: Machine,
     pub(crate) lent: Lent,
     pub(crate) done: Completer,
-    /// Its end is that of the communicator's call; else the ranks of the host go on with it.
-    pub(crate) is_whole: bool,
 }
 
-impl Call {
-    /// A call as it was begun, made at `location`, and the end that waits for it.
-    pub(crate) fn new(
-        world: &World,
-        planned: Planned,
-        location: &Location<'_>,
-        lent: Lent,
-        is_whole: bool,
-    ) -> (Self, Completion) {
-        let Planned { begun: Begun { contract, hash, .. }, plan, members } = planned;
-        let segment = world.choice.costs.segment_elements(contract.element.size() as u32);
-        let (done, completion) = completion();
-        let (algorithm, location) = (plan.algorithm(), contract::show_location(location));
-        let machine = Machine::new(plan, segment);
-        let call =
-            Self { contract, location, hash, members, algorithm, machine, lent, done, is_whole };
-        (call, completion)
-    }
-}
-
-/// The lane's thread.
-pub(crate) struct Lane {
-    commands: mpsc::UnboundedSender<Command>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Lane {
-    /// Starts the thread; `links` is called on it, inside its runtime.
-    pub(crate) fn start(
-        world: Arc<World>,
-        links: impl FnOnce() -> Result<Links> + Send + 'static,
-    ) -> Result<Self> {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        let (started, result) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("allfold-lane-0".into())
-            .spawn(move || {
-                #[cfg(feature = "faults")]
-                crate::faults::enter(world.rank);
-                report::speak_for(&world.counters.origin);
-                let runtime =
-                    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                        Ok(runtime) => runtime,
-                        Err(error) => {
-                            let _ =
-                                started.send(Err(Error::system("start a lane's runtime", error)));
-                            return;
-                        }
-                    };
-                tokio::task::LocalSet::new().block_on(&runtime, async move {
-                    match links() {
-                        Ok(links) => {
-                            let _ = started.send(Ok(()));
-                            Driver::new(world, links).run(inbox).await;
-                        }
-                        Err(error) => {
-                            let _ = started.send(Err(error));
-                        }
-                    }
-                });
-            })
-            .map_err(|error| Error::system("start a lane's thread", error))?;
-        let ended = || Error::system("start a lane", "its thread ended");
-        result.recv().map_err(|_| ended())??;
-        Ok(Self { commands, thread: Some(thread) })
-    }
-
-    pub(crate) fn commands(&self) -> mpsc::UnboundedSender<Command> {
-        self.commands.clone()
-    }
-
-    /// A lane that has ended drops the command, which completes a call with an error.
-    pub(crate) fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
-    }
-
-    /// Says goodbye, drains and ends the thread; takes at most about a second.
-    pub(crate) fn close(&mut self) {
-        let _ = self.commands.send(Command::Close);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// Starts the thread of a lane; `links` is called on it, inside its runtime.
+pub(crate) fn start(
+    world: Arc<World>,
+    number: u16,
+    links: impl FnOnce() -> Result<Links> + Send + 'static,
+) -> Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (started, result) = std::sync::mpsc::sync_channel(1);
+    let main = move || {
+        #[cfg(feature = "faults")]
+        crate::faults::enter(world.rank);
+        report::speak_for(&world.counters.origin);
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = started.send(Err(Error::system("start a lane's runtime", error)));
+                return;
+            }
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, async move {
+            match links() {
+                Ok(links) => {
+                    let _ = started.send(Ok(()));
+                    Driver::new(world, number, links).run(inbox).await;
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        });
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("allfold-lane-{number}"))
+        .spawn(main)
+        .map_err(|error| Error::system("start a lane's thread", error))?;
+    let ended = || Error::system("start a lane", "its thread ended");
+    result.recv().map_err(|_| ended())??;
+    Ok((commands, thread))
 }
 
 /// Everything the tasks of a lane share.
 struct Driver {
     world: Arc<World>,
+    /// Of the rank's lanes. The first takes part in every call.
+    number: u16,
     links: Links,
     /// By communicator.
     calls: RefCell<HashMap<u64, Calls>>,
@@ -191,22 +146,35 @@ struct Driver {
 struct Calls {
     active: Option<Active>,
     /// The next ones, in order.
-    queue: VecDeque<Call>,
+    queue: VecDeque<Queued>,
     /// To be completed when nothing is under way.
     flushes: Vec<Completer>,
+}
+
+/// A call that waits for its turn.
+enum Queued {
+    Call(Box<Call>),
+    /// Of which this lane has no stripe.
+    Pass(Completer),
+}
+
+impl Queued {
+    fn done(&self) -> &Completer {
+        match self {
+            Queued::Call(call) => &call.done,
+            Queued::Pass(done) => done,
+        }
+    }
 }
 
 /// The call under way.
 struct Active {
     call: ActiveCall,
     done: Completer,
-    is_whole: bool,
     algorithm: Algorithm,
     lateness: Lateness,
     /// When its turn came.
     since: Instant,
-    /// Waited so long, it is time for a warning.
-    next_warning: Duration,
 }
 
 impl Calls {
@@ -214,15 +182,16 @@ impl Calls {
     /// begin before.
     fn awaited(&self) -> Option<Instant> {
         let active = self.active.as_ref().map(|active| &active.done);
-        let queued = self.queue.iter().map(|call| &call.done);
+        let queued = self.queue.iter().map(Queued::done);
         active.into_iter().chain(queued).filter_map(Completer::awaited).min()
     }
 }
 
 impl Driver {
-    fn new(world: Arc<World>, links: Links) -> Rc<Self> {
+    fn new(world: Arc<World>, number: u16, links: Links) -> Rc<Self> {
         Rc::new(Self {
             world,
+            number,
             links,
             calls: RefCell::new(HashMap::new()),
             begun: Notify::new(),
@@ -252,7 +221,11 @@ impl Driver {
         self.spawn(self.clone().stay_awake());
         loop {
             match inbox.recv().await {
-                Some(Command::Run(call)) => self.queue(*call),
+                Some(Command::Run(call)) => {
+                    self.stirred.notify_one();
+                    self.queue(call.contract.group, Queued::Call(call));
+                }
+                Some(Command::Pass(group, done)) => self.queue(group, Queued::Pass(done)),
                 Some(Command::Flush(group, done)) => self.flush(group, done),
                 Some(Command::Goodbye(goodbyes)) => self.say_goodbye(goodbyes),
                 Some(Command::Abort) => self.abort(),
@@ -273,13 +246,10 @@ impl Driver {
     }
 
     /// Takes a call in; it begins when all before it on its communicator have ended.
-    fn queue(self: &Rc<Self>, call: Call) {
-        let group = call.contract.group;
+    fn queue(self: &Rc<Self>, group: u64, call: Queued) {
         if let Some(error) = self.world.error() {
-            self.end_call(group, call.is_whole);
-            return call.end(Err(error));
+            return call.fail(&error);
         }
-        self.stirred.notify_one();
         self.calls.borrow_mut().entry(group).or_default().queue.push_back(call);
         self.advance(group);
     }
@@ -288,7 +258,7 @@ impl Driver {
         let mut all = self.calls.borrow_mut();
         match all.get_mut(&group) {
             Some(calls) if calls.active.is_some() => {
-                let queued = calls.queue.iter().map(|call| &call.done);
+                let queued = calls.queue.iter().map(Queued::done);
                 queued
                     .chain(calls.active.iter().map(|a| &a.done))
                     .for_each(Completer::note_awaited);
@@ -319,21 +289,19 @@ impl Driver {
                     let ended = calls.active.take();
                     drop(all);
                     if let Some(active) = ended {
-                        let collective = active.call.contract.collective;
-                        let key = CallKey { collective, algorithm: active.algorithm };
-                        if active.is_whole {
-                            self.world.counters.call(key, active.since.elapsed());
-                            self.world.end_call(group);
-                        }
                         self.end(active, Ok(()));
                     }
                 }
                 None => match calls.queue.pop_front() {
-                    Some(call) => {
-                        let active = self.activate(call);
+                    Some(Queued::Call(call)) => {
+                        let active = self.activate(*call);
                         calls.active = Some(active);
                         self.begun.notify_one();
                         self.changed.notify_waiters();
+                    }
+                    Some(Queued::Pass(done)) => {
+                        drop(all);
+                        done.set(Ok(()));
                     }
                     None => {
                         for done in all.remove(&group).into_iter().flat_map(|calls| calls.flushes) {
@@ -348,8 +316,7 @@ impl Driver {
 
     /// Makes a call the one under way: its flows are opened, its relay is ready.
     fn activate(self: &Rc<Self>, call: Call) -> Active {
-        let Call { contract, location, hash, members, algorithm, machine, lent, done, is_whole } =
-            call;
+        let Call { contract, location, hash, members, algorithm, machine, lent, done } = call;
         let flow = |key: FlowKey| Flow {
             peer: members.get(key.peer as usize).copied().unwrap_or(self.world.rank),
             group: contract.group,
@@ -373,10 +340,10 @@ impl Driver {
         }
         let memory = CallMemory::new(lent, relay, element_bytes);
         let call = ActiveCall::new(contract, location, hash, members, machine, memory);
-        let next_warning = patience::first_warning(&self.world.limits);
         let since = Instant::now();
+        done.note_begun(since);
         let lateness = self.begin_waiting(since);
-        Active { call, done, is_whole, algorithm, lateness, since, next_warning }
+        Active { call, done, algorithm, lateness, since }
     }
 
     /// Lets go of the user's memory, then wakes the caller.
@@ -390,24 +357,14 @@ impl Driver {
         done.set(result);
     }
 
-    fn end_call(&self, group: u64, is_whole: bool) {
-        if is_whole {
-            self.world.end_call(group);
-        }
-    }
-
     fn abort(&self) {
         if let Some(error) = self.world.error() {
-            for (group, calls) in self.calls.take() {
+            for calls in self.calls.take().into_values() {
                 if let Some(active) = calls.active {
                     self.stop_waiting(&active.lateness);
-                    self.end_call(group, active.is_whole);
                     self.end(active, Err(error.clone()));
                 }
-                for call in calls.queue {
-                    self.end_call(group, call.is_whole);
-                    call.end(Err(error.clone()));
-                }
+                calls.queue.into_iter().for_each(|call| call.fail(&error));
                 calls.flushes.into_iter().for_each(|done| done.set(Err(error.clone())));
             }
         }
@@ -423,6 +380,7 @@ impl Driver {
     /// one.
     fn progressed(self: &Rc<Self>, group: u64) {
         self.moved.set(self.moved.get() + 1);
+        self.world.note_moved();
         self.stirred.notify_one();
         self.advance(group);
         self.changed.notify_waiters();
@@ -499,12 +457,17 @@ impl Driver {
     }
 }
 
-impl Call {
+impl Queued {
     /// Lets go of the user's memory, then wakes the caller.
-    fn end(self, result: Result<()>) {
-        let Call { lent, done, .. } = self;
-        drop(lent);
-        done.set(result);
+    fn fail(self, error: &Error) {
+        let done = match self {
+            Queued::Call(call) => {
+                drop(call.lent);
+                call.done
+            }
+            Queued::Pass(done) => done,
+        };
+        done.set(Err(error.clone()));
     }
 }
 

@@ -79,6 +79,7 @@ mod host_memory;
 pub mod identity;
 mod in_memory;
 mod lane;
+mod lanes;
 mod link;
 mod liveness;
 mod machine;

@@ -20,6 +20,7 @@ mod pairwise;
 mod reduce_scatter;
 mod ring;
 mod shape;
+mod stripes;
 mod tree;
 
 use std::fmt;
@@ -29,9 +30,9 @@ use std::sync::Arc;
 
 use crate::contract::Collective;
 use alone::Alone;
-use by_host::ByHost;
 pub(crate) use by_host::Hosts;
 use shape::Shape;
+pub(crate) use stripes::Stripe;
 
 /// What all ranks of a communicator know of a call, and all that the choice of its plan depends on.
 #[derive(Clone, Debug)]
@@ -54,6 +55,8 @@ pub(crate) struct Plan {
     shape: Shape,
     /// A hash of what the ranks must agree on to follow one plan.
     agreed: u64,
+    /// Of a call that is made by several lanes; else none.
+    stripes: Arc<[Stripe]>,
 }
 
 /// One transfer of one rank: to or from a peer, segment by segment.
@@ -151,14 +154,14 @@ impl Plan {
     ) -> Self {
         let shape = Shape::new(request, rank, algorithm, segment_elements);
         let agreed = agreed(request, shape.algorithm());
-        Self { shape, agreed }
+        Self { shape, agreed, stripes: Arc::default() }
     }
 
     /// The plan of ranks that meet in memory: nothing is sent.
     pub(crate) fn in_memory(request: &Request) -> Self {
         let shape = Shape::Here(Alone);
         let agreed = agreed(request, shape.algorithm());
-        Self { shape, agreed }
+        Self { shape, agreed, stripes: Arc::default() }
     }
 
     /// The plan of `rank` where some of the ranks share memory; `algorithm` is that between hosts.
@@ -169,13 +172,16 @@ impl Plan {
         algorithm: Algorithm,
         segment_elements: u64,
     ) -> Self {
-        let elements = (request.count, request.element_bytes);
-        let steps = ByHost::new(hosts, rank, elements, |rank, size, count| {
-            let request = Request { size, count, ..request.clone() };
-            Shape::new(&request, rank, algorithm, segment_elements)
-        });
+        let part = hosts.part_of(rank, request.count, request.element_bytes);
+        let shape = Shape::by_host(request, rank, (hosts, part), algorithm, segment_elements);
         let agreed = hosts.words().fold(agreed(request, algorithm), fold_hash);
-        Self { shape: Shape::ByHost(steps), agreed }
+        Self { shape, agreed, stripes: Arc::default() }
+    }
+
+    /// Where several lanes make the call: what each of them does. This plan itself is then nobody's,
+    /// and stands for them all.
+    pub(crate) fn stripes(&self) -> &[Stripe] {
+        &self.stripes
     }
 
     /// The number of steps.

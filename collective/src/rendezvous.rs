@@ -39,9 +39,9 @@ use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 use crate::faults;
 use crate::host_memory::{ARENA_BYTES, HostMemory};
 use crate::identity::{Environment, Ignored, host_name};
-use crate::lane::Lane;
+use crate::lanes::Lanes;
 use crate::link::Links;
-use crate::link::quic::{LaneAddress, QuicLinks, endpoint, tuning::Traffic};
+use crate::link::quic::{LaneAddress, LaneId, QuicLinks, endpoint, tuning::Traffic};
 use crate::link::shared_memory::{Arena, Attached, Door, Doorway};
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
@@ -61,7 +61,7 @@ use sockets::{
 /// What a communicator is made of.
 pub(crate) struct Joined {
     pub(crate) world: Arc<World>,
-    pub(crate) lane: Lane,
+    pub(crate) lanes: Lanes,
     /// What it shares with the other ranks of its host.
     pub(crate) memory: Option<Arc<HostMemory>>,
     /// Where the other ranks find this one.
@@ -82,7 +82,8 @@ pub(crate) struct Entry {
     /// sees a loopback address, which only its own host reaches: the rank is where rank 0 is.
     pub(crate) address: Option<IpAddr>,
     pub(crate) control_port: u16,
-    pub(crate) lane_port: u16,
+    /// One for each lane.
+    pub(crate) lane_ports: Vec<u16>,
     pub(crate) leaf: LeafHash,
     pub(crate) door: Option<Door>,
 }
@@ -186,15 +187,16 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         report::info(&format!("ignored: {launcher}: {reason}"));
     }
     let limits = Limits { dead_after: config.dead_after, ..config.limits };
-    let forced = config.algorithm;
+    let (forced, lanes) = (config.algorithm, config.lanes);
     let mut launched = connect_launcher(&config);
     let address = resolve_patiently(&config)?;
     let listen = Listen::new(&config.rendezvous.host, address.ip());
     if let Some(warning) = listen.warning(&config) {
         report::warn(&warning);
     }
-    let lane_socket = listen.bind(port_of(&config, 1))?;
-    let lane_port = local_port(&lane_socket)?;
+    let lane_socket = |lane| listen.bind(port_of(&config, 1 + lane));
+    let lane_sockets: Vec<UdpSocket> = (0..lanes).map(lane_socket).collect::<Result<_>>()?;
+    let lane_ports = lane_sockets.iter().map(local_port).collect::<Result<_>>()?;
     let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
@@ -222,7 +224,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         purpose: Purpose::Join {
             settings: config.job_wide(),
             control_port: local_port(&socket)?,
-            lane_port,
+            lane_ports,
             door: memory.as_ref().map(|(_, doorway)| doorway.door()),
         },
     };
@@ -245,48 +247,58 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         .collect();
     #[cfg(feature = "faults")]
     faults::meet_table(&meeting.table, meeting.rank_0);
-    let lanes: Vec<LaneAddress> = meeting
-        .table
-        .iter()
-        .map(|entry| LaneAddress {
-            address: SocketAddr::new(entry.address.unwrap_or(meeting.rank_0), entry.lane_port),
-            leaf: entry.leaf,
-        })
-        .collect();
+    let addresses: Vec<IpAddr> =
+        meeting.table.iter().map(|entry| entry.address.unwrap_or(meeting.rank_0)).collect();
+    // Both sides have checked that there is a port for each lane.
+    let of_lane = |lane: u16| -> Vec<LaneAddress> {
+        let ranks = meeting.table.iter().zip(&addresses);
+        let ports = |entry: &Entry| entry.lane_ports.get(usize::from(lane)).copied();
+        ranks
+            .filter_map(|(entry, ip)| {
+                let address = SocketAddr::new(*ip, ports(entry)?);
+                Some(LaneAddress { address, leaf: entry.leaf })
+            })
+            .collect()
+    };
+    let lane_addresses: Vec<_> = (0..lanes).map(of_lane).collect();
     let neighbours = neighbours(&meeting.table, rank).len();
     let shares = neighbours > 0 && meeting.shares.get(rank as usize) == Some(&true);
-    let meets_all = shares && neighbours + 1 == lanes.len();
+    let meets_all = shares && neighbours + 1 == addresses.len();
     if sharing == Sharing::Everywhere && !meets_all {
         return Err(config::cannot_share(why_apart(&meeting, rank)));
     }
     let memory = arena.filter(|_| shares);
     let others = meeting.mapped.arenas;
     let memory = memory
-        .map(|own| Arc::new(HostMemory::new(rank, own, others, cores::suffice(rank, &peers))));
-    let transport = match lanes.iter().find(|lane| !lane.address.ip().is_loopback()) {
+        .map(|own| Arc::new(HostMemory::new(rank, own, others, cores::suffice(rank, &peers, 1))));
+    let several = if lanes > 1 { format!(", {lanes} lanes") } else { String::new() };
+    let transport = match addresses.iter().find(|address| !address.is_loopback()) {
         _ if meets_all => "shared memory".into(),
-        None => format!("quic on {}", meeting.rank_0),
-        Some(_) if shares => "shared memory within hosts, quic between them".into(),
-        Some(_) => "quic between hosts".into(),
+        None => format!("quic on {}{several}", meeting.rank_0),
+        Some(_) if shares => format!("shared memory within hosts, quic between them{several}"),
+        Some(_) => format!("quic between hosts{several}"),
     };
-    let own = lanes.get(rank as usize);
-    let address = own.map_or(meeting.rank_0, |lane| lane.address.ip());
-    let choice = Choice { costs: meeting.costs, forced };
+    let address = addresses.get(rank as usize).copied().unwrap_or(meeting.rank_0);
+    let choice = Choice { costs: meeting.costs, forced, lanes };
     let epoch = meeting.epoch;
     let world = Arc::new(World::new(rank, epoch, peers, limits, choice, counters.clone()));
     let counters = counters.clone();
     // Links of data open at first use, which may be long after now.
     let met = Arc::new(membership.after_meeting(SystemTime::now()));
-    let lane = Lane::start(world.clone(), move || {
-        QuicLinks::new(lane_socket, met, hello, epoch, lanes, counters).map(Links::Quic)
-    })?;
-    world.attach(lane.commands(), ControlHandle::Network(control));
+    let links = lane_sockets.into_iter().zip(lane_addresses).zip(0..);
+    let links = links.map(|((socket, addresses), lane)| {
+        let (met, hello, counters) = (met.clone(), hello.clone(), counters.clone());
+        let id = LaneId { epoch, lane, lanes };
+        move || QuicLinks::new(socket, met, hello, id, addresses, counters).map(Links::Quic)
+    });
+    let lanes = Lanes::start(&world, links)?;
+    world.attach(lanes.inboxes().clone(), ControlHandle::Network(control));
     departure::announce(&world);
     // Only now, so that the first verdict already finds lane and control.
     if let Some(control) = world.control() {
         control.serve(world.clone());
     }
-    Ok(Joined { world, lane, memory, address, transport, security })
+    Ok(Joined { world, lanes, memory, address, transport, security })
 }
 
 /// Why `rank` does not share memory with all others.

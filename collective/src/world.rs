@@ -7,18 +7,16 @@ mod words;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::sync::mpsc;
 
 use crate::contract;
 use crate::control::ControlHandle;
 use crate::deadlock::{Blocked, Reports, Stuck, Threads, Wait, is_only_thread};
 use crate::error::{Error, Result};
 use crate::group::{Accusation, Group};
-use crate::lane;
+use crate::lanes::Inboxes;
 use crate::plan::costs::Choice;
 use crate::report;
 use crate::statistics::Counters;
@@ -80,7 +78,9 @@ pub(crate) struct World {
     verdict: OnceLock<(Verdict, Error)>,
     /// A call has returned the error that ended the world.
     told: AtomicBool,
-    lane: OnceLock<mpsc::UnboundedSender<lane::Command>>,
+    lanes: OnceLock<Inboxes>,
+    /// Segments sent and received, by all lanes.
+    moved: AtomicU64,
     control: OnceLock<ControlHandle>,
 }
 
@@ -163,7 +163,8 @@ impl World {
             state: Mutex::new(state),
             verdict: OnceLock::new(),
             told: AtomicBool::new(false),
-            lane: OnceLock::new(),
+            lanes: OnceLock::new(),
+            moved: AtomicU64::new(0),
             control: OnceLock::new(),
         }
     }
@@ -177,12 +178,8 @@ impl World {
     }
 
     /// Joins the threads to the world; a verdict reaches them from here on.
-    pub(crate) fn attach(
-        &self,
-        lane: mpsc::UnboundedSender<lane::Command>,
-        control: ControlHandle,
-    ) {
-        let _ = self.lane.set(lane);
+    pub(crate) fn attach(&self, lanes: Inboxes, control: ControlHandle) {
+        let _ = self.lanes.set(lanes);
         let _ = self.control.set(control);
     }
 
@@ -302,8 +299,8 @@ impl World {
             return;
         }
         let call = self.call_under_way();
-        if let Some(lane) = self.lane.get() {
-            let _ = lane.send(lane::Command::Abort);
+        if let Some(lanes) = self.lanes() {
+            lanes.abort();
         }
         let Some((verdict, error)) = self.verdict.get() else { return };
         self.counters.aborted(&verdict.fault, &error.to_string());
@@ -360,11 +357,19 @@ impl World {
         self.verdict.get().is_some()
     }
 
-    /// Asks something of the lane, if there is one.
-    pub(crate) fn send_to_lane(&self, command: lane::Command) {
-        if let Some(lane) = self.lane.get() {
-            let _ = lane.send(command);
-        }
+    /// The lanes, once they are attached.
+    pub(crate) fn lanes(&self) -> Option<&Inboxes> {
+        self.lanes.get()
+    }
+
+    /// A lane has sent or received a segment.
+    pub(crate) fn note_moved(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Changes whenever a lane has sent or received a segment.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// Why the world ended, if it did.
@@ -403,7 +408,7 @@ mod tests {
     pub(super) fn of_three() -> World {
         let late_after = Duration::from_secs(10);
         let limits = Limits { late_after, timeout: None, dead_after: None };
-        let choice = Choice { costs: CostTable::default(), forced: None };
+        let choice = Choice { costs: CostTable::default(), forced: None, lanes: 1 };
         let peers = (0..3).map(|rank| Peer::new(rank, "host", 1)).collect();
         World::new(0, 1, peers, limits, choice, Arc::new(Counters::new(0, 3, "memory")))
     }

@@ -57,8 +57,9 @@ fn a_buffer_of_the_runtime_s_can_be_lent_too() {
 #[test]
 fn a_world_says_whether_its_ranks_share_memory() {
     let shares = |world| results(world, Communicator::shares_memory).into_iter().all(|is| is);
-    let [in_process, over_quic, in_shared_memory] = every_link(2);
-    assert!(!shares(in_process) && !shares(over_quic) && shares(in_shared_memory));
+    let [in_process, with_lanes, over_quic, in_shared_memory] = every_link(2);
+    assert!(!shares(in_process) && !shares(with_lanes) && !shares(over_quic));
+    assert!(shares(in_shared_memory));
     assert!(Communicator::single().shares_memory());
 }
 

@@ -15,7 +15,8 @@ use crate::buffer::{Borrowed, Lent, Parts};
 use crate::error::{ErrorKind, Result};
 use crate::group::{Begun, Planned};
 use crate::host_memory::HostMemory;
-use crate::lane::{self, Asked, Call, Command, Completer};
+use crate::lane::{self, Asked, Completer};
+use crate::lanes::Handed;
 use crate::link::shared_memory::{Shared, Stop, Sum};
 use crate::plan::{Algorithm, Plan};
 use crate::reduce::ReduceOp;
@@ -59,8 +60,8 @@ struct Queue {
 /// What the communicator's thread does in its turn.
 enum Job {
     Here(Box<(Begun, Option<Between>)>, Lent, Completer),
-    /// Over the network: the lane's calls keep their own order.
-    There(Box<Call>),
+    /// Over the network: the lanes' calls keep their own order.
+    There(Handed),
     Flush(Completer),
 }
 
@@ -116,8 +117,8 @@ impl WithinHost {
         self.hand_over(Job::Here(Box::new(call), lent, done));
     }
 
-    /// Hands a call to the lane in its turn.
-    pub(super) fn forward(self: &Arc<Self>, call: Box<Call>) {
+    /// Hands a call to the lanes in its turn.
+    pub(super) fn forward(self: &Arc<Self>, call: Handed) {
         self.hand_over(Job::There(call));
     }
 
@@ -138,11 +139,12 @@ impl WithinHost {
 
     fn hand_over(self: &Arc<Self>, job: Job) {
         self.queued.fetch_add(1, Ordering::AcqRel);
-        let asked = match &job {
-            Job::Here(_, _, done) | Job::Flush(done) => done.asked(),
-            Job::There(call) => call.done.asked(),
+        let (is_here, asked) = match &job {
+            Job::Here(_, _, done) => (true, Some(done.asked())),
+            Job::Flush(done) => (false, Some(done.asked())),
+            Job::There(call) => (false, call.asked()),
         };
-        self.asked().push_back(asked);
+        self.asked().extend(asked);
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.is_none() {
             let (jobs, inbox) = channel();
@@ -158,7 +160,9 @@ impl WithinHost {
         // The job was dropped, which completes it with an error.
         if !sent {
             self.leave_queue();
-            self.world.end_call(self.group);
+            if is_here {
+                self.world.end_call(self.group);
+            }
             let problem = "it cannot start a thread for its calls".into();
             self.world.lose(self.world.rank, Loss::Failed { problem });
         }
@@ -188,7 +192,7 @@ impl WithinHost {
             match job {
                 Job::Here(call, mut lent, done) => {
                     let (begun, between) = *call;
-                    let result = self.flush_lane().and_then(|()| {
+                    let result = self.flush_lanes().and_then(|()| {
                         let awaited = || self.awaited();
                         let (buffer, now) = (lent.in_place(), Instant::now());
                         self.make((&begun, between), buffer, now, Some(&awaited))
@@ -198,11 +202,13 @@ impl WithinHost {
                     done.set(result);
                 }
                 Job::There(call) => {
-                    self.world.send_to_lane(Command::Run(call));
+                    if let Some(lanes) = self.world.lanes() {
+                        lanes.run(call);
+                    }
                     self.leave_queue();
                 }
                 Job::Flush(done) => {
-                    let result = self.flush_lane();
+                    let result = self.flush_lanes();
                     self.leave_queue();
                     done.set(result);
                 }
@@ -210,10 +216,13 @@ impl WithinHost {
         }
     }
 
-    /// Waits until the lane has no call of the communicator.
-    fn flush_lane(&self) -> Result<()> {
+    /// Waits until no lane has a call of the communicator.
+    fn flush_lanes(&self) -> Result<()> {
         let (done, completion) = lane::completion();
-        self.world.send_to_lane(Command::Flush(self.group, done));
+        match self.world.lanes() {
+            Some(lanes) => lanes.flush(self.group, done),
+            None => drop(done),
+        }
         completion.wait()
     }
 
@@ -289,14 +298,16 @@ impl WithinHost {
         buffer: &mut [u8],
         is_awaited: bool,
     ) -> std::result::Result<(), Stop> {
-        let (world, sequence) = (&*self.world, begun.contract.sequence);
+        let (world, sequence) = (&self.world, begun.contract.sequence);
         let Between { plan, members, location } = between;
         let whole = 0..buffer.len();
         let parts = Parts { input: whole.clone(), output: whole };
         let (loan, lent) = Borrowed::in_place(buffer, parts).lend();
         let planned = Planned { begun: *begun, plan, members };
-        let (call, completion) = Call::new(world, planned, location, lent, false);
-        world.send_to_lane(Command::Run(Box::new(call)));
+        let (call, completion) = Handed::new(world, planned, location, lent, false);
+        if let Some(lanes) = world.lanes() {
+            lanes.run(call);
+        }
         let waiting = is_awaited.then(|| world.note_waiting(self.group, sequence));
         let result = completion.wait();
         drop((waiting, loan));

@@ -6,16 +6,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::rendezvous::Entry;
 
-/// Where a rank's two sockets are.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where a rank's sockets are.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Sockets {
     pub(super) control: Option<SocketAddr>,
-    pub(super) lane: Option<SocketAddr>,
+    pub(super) lanes: Vec<SocketAddr>,
 }
 
 /// A rank was met before there was a world table.
 pub(crate) fn meet(rank: u32, control: SocketAddr) {
-    book().insert(rank, Sockets { control: Some(control), lane: None });
+    book().insert(rank, Sockets { control: Some(control), lanes: Vec::new() });
 }
 
 /// The world table: in a process with several worlds the last one counts.
@@ -26,7 +26,7 @@ pub(crate) fn meet_table(table: &[Entry], rank_0: IpAddr) {
         let ip = entry.address.unwrap_or(rank_0);
         let sockets = Sockets {
             control: Some(SocketAddr::new(ip, entry.control_port)),
-            lane: Some(SocketAddr::new(ip, entry.lane_port)),
+            lanes: entry.lane_ports.iter().map(|port| SocketAddr::new(ip, *port)).collect(),
         };
         book.insert(entry.rank, sockets);
     }
@@ -35,7 +35,7 @@ pub(crate) fn meet_table(table: &[Entry], rank_0: IpAddr) {
 /// What is known of a rank.
 pub(super) fn sockets(rank: usize) -> Sockets {
     let rank = u32::try_from(rank).ok();
-    rank.and_then(|rank| book().get(&rank).copied()).unwrap_or_default()
+    rank.and_then(|rank| book().get(&rank).cloned()).unwrap_or_default()
 }
 
 /// Whether they are one socket; one that listens everywhere has no address but its port.

@@ -60,7 +60,7 @@ pub enum Place {
     Rank(usize),
     /// The socket of a rank's control endpoint: heartbeats, verdicts, goodbyes.
     Control(usize),
-    /// The socket of a rank's lane: the bytes of calls.
+    /// The sockets of a rank's lanes: the bytes of calls.
     Lane(usize),
     /// The socket at an address.
     Address(SocketAddr),
@@ -207,10 +207,10 @@ impl Place {
             Place::Everywhere => true,
             Place::Rank(rank) => {
                 let sockets = peers::sockets(rank);
-                is(sockets.control) || is(sockets.lane)
+                is(sockets.control) || sockets.lanes.into_iter().any(|lane| is(Some(lane)))
             }
             Place::Control(rank) => is(peers::sockets(rank).control),
-            Place::Lane(rank) => is(peers::sockets(rank).lane),
+            Place::Lane(rank) => peers::sockets(rank).lanes.into_iter().any(|lane| is(Some(lane))),
             Place::Address(other) => is(Some(other)),
         }
     }

@@ -53,7 +53,7 @@ impl Driver {
     /// call is under way here, this rank has waited for it.
     pub(super) fn note_arrival(&self, flow: Flow, key: FlowKey, header: &Header, now: Instant) {
         // Only a first message can be, and a flow has one in a call.
-        let is_first = header.step == 0 && header.segment == 0;
+        let is_first = header.step == 0 && header.segment == 0 && self.counts_waits();
         if !is_first || !self.openings.borrow_mut().note(flow, header.sequence) {
             return;
         }
@@ -74,6 +74,11 @@ impl Driver {
         self.world.counters.waited(flow.peer, waited);
     }
 
+    /// A wait counts once, whatever number of lanes make the call.
+    fn counts_waits(&self) -> bool {
+        self.number == 0
+    }
+
     /// No more comes on a flow.
     pub(super) fn forget_flow(&self, flow: Flow) {
         self.openings.borrow_mut().0.remove(&flow);
@@ -81,6 +86,9 @@ impl Driver {
 
     /// Counts the waits of calls that take long.
     pub(super) fn count_waits(&self, now: Instant) {
+        if !self.counts_waits() {
+            return;
+        }
         let missed = self.missed(now);
         for active in self.calls.borrow_mut().values_mut().filter_map(|calls| calls.active.as_mut())
         {

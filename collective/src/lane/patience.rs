@@ -12,7 +12,7 @@ use crate::report;
 use crate::verdict::Fault;
 use crate::world::Limits;
 
-/// Since when nothing has moved.
+/// Since when nothing has moved, on any lane.
 struct Stillness {
     moved: u64,
     since: Instant,
@@ -58,10 +58,7 @@ impl Driver {
             // A warning is of this call alone, which may have begun behind many others.
             let (waited, waited_in_it) =
                 (self.waited(since, now), self.waited(since.max(active.since), now));
-            if waited_in_it >= active.next_warning {
-                while active.next_warning <= waited_in_it {
-                    active.next_warning = active.next_warning.saturating_mul(2);
-                }
+            if active.done.is_warning_due(waited_in_it, first_warning(&limits)) {
                 late.push((active.call.contract, waited_in_it));
             }
             over =
@@ -88,8 +85,9 @@ impl Driver {
 
     fn look_for_deadlock(&self, still: &mut Stillness) {
         let now = Instant::now();
-        if self.moved.get() != still.moved {
-            (still.moved, still.since, still.rest) = (self.moved.get(), now, None);
+        let moved = self.world.moved();
+        if moved != still.moved {
+            (still.moved, still.since, still.rest) = (moved, now, None);
         }
         let (still_for, patience) = (now.duration_since(still.since), self.world.limits.late_after);
         if still_for < patience / 2 {
@@ -113,7 +111,7 @@ impl Driver {
 }
 
 /// How long a call is waited for before the first warning.
-pub(super) fn first_warning(limits: &Limits) -> Duration {
+fn first_warning(limits: &Limits) -> Duration {
     limits.late_after.max(SHORTEST_LOOK)
 }
 
@@ -144,7 +142,7 @@ mod tests {
     }
 
     fn next_warning(driver: &Driver) -> Duration {
-        driver.calls.borrow()[&WHOLE_WORLD].active.as_ref().unwrap().next_warning
+        driver.calls.borrow()[&WHOLE_WORLD].active.as_ref().unwrap().done.next_warning()
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::world::World;
 impl Driver {
     /// Keeps the lane from sleeping for as long as something has just happened.
     pub(super) async fn stay_awake(self: Rc<Self>) {
-        if !matches!(self.links, Links::Quic(_)) || !has_cores(&self.world) {
+        if !matches!(self.links, Links::Quic(_)) || !has_cores(&self.world, self.number + 1) {
             return;
         }
         loop {
@@ -49,9 +49,9 @@ impl Driver {
     }
 }
 
-/// Whether each rank of this host has a core, so that one that polls takes it from nobody.
-pub(crate) fn has_cores(world: &World) -> bool {
-    cores::suffice(world.rank, &world.peers)
+/// Whether each rank of this host has so many cores, so that lanes that poll take them from nobody.
+pub(crate) fn has_cores(world: &World, each: u16) -> bool {
+    cores::suffice(world.rank, &world.peers, each)
 }
 
 /// Several small calls, or a round trip in a rack. Measured on two cores: 30 to 400 us are alike for

@@ -42,6 +42,27 @@ pub(crate) struct LaneAddress {
     pub(crate) leaf: LeafHash,
 }
 
+/// Which lane it is, in which world.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneId {
+    pub(crate) epoch: u64,
+    pub(crate) lane: u16,
+    /// Of each rank.
+    pub(crate) lanes: u16,
+}
+
+impl LaneId {
+    /// Of ranks with one lane each.
+    #[cfg(test)]
+    pub(crate) fn only(epoch: u64) -> Self {
+        Self { epoch, lane: 0, lanes: 1 }
+    }
+
+    fn traffic(self) -> Traffic {
+        Traffic::Data { lanes: self.lanes }
+    }
+}
+
 /// The connections of one lane.
 pub(crate) struct QuicLinks(Rc<Shared>);
 
@@ -49,8 +70,9 @@ struct Shared {
     endpoint: OpenEndpoint,
     membership: Arc<Membership>,
     hello: Hello,
-    epoch: u64,
+    id: LaneId,
     rank: u32,
+    /// The same lane of all ranks.
     addresses: Vec<LaneAddress>,
     connections: RefCell<HashMap<u32, watch::Sender<Option<Connection>>>>,
     /// Of each peer that dialled, the attempt whose welcome it has not confirmed yet.
@@ -71,19 +93,19 @@ impl QuicLinks {
         socket: UdpSocket,
         membership: Arc<Membership>,
         hello: Hello,
-        epoch: u64,
+        id: LaneId,
         addresses: Vec<LaneAddress>,
         counters: Arc<Counters>,
     ) -> Result<Self> {
         let drops = Drops::of(&socket);
-        let endpoint = endpoint::open(socket, &membership, Traffic::Data)?;
+        let endpoint = endpoint::open(socket, &membership, id.traffic())?;
         let (flows, inbox) = mpsc::unbounded_channel();
         let shared = Rc::new(Shared {
             endpoint: endpoint.clone(),
             membership,
             rank: hello.rank,
             hello,
-            epoch,
+            id,
             addresses,
             connections: RefCell::new(HashMap::new()),
             welcoming: RefCell::default(),
@@ -119,7 +141,8 @@ impl QuicLinks {
         let lost = |error: ConnectionError| report::printable(&error.to_string());
         let mut stream = connection.open_uni().await.map_err(lost)?;
         let Flow { group, tree, .. } = flow;
-        let preamble = Preamble { epoch: self.0.epoch, from: self.0.rank, group, tree, lane: 0 };
+        let Shared { rank: from, id: LaneId { epoch, lane, .. }, .. } = *self.0;
+        let preamble = Preamble { epoch, from, group, tree, lane };
         stream.write_all(&preamble.to_wire()).await.map_err(|error| error.to_string())?;
         Ok(FlowSender::Quic(stream))
     }
@@ -210,11 +233,11 @@ impl Shared {
         address: SocketAddr,
     ) -> std::result::Result<hello::Welcomed, DialError> {
         let mut hello = self.hello.clone();
-        hello.purpose = Purpose::Lane { epoch: self.epoch, lane: 0 };
+        hello.purpose = Purpose::Lane { epoch: self.id.epoch, lane: self.id.lane };
         let caller = endpoint::Caller {
             endpoint: &self.endpoint,
             membership: &self.membership,
-            traffic: Traffic::Data,
+            traffic: self.id.traffic(),
         };
         caller.dial(peer, address, &hello, DIAL_LIMIT).await
     }
@@ -222,11 +245,12 @@ impl Shared {
     /// Judges a peer that dialled this lane.
     async fn welcome(self: Rc<Self>, greeted: Greeted) {
         let hello = &greeted.hello;
-        let Purpose::Lane { epoch, lane: 0 } = hello.purpose else {
-            return greeted.connection.close(REFUSED.into(), b"a lane takes data only");
+        let epoch = match hello.purpose {
+            Purpose::Lane { epoch, lane } if lane == self.id.lane => epoch,
+            _ => return greeted.connection.close(REFUSED.into(), b"a lane takes its data only"),
         };
         let known = self.addresses.get(hello.rank as usize);
-        if epoch != self.epoch || known.is_none_or(|known| known.leaf != greeted.leaf) {
+        if epoch != self.id.epoch || known.is_none_or(|known| known.leaf != greeted.leaf) {
             self.counters.refused(Refusal::OtherRun);
             let reason = "this lane belongs to another run of the job".to_string();
             self.complaints.say(&format!("refused {}: {reason}", greeted.who()));
@@ -269,7 +293,10 @@ impl Shared {
         // Whoever asks for the round trip must not keep the connection open.
         let connection = Arc::new(connection);
         let link = Arc::downgrade(&connection);
-        self.counters.linked(peer, move || link.upgrade().map(|connection| connection.rtt()));
+        // The first lane's stands for all.
+        if self.id.lane == 0 {
+            self.counters.linked(peer, move || link.upgrade().map(|connection| connection.rtt()));
+        }
         tokio::task::spawn_local(async move {
             while let Ok(stream) = connection.accept_uni().await {
                 // Side by side: what is lost of one stream's beginning holds up no other.
@@ -284,7 +311,8 @@ impl Shared {
         if stream.read_exact(&mut preamble).await.is_err() {
             return;
         }
-        let is_expected = |p: &Preamble| (p.epoch, p.from, p.lane) == (self.epoch, peer, 0);
+        let is_expected =
+            |p: &Preamble| (p.epoch, p.from, p.lane) == (self.id.epoch, peer, self.id.lane);
         match Preamble::from_wire(&preamble).filter(is_expected) {
             Some(Preamble { group, tree, .. }) => {
                 let receiver = FlowReceiver::quic(stream);

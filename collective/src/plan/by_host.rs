@@ -9,6 +9,7 @@
 //! Here are the steps between hosts. What they work on is the sum of a host already, and counts as
 //! one rank's raw input only where a host has one rank.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::shape::{Shape, Steps};
@@ -59,6 +60,14 @@ impl Hosts {
         has.then_some((index as u64, ranks))
     }
 
+    /// The elements that are this rank's between hosts; none if it has no part.
+    pub(super) fn part_of(&self, rank: u32, count: u64, element_bytes: u32) -> Range<u64> {
+        let bytes = u64::from(element_bytes);
+        let index = self.with_part_of(rank).map(|(index, _)| index);
+        let part = index.map_or(0..0, |index| part(count * bytes, self.parts() as u64, index));
+        part.start / bytes..part.end / bytes
+    }
+
     /// Equal where the ranks lie alike.
     pub(super) fn words(&self) -> impl Iterator<Item = u64> {
         let each = |ranks: &Vec<u32>| {
@@ -97,23 +106,21 @@ struct Meets {
 }
 
 impl ByHost {
-    /// `plan` makes that of a rank among so many, for so many elements.
+    /// `part` is what this rank has of the buffer; `plan` makes that of a rank among so many, for so
+    /// many elements.
     pub(super) fn new(
         hosts: &Hosts,
         rank: u32,
-        (count, element_bytes): (u64, u32),
+        part: Range<u64>,
         plan: impl FnOnce(u32, u32, u64) -> Shape,
     ) -> Self {
-        let bytes = u64::from(element_bytes);
-        let meets = hosts.with_part_of(rank).map(|(index, ranks)| {
-            let part = part(count * bytes, hosts.parts() as u64, index);
+        let meets = hosts.with_part_of(rank).map(|(_, ranks)| {
             let place = ranks.iter().position(|member| *member == rank).unwrap_or(0);
             let alone: Vec<bool> =
                 ranks.iter().map(|member| hosts.around(*member).len() == 1).collect();
-            let elements = (part.end - part.start) / bytes;
-            let plan = plan(place as u32, ranks.len() as u32, elements);
+            let plan = plan(place as u32, ranks.len() as u32, part.end - part.start);
             let is_alone = alone[place];
-            Arc::new(Meets { plan, ranks, alone, is_alone, start: part.start / bytes })
+            Arc::new(Meets { plan, ranks, alone, is_alone, start: part.start })
         });
         Self { meets }
     }

@@ -27,6 +27,9 @@ pub(crate) struct CostTable {
     /// Bytes of a segment. Not handed out: everywhere the same, except in simulations.
     #[serde(skip, default = "default_segment_bytes")]
     pub(crate) segment_bytes: u64,
+    /// Bytes of a stripe, at least. Not handed out, like those of a segment.
+    #[serde(skip, default = "default_stripe_bytes")]
+    pub(crate) stripe_bytes: u64,
 }
 
 /// How the ranks of a world choose their plans, alike on all of them.
@@ -35,23 +38,33 @@ pub(crate) struct Choice {
     pub(crate) costs: CostTable,
     /// Taken wherever the collective has it.
     pub(crate) forced: Option<Algorithm>,
+    /// Of each rank.
+    pub(crate) lanes: u16,
 }
 
 impl Choice {
     /// The plan of `rank` for a call of a communicator whose ranks lie like that.
     pub(crate) fn plan(&self, request: &Request, rank: u32, layout: &Layout) -> Plan {
         let meets = self.forced.is_none() && meets_in_memory(request.collective);
-        match layout {
-            Layout::Together if meets => Plan::in_memory(request),
+        let segment = self.costs.segment_elements(request.element_bytes);
+        let (plan, hosts, stripes, algorithm) = match layout {
+            Layout::Together if meets => (Plan::in_memory(request), None, 1, Algorithm::Direct),
             Layout::ByHost(hosts) if meets => {
                 let count = hosts.longest(request.count, request.element_bytes);
                 let between = Request { size: hosts.count() as u32, count, ..request.clone() };
                 let algorithm = fastest(&between, &self.costs);
-                let segment = self.costs.segment_elements(request.element_bytes);
-                Plan::by_host(request, rank, hosts, algorithm, segment)
+                let plan = Plan::by_host(request, rank, hosts, algorithm, segment);
+                let stripes = stripes(&between, algorithm, &self.costs, self.lanes);
+                (plan, Some(&**hosts), stripes, algorithm)
             }
-            _ => choose(request, rank, &self.costs, self.forced),
-        }
+            _ => {
+                let plan = choose(request, rank, &self.costs, self.forced);
+                let algorithm = plan.algorithm();
+                let stripes = stripes(request, algorithm, &self.costs, self.lanes);
+                (plan, None, stripes, algorithm)
+            }
+        };
+        plan.in_stripes((request, rank), hosts, (stripes, self.lanes), algorithm, segment)
     }
 }
 
@@ -69,6 +82,34 @@ pub(crate) enum Layout {
 /// Whether ranks that share memory meet there for it.
 pub(crate) fn meets_in_memory(collective: Collective) -> bool {
     matches!(collective, Collective::AllReduce | Collective::Barrier)
+}
+
+/// Into how many stripes a call is cut, for as many of the lanes: each is worth a lane's while.
+fn stripes(request: &Request, algorithm: Algorithm, costs: &CostTable, lanes: u16) -> u32 {
+    let &Request { collective, size, count, element_bytes, .. } = request;
+    let blocks = match collective {
+        Collective::AllReduce
+        | Collective::Broadcast { .. }
+        | Collective::Reduce { .. }
+        | Collective::Send => 1,
+        // It passes several blocks on in one piece.
+        Collective::Gather { .. } | Collective::Scatter { .. }
+            if algorithm == Algorithm::Binomial =>
+        {
+            return 1;
+        }
+        Collective::ReduceScatter
+        | Collective::AllGather
+        | Collective::Gather { .. }
+        | Collective::Scatter { .. }
+        | Collective::AllToAll => u64::from(size),
+        // Blocks of different lengths; nothing to cut.
+        Collective::AllGatherV | Collective::Barrier => return 1,
+    };
+    let bytes = |elements: u64| elements.saturating_mul(element_bytes.into());
+    let segments = bytes(costs.segment_elements(element_bytes)).saturating_mul(size.into());
+    let least = costs.stripe_bytes.max(segments).max(1);
+    (bytes(count.saturating_mul(blocks)) / least).clamp(1, lanes.max(1).into()) as u32
 }
 
 /// The plan of `rank` for a call: the fastest by prediction, or `forced` where the collective has
@@ -272,6 +313,10 @@ fn default_segment_bytes() -> u64 {
     SEGMENT_BYTES
 }
 
+fn default_stripe_bytes() -> u64 {
+    STRIPE_BYTES
+}
+
 impl CostTable {
     /// Of QUIC between hosts, where a switch and two network cards lie in between.
     pub(crate) fn network() -> Self {
@@ -280,7 +325,8 @@ impl CostTable {
 
     /// Whether predictions from it stay within their numbers: it comes from another rank.
     pub(crate) fn is_within_limits(&self) -> bool {
-        let Self { latency_ns, message_ns, byte_ps, reduce_ps, segment_bytes: _ } = *self;
+        let Self { latency_ns, message_ns, byte_ps, reduce_ps, segment_bytes: _, stripe_bytes: _ } =
+            *self;
         [latency_ns, message_ns, byte_ps, reduce_ps].iter().all(|cost| *cost < MAX_COST)
     }
 }
@@ -294,6 +340,7 @@ impl Default for CostTable {
             byte_ps: BYTE_PS,
             reduce_ps: REDUCE_PS,
             segment_bytes: SEGMENT_BYTES,
+            stripe_bytes: STRIPE_BYTES,
         }
     }
 }
@@ -302,6 +349,9 @@ impl Default for CostTable {
 /// the L2 cache and that a 2-rank ring of 1 MiB has eight of them to overlap. With its header it fits
 /// one packet on loopback (`link/quic/tuning.rs`): 64 KiB, which take two, are 8 % slower.
 pub(crate) const SEGMENT_BYTES: u64 = 63 * 1024;
+/// Eight segments: what a lane gains by its share is then more than waking it takes. In a ring every
+/// rank's chunk of it must fill a segment besides.
+const STRIPE_BYTES: u64 = 512 * 1024;
 /// With `MESSAGE_NS`, half of the 100 us that an all-reduce of 8 bytes takes on a ring of two
 /// ranks, which is two transfers in a row: sealing, two system calls, a wake-up, opening.
 const LATENCY_NS: u64 = 40_000;

@@ -1,5 +1,7 @@
 //! The kinds of plan there are, and what each of them answers.
 
+use std::ops::Range;
+
 use super::alone::Alone;
 use super::binomial::{Broadcast, Gather, Reduce, Scatter};
 use super::by_host::ByHost;
@@ -12,7 +14,7 @@ use super::pairwise::Pairwise;
 use super::reduce_scatter::ReduceScatter;
 use super::ring::Ring;
 use super::tree::DoubleTree;
-use super::{Algorithm, Request, Step};
+use super::{Algorithm, Hosts, Request, Step};
 use crate::contract::Collective;
 
 /// The steps of one rank, in closed form.
@@ -112,6 +114,20 @@ impl Shape {
             (Collective::Barrier, _) => Self::Dissemination(Dissemination::new(rank, size)),
             (Collective::Send, _) => Self::Message(Message::new(rank, count)),
         }
+    }
+
+    /// The steps of `rank` between hosts; it has that part of the buffer there.
+    pub(super) fn by_host(
+        request: &Request,
+        rank: u32,
+        (hosts, part): (&Hosts, Range<u64>),
+        algorithm: Algorithm,
+        segment_elements: u64,
+    ) -> Self {
+        Self::ByHost(ByHost::new(hosts, rank, part, |rank, size, count| {
+            let request = Request { size, count, ..request.clone() };
+            Self::new(&request, rank, algorithm, segment_elements)
+        }))
     }
 
     pub(super) fn steps(&self) -> &dyn Steps {

@@ -37,6 +37,7 @@ pub(super) async fn attend(
     let terms = Terms {
         rank: control.rank(),
         size: control.config.size() as u32,
+        lanes: control.config.lanes,
         connect_timeout: control.config.connect_timeout,
         place: control.config.rendezvous.to_string(),
     };

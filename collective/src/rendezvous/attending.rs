@@ -22,6 +22,8 @@ use crate::trust::hello::{Again, DialError, Purpose};
 pub(super) struct Terms {
     pub(super) rank: u32,
     pub(super) size: u32,
+    /// Of each rank.
+    pub(super) lanes: u16,
     pub(super) connect_timeout: Duration,
     /// The rendezvous address, as the user wrote it.
     pub(super) place: String,
@@ -299,11 +301,15 @@ impl Attending {
     /// The world table, with hosts that a person can be shown, if it has the right form.
     fn check(&self, mut table: Vec<Entry>) -> Result<Vec<Entry>> {
         let in_order = table.iter().zip(0..).all(|(entry, rank)| entry.rank == rank);
-        if table.len() == self.terms.size as usize && in_order {
+        let lanes = usize::from(self.terms.lanes);
+        let problem = if table.len() != self.terms.size as usize || !in_order {
+            format!("a world table of {} ranks, or out of order", table.len())
+        } else if let Some(entry) = table.iter().find(|entry| entry.lane_ports.len() != lanes) {
+            format!("a world table with {} lanes of rank {}", entry.lane_ports.len(), entry.rank)
+        } else {
             table.iter_mut().for_each(|entry| entry.host = report::printable(&entry.host));
             return Ok(table);
-        }
-        let problem = format!("a world table of {} ranks, or out of order", table.len());
+        };
         Err(Error::from(ErrorKind::Protocol { rank: 0, problem }))
     }
 

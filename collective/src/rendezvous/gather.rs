@@ -28,11 +28,11 @@ pub(super) async fn gather(
     me: &Me,
     events: &mut mpsc::UnboundedReceiver<Event>,
 ) -> Result<Meeting> {
-    let (settings, control_port, lane_port, door) = match &me.hello.purpose {
-        Purpose::Join { settings, control_port, lane_port, door } => {
-            (settings.clone(), *control_port, *lane_port, *door)
+    let (settings, control_port, lane_ports, door) = match &me.hello.purpose {
+        Purpose::Join { settings, control_port, lane_ports, door } => {
+            (settings.clone(), *control_port, lane_ports.clone(), *door)
         }
-        _ => (Vec::new(), 0, 0, None),
+        _ => (Vec::new(), 0, Vec::new(), None),
     };
     let own = Entry {
         rank: 0,
@@ -42,12 +42,13 @@ pub(super) async fn gather(
         incarnation: me.hello.incarnation,
         address: None,
         control_port,
-        lane_port,
+        lane_ports,
         leaf: control.membership.leaf_hash(),
         door,
     };
     let terms = Terms {
         size: control.config.size() as u32,
+        lanes: control.config.lanes,
         version: me.hello.version.clone(),
         settings,
         heartbeat: control.config.heartbeat,

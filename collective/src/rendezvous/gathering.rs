@@ -19,6 +19,8 @@ use crate::trust::hello::{Again, Purpose};
 /// What all ranks must agree with, and rank 0's own patience.
 pub(super) struct Terms {
     pub(super) size: u32,
+    /// Of each rank.
+    pub(super) lanes: u16,
     pub(super) version: String,
     pub(super) settings: Vec<(String, String)>,
     pub(super) heartbeat: Duration,
@@ -203,11 +205,17 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     /// Takes a newcomer in, or tells it why not, or asks the holder of its rank first.
     fn consider(&mut self, now: Instant, knock: Knock) {
         let rank = knock.hello.rank;
-        let Purpose::Join { settings, control_port, lane_port, door } = &knock.hello.purpose else {
+        let Purpose::Join { settings, control_port, lane_ports, door } = &knock.hello.purpose
+        else {
             let reason = "rank 0 is not part of that world any more".to_string();
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Soon });
         };
         if let Some(reason) = self.disagreement(rank, &knock.hello.version, settings) {
+            return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
+        }
+        if lane_ports.len() != usize::from(self.terms.lanes) {
+            let (ports, lanes) = (lane_ports.len(), self.terms.lanes);
+            let reason = format!("rank {rank} names {ports} data ports for {lanes} lanes");
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
         }
         let entry = Entry {
@@ -218,7 +226,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             incarnation: knock.hello.incarnation,
             address: Some(knock.from).filter(|ip| !ip.is_loopback()),
             control_port: *control_port,
-            lane_port: *lane_port,
+            lane_ports: lane_ports.clone(),
             // A process has one leaf for control and data.
             leaf: knock.leaf,
             door: *door,

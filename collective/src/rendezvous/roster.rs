@@ -109,7 +109,7 @@ mod tests {
             incarnation,
             address: None,
             control_port: 1,
-            lane_port: 2,
+            lane_ports: vec![2],
             leaf: [0; 32],
             door: None,
         }

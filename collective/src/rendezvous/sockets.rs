@@ -172,7 +172,7 @@ pub(super) fn port_of(config: &Config, which: u16) -> u16 {
         return 0;
     }
     let local_rank = config.local_rank() as u16;
-    config.port.saturating_add(local_rank.saturating_mul(1 + LANES)).saturating_add(which)
+    config.port.saturating_add(local_rank.saturating_mul(1 + config.lanes)).saturating_add(which)
 }
 
 pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
@@ -180,9 +180,6 @@ pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
         socket.local_addr().map_err(|error| Error::system("read a socket's address", error))?;
     Ok(address.port())
 }
-
-/// Data sockets of a rank.
-const LANES: u16 = 1;
 
 #[cfg(test)]
 mod tests {

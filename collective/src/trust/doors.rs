@@ -18,7 +18,7 @@ use crate::communicator::Communicator;
 use crate::config::Config;
 use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::{HALF_OPEN_BEFORE_RETRY, HALF_OPEN_MAX, Traffic};
-use crate::link::quic::{LaneAddress, QuicLinks};
+use crate::link::quic::{LaneAddress, LaneId, QuicLinks};
 use crate::reduce::ReduceOp;
 use crate::statistics::Counters;
 use crate::wire::Preamble;
@@ -123,7 +123,7 @@ fn a_job_goes_on_while_others_are_refused_at_each_of_its_doors() {
         let join = Purpose::Join {
             settings: settings(1).job_wide(),
             control_port: 1,
-            lane_port: 1,
+            lane_ports: vec![1],
             door: None,
         };
         let other_version = Hello { version: "9.9.9".into(), purpose: join.clone(), ..said_by(1) };
@@ -162,7 +162,7 @@ fn a_member_that_reads_nothing_holds_up_no_other_at_the_door() {
     let join = Purpose::Join {
         settings: settings(2).job_wide(),
         control_port: 1,
-        lane_port: 1,
+        lane_ports: vec![1],
         door: None,
     };
     let rank = move |number| {
@@ -200,9 +200,12 @@ fn a_peer_has_one_data_link_and_one_attempt_at_it() {
         let of = |membership: &Membership| LaneAddress { address, leaf: membership.leaf_hash() };
         let addresses = vec![of(&guest), of(&host)];
         let counters = Arc::new(Counters::new(1, 2, "quic"));
-        let links = QuicLinks::new(socket, host, said_by(1), EPOCH, addresses, counters).unwrap();
+        let links =
+            QuicLinks::new(socket, host, said_by(1), LaneId::only(EPOCH), addresses, counters)
+                .unwrap();
         let (_, endpoint) = open(&guest);
-        let caller = Caller { endpoint: &endpoint, membership: &guest, traffic: Traffic::Data };
+        let caller =
+            Caller { endpoint: &endpoint, membership: &guest, traffic: Traffic::Data { lanes: 1 } };
         let hello = Hello { purpose: Purpose::Lane { epoch: EPOCH, lane: 0 }, ..said_by(0) };
         let dial = async || caller.dial(1, address, &hello, PATIENCE).await.unwrap();
         let carries = async |link: &Welcomed, group| {

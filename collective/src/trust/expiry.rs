@@ -11,7 +11,7 @@ use super::certificates::Membership;
 use super::hello;
 use super::strangers::{Cluster, Form, meet, on_runtime, open, refused, said_by};
 use crate::link::quic::endpoint;
-use crate::link::quic::{LaneAddress, QuicLinks};
+use crate::link::quic::{LaneAddress, LaneId, QuicLinks};
 use crate::statistics::Counters;
 
 #[test]
@@ -52,7 +52,9 @@ fn a_rank_that_cannot_be_dialled_is_worth_one_warning() {
             let own = LaneAddress { address: socket.local_addr().unwrap(), leaf: zero.leaf_hash() };
             let addresses = vec![own, LaneAddress { address, leaf: expired.leaf_hash() }];
             let counters = Arc::new(Counters::new(0, 2, "quic"));
-            let links = QuicLinks::new(socket, zero, said_by(0), 1, addresses, counters).unwrap();
+            let links =
+                QuicLinks::new(socket, zero, said_by(0), LaneId::only(1), addresses, counters)
+                    .unwrap();
             links.want(1);
             for _ in 0..ATTEMPTS {
                 let incoming = door.accept().await.unwrap();

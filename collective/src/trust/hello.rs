@@ -38,7 +38,8 @@ pub(crate) enum Purpose {
     Join {
         settings: Vec<(String, String)>,
         control_port: u16,
-        lane_port: u16,
+        /// One for each lane.
+        lane_ports: Vec<u16>,
         /// Where ranks of this host find its memory.
         door: Option<Door>,
     },
@@ -53,10 +54,10 @@ impl Hello {
     fn printable(self) -> Self {
         let clean = |words: &str| report::printable(words);
         let purpose = match self.purpose {
-            Purpose::Join { settings, control_port, lane_port, door } => {
+            Purpose::Join { settings, control_port, lane_ports, door } => {
                 let both = |(name, value): &(String, String)| (clean(name), clean(value));
                 let settings = settings.iter().map(both).collect();
-                Purpose::Join { settings, control_port, lane_port, door }
+                Purpose::Join { settings, control_port, lane_ports, door }
             }
             other => other,
         };

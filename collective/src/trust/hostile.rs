@@ -18,7 +18,7 @@ use crate::contract;
 use crate::control::endpoint::Message;
 use crate::control::{ControlHandle, MemoryControl};
 use crate::error::{ErrorKind, Result};
-use crate::lane::Lane;
+use crate::lanes::Lanes;
 use crate::link::memory::{Hub, MemoryLinks};
 use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
@@ -278,7 +278,8 @@ struct InProcess {
 impl InProcess {
     fn new(played: u32) -> Self {
         let limits = Limits { late_after: PATIENCE, timeout: Some(PATIENCE), dead_after: None };
-        let choice = Choice { costs: CostTable::default(), forced: Some(Algorithm::Ring) };
+        let choice =
+            Choice { costs: CostTable::default(), forced: Some(Algorithm::Ring), lanes: 1 };
         let peers: Vec<Peer> = (0..3).map(|rank| Peer::new(rank, "host", 1)).collect();
         let world = |rank| {
             let counters = Arc::new(Counters::new(rank, 3, "memory"));
@@ -293,9 +294,9 @@ impl InProcess {
                 kept = Some(links);
                 continue;
             }
-            let lane = Lane::start(world.clone(), move || Ok(Links::Memory(links))).unwrap();
-            world.attach(lane.commands(), ControlHandle::Memory(control));
-            ranks.push(Communicator::of_memory(world.clone(), lane));
+            let lanes = Lanes::start(world, [move || Ok(Links::Memory(links))]).unwrap();
+            world.attach(lanes.inboxes().clone(), ControlHandle::Memory(control));
+            ranks.push(Communicator::of_memory(world.clone(), lanes));
         }
         Self { worlds, ranks, links: kept.unwrap() }
     }
@@ -355,7 +356,7 @@ impl Impostor {
             (endpoint::open(socket, &membership, traffic).unwrap(), port)
         };
         let ((control, control_port), (lane, lane_port)) =
-            (open(Traffic::Control), open(Traffic::Data));
+            (open(Traffic::Control), open(Traffic::Data { lanes: 1 }));
         let hello = Hello {
             version: env!("CARGO_PKG_VERSION").into(),
             rank: 2,
@@ -366,7 +367,7 @@ impl Impostor {
             purpose: Purpose::Join {
                 settings: config.job_wide(),
                 control_port,
-                lane_port,
+                lane_ports: vec![lane_port],
                 door: None,
             },
         };

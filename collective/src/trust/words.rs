@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::link::Flow;
 use crate::link::quic::endpoint::{self, Caller};
 use crate::link::quic::tuning::Traffic;
-use crate::link::quic::{LaneAddress, QuicLinks};
+use crate::link::quic::{LaneAddress, LaneId, QuicLinks};
 use crate::plan::costs::CostTable;
 use crate::rendezvous::Entry;
 use crate::statistics::Counters;
@@ -100,7 +100,7 @@ fn what_a_hello_says_can_be_shown() {
     let said = Hello {
         version: CUNNING.into(),
         host: CUNNING.into(),
-        purpose: Purpose::Join { settings, control_port: 1, lane_port: 2, door: None },
+        purpose: Purpose::Join { settings, control_port: 1, lane_ports: vec![2], door: None },
         ..said_by(1)
     };
     let heard = on_runtime(async {
@@ -117,9 +117,10 @@ fn what_a_hello_says_can_be_shown() {
         drop(welcomed);
         heard
     });
-    let Purpose::Join { settings, control_port: 1, lane_port: 2, .. } = &heard.purpose else {
+    let Purpose::Join { settings, control_port: 1, lane_ports, .. } = &heard.purpose else {
         panic!("{heard:?}")
     };
+    assert_eq!(lane_ports, &[2]);
     for words in [&heard.version, &heard.host, &settings[0].0, &settings[0].1] {
         assert_harmless(words);
     }
@@ -140,7 +141,7 @@ fn rank_0_shows_the_others_only_words() {
             incarnation: hello.incarnation,
             address: None,
             control_port: 1,
-            lane_port: 2,
+            lane_ports: vec![2],
             leaf,
             door: None,
         };
@@ -165,7 +166,8 @@ fn a_rank_that_closes_a_data_link_does_not_write_the_error() {
         let own = LaneAddress { address: socket.local_addr().unwrap(), leaf: zero.leaf_hash() };
         let addresses = vec![own, LaneAddress { address, leaf: one.leaf_hash() }];
         let counters = Arc::new(Counters::new(0, 2, "quic"));
-        let links = QuicLinks::new(socket, zero, said_by(0), 1, addresses, counters).unwrap();
+        let links =
+            QuicLinks::new(socket, zero, said_by(0), LaneId::only(1), addresses, counters).unwrap();
         let hang_up = async {
             let incoming = door.accept().await.unwrap();
             let Ok(mut greeted) = hello::greet(incoming, &one).await else { panic!("refused") };

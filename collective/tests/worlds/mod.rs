@@ -14,9 +14,17 @@ pub fn on_every_link(sizes: &[usize], body: impl Fn(&Communicator) -> Result<()>
     }
 }
 
-/// A world over each link: within a process, over QUIC, in memory that the ranks share.
-pub fn every_link(size: usize) -> [Vec<Communicator>; 3] {
-    [Communicator::in_memory(size).unwrap(), over_quic(size), in_shared_memory(size)]
+/// A world over each link: within a process, with one lane and with three, over QUIC, in memory that
+/// the ranks share.
+pub fn every_link(size: usize) -> [Vec<Communicator>; 4] {
+    let in_memory = Communicator::in_memory(size).unwrap();
+    [in_memory, with_lanes(size, 3), over_quic(size), in_shared_memory(size)]
+}
+
+/// `size` ranks within this process, with so many lanes that share all but the shortest calls.
+pub fn with_lanes(size: usize, lanes: usize) -> Vec<Communicator> {
+    let world = InMemory::new(size).unwrap().lanes(lanes).unwrap();
+    world.pieces(1024, 2048).start().unwrap()
 }
 
 /// Runs `body` over memory and over QUIC with each algorithm in turn, and with the chosen one.

@@ -68,12 +68,13 @@ impl Link {
             let secrets = Secrets::from_lines(&secret, "the test").unwrap();
             Membership::new(&Credentials::Secrets(secrets), "discovery", rank).unwrap()
         };
-        let path = Path::new(Traffic::Data, false, SURE_BUFFER_BYTES);
+        let traffic = Traffic::Data { lanes: 1 };
+        let path = Path::new(traffic, false, SURE_BUFFER_BYTES);
         let mut config = EndpointConfig::default();
         config.max_udp_payload_size(LARGEST).unwrap();
         let config = Arc::new(config);
-        let server = endpoint::server(&member(1), Traffic::Data, path).unwrap();
-        let client = endpoint::client(&member(0), Traffic::Data, (1, path), Seen::default());
+        let server = endpoint::server(&member(1), traffic, path).unwrap();
+        let client = endpoint::client(&member(0), traffic, (1, path), Seen::default());
         let door = Endpoint::new(config.clone(), Some(Arc::new(server)), true, None);
         let mut dialler = Endpoint::new(config, None, true, None);
         let (begun, name) = (Instant::now(), member(0).name_of(1));

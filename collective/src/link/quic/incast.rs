@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::sync::Barrier;
 
-use super::{LaneAddress, QuicLinks, drops, endpoint};
+use super::{LaneAddress, LaneId, QuicLinks, drops, endpoint};
 use crate::link::Flow;
 use crate::plan::costs::SEGMENT_BYTES;
 use crate::statistics::Counters;
@@ -76,7 +76,8 @@ impl End {
             purpose: Purpose::Lane { epoch: 0, lane: 0 },
         };
         let counters = Arc::new(Counters::new(self.rank, addresses.len(), "quic"));
-        QuicLinks::new(self.socket, self.membership, hello, 0, addresses, counters).unwrap()
+        QuicLinks::new(self.socket, self.membership, hello, LaneId::only(0), addresses, counters)
+            .unwrap()
     }
 
     async fn run(self, addresses: Vec<LaneAddress>, end: Arc<Barrier>) {

@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn what_the_system_hands_over_at_once_fits_the_buffers() {
         for is_near in [true, false] {
-            let largest = Path::new(Traffic::Data, is_near, 1 << 20).largest_packet;
+            let largest = Path::new(Traffic::Data { lanes: 1 }, is_near, 1 << 20).largest_packet;
             let socket = BatchSocket::new(Arc::<System>::default(), 1_200, largest);
             let buffer = socket.max_receive_segments() * usize::from(largest);
             assert!(buffer >= MAX_RECEIVED_BYTES, "{buffer} bytes for {largest}");

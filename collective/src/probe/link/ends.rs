@@ -70,7 +70,7 @@ impl End {
         let port = socket.local_addr().map_err(|e| Error::system("ask for a port", e))?.port();
         let address = SocketAddr::new(ip, port);
         let has_core = match &world.kind {
-            Kind::Joined(engine) => wakefulness::has_cores(engine.world()),
+            Kind::Joined(engine) => wakefulness::has_cores(engine.world(), 1),
             Kind::Single => false,
         };
         Ok(Self { rank, address, socket, membership: Arc::new(membership), has_core })

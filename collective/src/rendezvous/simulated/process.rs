@@ -68,7 +68,7 @@ impl Process {
         let purpose = Purpose::Join {
             settings: vec![("ALLFOLD_WORLD_SIZE".into(), "n".into())],
             control_port: FIRST_PORT + slot as u16,
-            lane_port: 1,
+            lane_ports: vec![1],
             door: None,
         };
         Self {

@@ -71,7 +71,7 @@ impl Job {
             segment_bytes: scenario.size.segment * ELEMENT_BYTES,
             ..CostTable::default()
         };
-        let choice = Choice { costs, forced: scenario.forced };
+        let choice = Choice { costs, forced: scenario.forced, lanes: 1 };
         let limits =
             Limits { late_after: Duration::from_secs(10), timeout: None, dead_after: None };
         let peer = |rank| Peer::new(rank, "simulated", 0);

@@ -74,6 +74,7 @@ impl Cluster {
         if rank == 0 {
             let mut epochs = Random::new(bits[0] ^ bits[1]);
             let terms = gathering::Terms {
+                lanes: 1,
                 size: self.size,
                 version: hello.version.clone(),
                 settings: vec![("ALLFOLD_WORLD_SIZE".into(), "n".into())],
@@ -90,7 +91,7 @@ impl Cluster {
                 incarnation,
                 address: None,
                 control_port: FIRST_PORT,
-                lane_port: 1,
+                lane_ports: vec![1],
                 leaf: leaf_of(&hello),
                 door: None,
             };
@@ -99,6 +100,7 @@ impl Cluster {
             self.processes[slot as usize].role = Role::Gathering(Box::new(gathering));
         } else {
             let terms = attending::Terms {
+                lanes: 1,
                 rank,
                 size: self.size,
                 connect_timeout: CONNECT_TIMEOUT,
