@@ -75,8 +75,13 @@ fn run(programs: &[Program], seed: u64, quic: bool) -> Vec<Result<()>> {
         ["auto", "ring", "tree", "recursive-doubling", "halving-doubling"][seed as usize % 5];
     let world: Vec<Communicator> = match quic {
         false => {
-            let world = InMemory::new(size).unwrap().late_after(soon);
-            world.algorithm(name).unwrap().start().unwrap()
+            let world = InMemory::new(size).unwrap().late_after(soon).algorithm(name).unwrap();
+            let world = match [1, 2, 3][seed as usize / 5 % 3] {
+                1 => world,
+                // Most calls are cut.
+                lanes => world.lanes(lanes).unwrap().pieces(16, 32),
+            };
+            world.start().unwrap()
         }
         true => {
             let connected =

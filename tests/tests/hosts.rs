@@ -66,8 +66,14 @@ fn a_rank_that_dies_without_a_word_is_named_with_its_host() {
     }
 }
 
-/// A job whose ranks run on these hosts, in order, which do what `arguments` say; or why not.
-fn spread(test: &str, on: &[usize], arguments: &[&str]) -> Option<(Hosts, Vec<Process>)> {
+/// A job whose ranks run on these hosts, in order, which do what `arguments` say, with so many
+/// lanes; or why not.
+fn spread(
+    test: &str,
+    on: &[usize],
+    arguments: &[&str],
+    lanes: &str,
+) -> Option<(Hosts, Vec<Process>)> {
     let count = on.iter().max().map_or(0, |last| last + 1);
     let hosts = match Hosts::on_a_switch(count) {
         Ok(hosts) => hosts,
@@ -76,14 +82,16 @@ fn spread(test: &str, on: &[usize], arguments: &[&str]) -> Option<(Hosts, Vec<Pr
             return None;
         }
     };
-    let ranks = start_on(&hosts, on, arguments);
+    let ranks = start_on(&hosts, on, arguments, lanes);
     Some((hosts, ranks))
 }
 
-fn start_on(hosts: &Hosts, on: &[usize], arguments: &[&str]) -> Vec<Process> {
+fn start_on(hosts: &Hosts, on: &[usize], arguments: &[&str], lanes: &str) -> Vec<Process> {
     let job = allfold_tests::Job { size: on.len(), ..hosts.job() };
     let start = |(rank, host): (usize, &usize)| {
-        Process::start(&mut hosts.on(*host, &job.rank(rank, RANK, arguments)))
+        let mut command = job.rank(rank, RANK, arguments);
+        command.env("ALLFOLD_LANES", lanes);
+        Process::start(&mut hosts.on(*host, &command))
     };
     on.iter().enumerate().map(start).collect()
 }
@@ -94,9 +102,11 @@ fn hosts_with_several_ranks_add_up_in_memory_first() {
     // Two hosts with two ranks each, in order and mixed; one with two and one with one; three.
     let layouts: [&[usize]; 5] =
         [&[0, 0, 1, 1], &[0, 1, 0, 1], &[0, 0, 1], &[0, 1, 1], &[0, 1, 1, 2, 2, 2]];
-    for on in layouts {
+    // Between hosts also in stripes.
+    let with_lanes = layouts[..3].iter().map(|on| (*on, "3"));
+    for (on, lanes) in layouts.iter().map(|on| (*on, "1")).chain(with_lanes) {
         let test = "hosts_with_several_ranks_add_up_in_memory_first";
-        let Some((_hosts, ranks)) = spread(test, on, &["kinds"]) else { return };
+        let Some((_hosts, ranks)) = spread(test, on, &["kinds"], lanes) else { return };
         for rank in ranks {
             let ended = rank.wait();
             assert!(ended.status.success(), "{on:?}: {ended:#?}");
@@ -118,7 +128,7 @@ fn hosts_whose_own_names_are_loopback_addresses_meet() {
             }
         };
         hosts.name_themselves_only().unwrap();
-        let ranks = start_on(&hosts, on, &["kinds"]);
+        let ranks = start_on(&hosts, on, &["kinds"], "1");
         let ended: Vec<Ended> = ranks.into_iter().map(Process::wait).collect();
         assert!(ended.iter().all(|rank| rank.status.success()), "{on:?}: {ended:#?}");
         let warning = "rank 0's name `host-0` is 127.0.1.1 on its own host";
@@ -133,7 +143,9 @@ fn a_rank_that_dies_among_several_of_its_host_is_named() {
     let _one_at_a_time = machine_lock();
     for (signal, lost) in [(Signal::KILL, 1), (Signal::STOP, 2)] {
         let test = "a_rank_that_dies_among_several_of_its_host_is_named";
-        let Some((hosts, mut ranks)) = spread(test, &[0, 0, 1, 1], &["forever"]) else { return };
+        let Some((hosts, mut ranks)) = spread(test, &[0, 0, 1, 1], &["forever"], "1") else {
+            return;
+        };
         ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
         hosts.signal(&ranks[lost], signal);
         let began = Instant::now();

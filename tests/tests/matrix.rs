@@ -21,6 +21,13 @@ fn under_the_launcher() {
     sample(Launch::Run, 9);
 }
 
+#[test]
+fn in_a_call_that_several_lanes_make() {
+    let _one_at_a_time = machine_lock();
+    let cases = ["kill/lanes-middle/2/4/plain", "stop/lanes-middle/0/4/plain"];
+    all_kept(cases.into_iter().map(|case| case.parse().unwrap()).collect(), "");
+}
+
 /// Runs some of the matrix's cases, drawn from a seed.
 fn sample(launch: Launch, count: usize) {
     let _one_at_a_time = machine_lock();
@@ -29,8 +36,14 @@ fn sample(launch: Launch, count: usize) {
         Ok(text) => vec![text.parse().unwrap()],
         Err(_) => Case::sample(launch, count, seed),
     };
+    let cases = cases.into_iter().filter(|case| case.launch == launch).collect();
+    all_kept(cases, &format!("{SEED}={seed} draws these cases again:\n"));
+}
+
+/// What is promised is kept in all of these cases; else `hint` and the failures.
+fn all_kept(cases: Vec<Case>, hint: &str) {
     let mut failures = Vec::new();
-    for case in cases.iter().filter(|case| case.launch == launch) {
+    for case in &cases {
         let seen = run(case, None, &programs()).unwrap();
         let problems = judge(case, &seen).problems;
         let problems: Vec<_> = problems.iter().filter(|problem| !problem.is_of_time()).collect();
@@ -44,7 +57,7 @@ fn sample(launch: Launch, count: usize) {
         }
     }
     let failures = failures.join("\n");
-    assert!(failures.is_empty(), "{SEED}={seed} draws these cases again:\n{failures}");
+    assert!(failures.is_empty(), "{hint}{failures}");
 }
 
 /// The same sample each time, so that a failure is the code's; another one on demand.

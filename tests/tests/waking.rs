@@ -32,7 +32,7 @@ fn a_woken_rank_changes_no_buffer_of_the_others() {
             .map(|rank| {
                 let mut command = job.rank(rank, RANK, &["keep-a-buffer", how]);
                 command.env(FAULT, text).env(GATE, scratch.gate_path());
-                Process::start(command.envs(case.setting()))
+                Process::start(command.envs(case.settings().iter().copied()))
             })
             .collect();
         let mut victim = survivors.remove(case.victim);

@@ -69,6 +69,8 @@ pub enum Algorithm {
     Tree,
     /// In memory that the ranks share.
     Memory,
+    /// `ring`, of three lanes at once.
+    Lanes,
 }
 
 /// Which of the steps of the rank's plan.
@@ -153,12 +155,24 @@ impl Case {
         }
     }
 
-    /// The setting that has calls done so.
-    pub fn setting(&self) -> Option<(&'static str, &'static str)> {
+    /// The settings that have calls done so.
+    pub fn settings(&self) -> &'static [(&'static str, &'static str)] {
         match self.when {
-            When::Step(Algorithm::Memory, _) => Some(("ALLFOLD_TRANSPORT", "shared-memory")),
-            When::Step(algorithm, _) => Some(("ALLFOLD_ALGORITHM", algorithm.name())),
-            _ => None,
+            When::Step(Algorithm::Ring, _) => &[("ALLFOLD_ALGORITHM", "ring")],
+            When::Step(Algorithm::Tree, _) => &[("ALLFOLD_ALGORITHM", "tree")],
+            When::Step(Algorithm::Memory, _) => &[("ALLFOLD_TRANSPORT", "shared-memory")],
+            When::Step(Algorithm::Lanes, _) => {
+                &[("ALLFOLD_ALGORITHM", "ring"), ("ALLFOLD_LANES", "3")]
+            }
+            _ => &[],
+        }
+    }
+
+    /// Elements of the calls.
+    pub fn elements(&self) -> usize {
+        match self.when {
+            When::Step(Algorithm::Lanes, _) => STRIPED,
+            _ => ELEMENTS,
         }
     }
 
@@ -223,7 +237,7 @@ impl When {
         [Self::BeforeConnect, Self::Gathering, Self::Prepared, Self::Idle]
             .into_iter()
             .chain(steps)
-            .chain([Self::Backward])
+            .chain([Self::Step(Algorithm::Lanes, At::Middle), Self::Backward])
     }
 
     fn name(self) -> String {
@@ -232,6 +246,7 @@ impl When {
             Self::Gathering => "gathering".into(),
             Self::Prepared => "prepared".into(),
             Self::Idle => "idle".into(),
+            Self::Step(Algorithm::Lanes, at) => format!("lanes-{}", at.name()),
             Self::Step(algorithm, at) => format!("{}-{}", algorithm.name(), at.name()),
             Self::Backward => "backward".into(),
         }
@@ -242,7 +257,7 @@ impl Algorithm {
     /// As a step has it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Ring => "ring",
+            Self::Ring | Self::Lanes => "ring",
             Self::Tree => "tree",
             Self::Memory => "shared-memory",
         }
@@ -307,6 +322,10 @@ impl FromStr for Case {
     }
 }
 
+/// Two chunks' worth of segments on four ranks.
+const ELEMENTS: usize = 40_000;
+/// Of four bytes: three stripes of the least that a stripe has.
+const STRIPED: usize = 3 << 17;
 /// All watch all.
 const RANKS: usize = 4;
 /// The smallest world in which not all watch all, and one that is no power of two plus one.

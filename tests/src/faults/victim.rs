@@ -110,7 +110,7 @@ impl Part {
             if mine && self.case.when == When::Idle && number == CALL {
                 self.strike();
             }
-            let buffer = vec![1.0f32; ELEMENTS];
+            let buffer = vec![1.0f32; self.case.elements()];
             let sums = match mine && self.case.what == What::Panic {
                 // Its thread is free to panic while the call is under way.
                 true => self.wait_or_panic(world.start_all_reduce(buffer, ReduceOp::Sum)?)?,
@@ -295,7 +295,5 @@ const CALL: u64 = 10;
 const BUCKET: u64 = 2_000_001;
 /// Three seconds of calls are a tenth of it; no job goes on for ever.
 const MOST_CALLS: u64 = 1_000_000;
-/// Two chunks' worth of segments on four ranks.
-const ELEMENTS: usize = 40_000;
 /// How often a thread looks whether the one that connects has ended; nothing wakes it then.
 const LOOK: Duration = Duration::from_millis(10);

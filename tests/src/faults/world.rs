@@ -234,9 +234,7 @@ fn commands(case: &Case, programs: &Programs) -> Vec<Command> {
         // Printing one takes longer than telling the others.
         command.env("RUST_BACKTRACE", "0");
         command.env("ALLFOLD_CONNECT_TIMEOUT", format!("{}s", connect.as_secs()));
-        if let Some((name, value)) = case.setting() {
-            command.env(name, value);
-        }
+        command.envs(case.settings().iter().copied());
         command
     };
     let (program, arguments) = words.split_at(1);
