@@ -238,7 +238,11 @@ impl Lent {
     }
 
     /// The output, which holds the input.
+    ///
+    /// # Panics
+    /// If it was cut.
     pub(crate) fn in_place(&mut self) -> &mut [u8] {
+        assert!(self.columns.is_none(), "others have the rest of it");
         copy_over(self.input, self.output);
         self.output_mut(0..self.output.length)
     }

@@ -1,7 +1,7 @@
 //! Runs the calls of one communicator, strictly in the order of their sequence numbers.
 //!
-//! A call agrees on contract and plan and goes to the lane with its memory. A blocking one lends
-//! the caller's slices and sleeps until the lane has let go of them; one that was started owns its
+//! A call agrees on contract and plan and goes to the lanes with its memory. A blocking one lends
+//! the caller's slices and sleeps until the lanes have let go of them; one that was started owns its
 //! buffer and comes back as a [`Pending`].
 
 mod watch;

@@ -43,8 +43,8 @@
 //!
 //! # Reading order
 //!
-//! `communicator.rs` and `collectives.rs` (what a user calls) -> `engine.rs` (one call) -> `lane.rs`
-//! (moves its bytes) -> `machine.rs` and `plan.rs` (which bytes) -> `group.rs` (whether all make the
+//! `communicator.rs` and `collectives.rs` (what a user calls) -> `engine.rs` (one call) -> `lanes.rs`
+//! and `lane.rs` (move its bytes) -> `machine.rs` and `plan.rs` (which bytes) -> `group.rs` (whether all make the
 //! same calls) -> `world.rs` (what all threads share) -> `rendezvous.rs` (how the ranks meet) ->
 //! `control.rs` (who is alive). The page `docs/ARCHITECTURE.md` has the whole map.
 

@@ -194,13 +194,13 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     if let Some(warning) = listen.warning(&config) {
         report::warn(&warning);
     }
-    let lane_socket = |lane| listen.bind(port_of(&config, 1 + lane));
+    let lane_socket = |lane| listen.bind(port_of(&config, 1 + lane)?);
     let lane_sockets: Vec<UdpSocket> = (0..lanes).map(lane_socket).collect::<Result<_>>()?;
     let lane_ports = lane_sockets.iter().map(local_port).collect::<Result<_>>()?;
     let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
-        (listen.bind(port_of(&config, 0))?, None)
+        (listen.bind(port_of(&config, 0)?)?, None)
     };
     let sharing = config.sharing;
     let memory = match (sharing != Sharing::Never).then(share_memory).transpose() {

@@ -305,8 +305,10 @@ impl WithinHost {
         let (loan, lent) = Borrowed::in_place(buffer, parts).lend();
         let planned = Planned { begun: *begun, plan, members };
         let (call, completion) = Handed::new(world, planned, location, lent, false);
-        if let Some(lanes) = world.lanes() {
-            lanes.run(call);
+        match world.lanes() {
+            Some(lanes) => lanes.run(call),
+            // Dropped, it ends with an error.
+            None => drop(call),
         }
         let waiting = is_awaited.then(|| world.note_waiting(self.group, sequence));
         let result = completion.wait();

@@ -127,7 +127,7 @@ impl Completer {
         if std::mem::replace(&mut self.has_ended, true) {
             return;
         }
-        let (result, ending, begun) = {
+        let waker = {
             let mut state = self.slot.lock();
             state.open -= 1;
             if let Err(error) = result {
@@ -136,13 +136,12 @@ impl Completer {
             if state.open > 0 {
                 return;
             }
-            (state.failed.take().map_or(Ok(()), Err), state.ending.take(), state.begun)
-        };
-        if let Some(ending) = ending {
-            ending.note(result.is_ok(), begun);
-        }
-        let waker = {
-            let mut state = self.slot.lock();
+            let result = state.failed.take().map_or(Ok(()), Err);
+            // Under the lock: a later call, which may begin once this one has ended, must not end
+            // before this one's end can be seen.
+            if let Some(ending) = state.ending.take() {
+                ending.note(result.is_ok(), state.begun);
+            }
             state.result = Some(result);
             state.waker.take()
         };

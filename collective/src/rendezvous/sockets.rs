@@ -167,12 +167,26 @@ pub(super) fn reachable(rank_0: SocketAddr) -> SocketAddr {
 }
 
 /// A rank's ports: ALLFOLD_PORT + local rank x (1 + lanes), the control endpoint's first.
-pub(super) fn port_of(config: &Config, which: u16) -> u16 {
+pub(super) fn port_of(config: &Config, which: u16) -> Result<u16> {
     if config.port == 0 {
-        return 0;
+        return Ok(0);
     }
-    let local_rank = config.local_rank() as u16;
-    config.port.saturating_add(local_rank.saturating_mul(1 + config.lanes)).saturating_add(which)
+    let (local_rank, lanes) = (config.local_rank(), usize::from(config.lanes));
+    let own = local_rank.saturating_mul(1 + lanes).saturating_add(which.into());
+    let port = usize::from(config.port).saturating_add(own);
+    u16::try_from(port).map_err(|_| {
+        ErrorKind::Setting {
+            name: "ALLFOLD_PORT".into(),
+            value: Some(config.port.to_string()),
+            problem: format!("leaves no port for local rank {local_rank} with {lanes} lanes"),
+            help: Some(
+                "a rank's ports begin at ALLFOLD_PORT + local rank x (1 + ALLFOLD_LANES): take a \
+                 smaller one"
+                    .into(),
+            ),
+        }
+        .into()
+    })
 }
 
 pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
