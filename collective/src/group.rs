@@ -186,6 +186,11 @@ impl Group {
         (Begun { is_alone, contract, hash: self.hash }, gone)
     }
 
+    /// Whether all calls before this one have ended.
+    pub(crate) fn is_first(&self, sequence: u64) -> bool {
+        self.ended >= sequence
+    }
+
     /// The plan of the call that was begun last, if there was one.
     pub(crate) fn plan(&self) -> Option<&Plan> {
         self.agreed.as_ref().map(|agreed| &agreed.plan)

@@ -55,6 +55,11 @@ impl Driver {
         for calls in self.calls.borrow_mut().values_mut() {
             let Some(since) = calls.awaited() else { continue };
             let Some(active) = calls.active.as_mut() else { continue };
+            let contract = &active.call.contract;
+            // Whom it waits for may be in one before it still, and the lane that has that one says so.
+            if !self.world.is_first(contract.group, contract.sequence) {
+                continue;
+            }
             // A warning is of this call alone, which may have begun behind many others.
             let (waited, waited_in_it) =
                 (self.waited(since, now), self.waited(since.max(active.since), now));

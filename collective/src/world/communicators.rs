@@ -145,6 +145,11 @@ impl World {
         }
     }
 
+    /// Whether all calls before this one have ended.
+    pub(crate) fn is_first(&self, group: u64, sequence: u64) -> bool {
+        self.state().groups.get(&group).is_none_or(|group| group.is_first(sequence))
+    }
+
     /// The oldest call under way on a communicator has ended, well or not.
     pub(crate) fn end_call(&self, group: u64) {
         let mut state = self.state();
