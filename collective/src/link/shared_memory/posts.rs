@@ -5,6 +5,7 @@
 //! then sees what was written. Two posts serve two calls in turn: what a call has shown stays until
 //! all have shown the next one, so that nobody has to say that it has read it.
 
+use std::cell::Cell;
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,6 +36,17 @@ struct Sleepers(AtomicU32);
 pub(crate) struct Posts {
     peers: Peers,
     spins: u32,
+    crowd: Crowd,
+}
+
+/// Notices two ranks on one core although each may have its own: then what one waits for is there
+/// as soon as it has yielded once, again and again, and as none of them ever sleeps it takes the
+/// scheduler 20 ms to move one. Who sleeps is woken on an idle core.
+struct Crowd {
+    /// Waits in a row that ended at the first yield.
+    waits: Cell<u32>,
+    /// So many are a crowd. Doubles each time: also a rank that is late by as much each time looks so.
+    limit: Cell<u32>,
 }
 
 /// What a rank says of a call where it differs from another's; written only then.
@@ -65,7 +77,7 @@ pub(crate) trait Patience {
 impl Posts {
     /// Of parts that have [`BYTES`] at their beginning.
     pub(crate) fn new(peers: Peers, spins: u32) -> Self {
-        Self { peers, spins }
+        Self { peers, spins, crowd: Crowd { waits: Cell::new(0), limit: Cell::new(CROWD) } }
     }
 
     pub(crate) fn peers(&self) -> &Peers {
@@ -100,7 +112,11 @@ impl Posts {
             }
             spin_loop();
         }
-        wait_long((rank, to_come), &steps, step, patience)?;
+        let yields = if self.crowd.is_seen() { 0 } else { YIELDS };
+        let yielded = wait_long((rank, to_come), &steps, step, yields, patience)?;
+        if self.spins > 0 {
+            self.crowd.note(yielded);
+        }
         if to_come {
             patience.came(rank);
         }
@@ -227,16 +243,18 @@ impl Steps for Shown<'_> {
     }
 }
 
+/// How often it has yielded.
 #[cold]
 fn wait_long(
     (rank, to_come): (usize, bool),
     steps: &Shown<'_>,
     step: u32,
+    yields: u32,
     patience: &mut impl Patience,
-) -> Result<(), Interrupt> {
-    for _ in 0..YIELDS {
+) -> Result<u32, Interrupt> {
+    for yielded in 0..yields {
         if has_come(steps.latest(), step) {
-            return Ok(());
+            return Ok(yielded);
         }
         if patience.is_over() {
             return Err(Interrupt);
@@ -247,7 +265,22 @@ fn wait_long(
         patience.waits(rank, to_come);
         !patience.is_over()
     };
-    if meeting::sleep_until(steps, step, goes_on) { Ok(()) } else { Err(Interrupt) }
+    if meeting::sleep_until(steps, step, goes_on) { Ok(yields) } else { Err(Interrupt) }
+}
+
+impl Crowd {
+    fn is_seen(&self) -> bool {
+        let is_seen = self.waits.get() >= self.limit.get();
+        if is_seen {
+            self.waits.set(0);
+            self.limit.set(self.limit.get().saturating_mul(2));
+        }
+        is_seen
+    }
+
+    fn note(&self, yielded: u32) {
+        self.waits.set(if yielded == 1 { self.waits.get() + 1 } else { 0 });
+    }
 }
 
 /// Makes the posts of a part as new. Nobody uses it yet, or any more.
@@ -269,5 +302,7 @@ pub(crate) const BYTES: usize = CARDS_AT + 2 * size_of::<Card>();
 const PAUSE: Duration = Duration::from_millis(1);
 /// Others may need the core; a turn of each costs less than sleeping and being woken.
 const YIELDS: u32 = 200;
+/// Half a millisecond of calls.
+const CROWD: u32 = 64;
 /// How often a sleeper looks whether the world has ended: a verdict must not wait longer.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
