@@ -58,8 +58,7 @@ impl<T: Element> Bucket<T> {
     /// # Panics
     /// As [`Vec::with_capacity`], where all of them are more than fits in memory.
     pub fn new(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let (ends, length) = ends(lengths);
-        Self { values: Communicator::single().alloc(length), ends }
+        Self::within(&Communicator::single(), lengths)
     }
 
     /// The same in memory of [`Communicator::alloc`]: calls on `world` need no copy of it where its
@@ -68,7 +67,13 @@ impl<T: Element> Bucket<T> {
     /// # Panics
     /// As [`new`](Self::new).
     pub fn within(world: &Communicator, lengths: impl IntoIterator<Item = usize>) -> Self {
-        let (ends, length) = ends(lengths);
+        let mut length = 0usize;
+        let end = |tensor| {
+            // More than fits is more than any buffer holds.
+            length = length.saturating_add(tensor);
+            length
+        };
+        let ends = lengths.into_iter().map(end).collect();
         Self { values: world.alloc(length), ends }
     }
 
@@ -233,17 +238,6 @@ impl<T: Element> Future for PendingBucket<T> {
         let polled = Pin::new(&mut self.call).poll(context);
         polled.map_ok(|values| Bucket { values, ends: mem::take(&mut self.ends) })
     }
-}
-
-/// Where each tensor ends, and the length of all.
-fn ends(lengths: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
-    let mut length = 0usize;
-    let ends = lengths.into_iter().map(|tensor| {
-        // More than fits is more than any buffer holds.
-        length = length.saturating_add(tensor);
-        length
-    });
-    (ends.collect(), length)
 }
 
 fn lengths(ends: &[usize]) -> impl ExactSizeIterator<Item = usize> {

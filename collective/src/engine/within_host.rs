@@ -202,9 +202,7 @@ impl WithinHost {
                     done.set(result);
                 }
                 Job::There(call) => {
-                    if let Some(lanes) = self.world.lanes() {
-                        lanes.run(call);
-                    }
+                    self.run_over_lanes(call);
                     self.leave_queue();
                 }
                 Job::Flush(done) => {
@@ -213,6 +211,13 @@ impl WithinHost {
                     done.set(result);
                 }
             }
+        }
+    }
+
+    /// Where there are no lanes the call is dropped, which ends it with an error.
+    fn run_over_lanes(&self, call: Handed) {
+        if let Some(lanes) = self.world.lanes() {
+            lanes.run(call);
         }
     }
 
@@ -305,11 +310,7 @@ impl WithinHost {
         let (loan, lent) = Borrowed::in_place(buffer, parts).lend();
         let planned = Planned { begun: *begun, plan, members };
         let (call, completion) = Handed::new(world, planned, location, lent, false);
-        match world.lanes() {
-            Some(lanes) => lanes.run(call),
-            // Dropped, it ends with an error.
-            None => drop(call),
-        }
+        self.run_over_lanes(call);
         let waiting = is_awaited.then(|| world.note_waiting(self.group, sequence));
         let result = completion.wait();
         drop((waiting, loan));

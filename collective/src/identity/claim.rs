@@ -1,6 +1,6 @@
 //! What one launcher's variables say of this process.
 
-use super::{Environment, MAX_WORLD_SIZE, invalid};
+use super::{Environment, MAX_WORLD_SIZE, by_hand, invalid};
 use crate::config::DEFAULT_PORT;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -136,6 +136,19 @@ fn contradiction(
         false => (format!("{value} ({from})"), None),
     };
     ErrorKind::Setting { name, value, problem, help }.into()
+}
+
+/// What torchrun's four variables say, or those that are called alike but for a prefix; rank 0 is at
+/// MASTER_ADDR where that is set.
+pub(super) fn numbered(environment: &Environment, prefix: &str) -> Result<Claim> {
+    let name = |name: &str| format!("{prefix}{name}");
+    let (rank, size) = rank_and_size(environment, &name("RANK"), &name("WORLD_SIZE"))?;
+    let mut claim = Claim::new(rank, Ok(size), by_hand::RENDEZVOUS);
+    claim.local = local(environment, &name("LOCAL_RANK"), &name("LOCAL_WORLD_SIZE"))?;
+    if let Some(master) = master(environment) {
+        claim.rendezvous = Ok(master);
+    }
+    Ok(claim)
 }
 
 /// Rank and size from the variables of these names; an error if either is missing.

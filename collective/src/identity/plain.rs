@@ -1,8 +1,8 @@
 //! PyTorch's env:// contract without torchrun: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
 use super::choice::Reading;
-use super::claim::{Claim, local, master, rank_and_size};
-use super::{Environment, by_hand, kubeflow, run, torchrun};
+use super::claim::numbered;
+use super::{Environment, kubeflow, run, torchrun};
 use crate::error::Result;
 
 pub(super) fn read(environment: &Environment) -> Result<Reading> {
@@ -14,11 +14,5 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
     if !is_set || is_foreign {
         return Ok(Reading::Absent);
     }
-    let (rank, size) = rank_and_size(environment, "RANK", "WORLD_SIZE")?;
-    let mut claim = Claim::new(rank, Ok(size), by_hand::RENDEZVOUS);
-    claim.local = local(environment, "LOCAL_RANK", "LOCAL_WORLD_SIZE")?;
-    if let Some(master) = master(environment) {
-        claim.rendezvous = Ok(master);
-    }
-    Ok(claim.into())
+    Ok(numbered(environment, "")?.into())
 }

@@ -1,21 +1,15 @@
 //! `allfold run`, and the copies that `train -n 4` and `bench` start.
 
+use super::Environment;
 use super::choice::Reading;
-use super::claim::{Claim, local, master, rank_and_size};
-use super::{Environment, by_hand};
+use super::claim::numbered;
 use crate::error::Result;
 
 pub(super) fn read(environment: &Environment) -> Result<Reading> {
     if !is_there(environment) {
         return Ok(Reading::Absent);
     }
-    let (rank, size) = rank_and_size(environment, "ALLFOLD_RANK", "ALLFOLD_WORLD_SIZE")?;
-    let mut claim = Claim::new(rank, Ok(size), by_hand::RENDEZVOUS);
-    claim.local = local(environment, "ALLFOLD_LOCAL_RANK", "ALLFOLD_LOCAL_WORLD_SIZE")?;
-    if let Some(master) = master(environment) {
-        claim.rendezvous = Ok(master);
-    }
-    Ok(claim.into())
+    Ok(numbered(environment, "ALLFOLD_")?.into())
 }
 
 pub(super) fn is_there(environment: &Environment) -> bool {
