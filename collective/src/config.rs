@@ -250,10 +250,7 @@ impl Config {
             .into());
         }
         let patient = if in_kubernetes { CONNECT_TIMEOUT_KUBERNETES } else { CONNECT_TIMEOUT };
-        let port = environment.number("ALLFOLD_PORT")?.unwrap_or(0);
-        let Ok(port) = u16::try_from(port) else {
-            return Err(invalid("ALLFOLD_PORT", &port.to_string(), "must be 0 to 65535"));
-        };
+        let port = environment.port()?.unwrap_or(0);
         Ok(Self {
             rendezvous,
             job: environment
@@ -482,7 +479,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 30] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -511,6 +508,7 @@ const NAMES: [&str; 29] = [
     "LOG",
     "LOG_FORMAT",
     "LAUNCHER",
+    "WITHIN",
     "RESTART",
 ];
 const LANES: &str = "ALLFOLD_LANES";

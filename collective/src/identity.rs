@@ -276,10 +276,12 @@ mod tests {
         for (set, missing) in
             [("ALLFOLD_WORLD_SIZE", "ALLFOLD_RANK"), ("WORLD_SIZE", "RANK"), ("RANK", "WORLD_SIZE")]
         {
-            let error = detect([(set, "1")]).unwrap_err().to_string();
+            let error = detect([(set, "2")]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{missing} is not set")), "{error}");
         }
         assert!(detect([("ALLFOLD_RENDEZVOUS", "a:1")]).is_err(), "half an environment passed");
+        let one = detect([("ALLFOLD_WORLD_SIZE", "1")]).unwrap().unwrap();
+        assert_eq!((one.rank, one.size), (0, 1), "one rank needs no number");
         let huge = ("LOCAL_RANK", "18446744073709551615");
         let error = detect([("RANK", "0"), ("WORLD_SIZE", "2"), huge]).unwrap_err();
         assert!(error.to_string().ends_with("must be below the world size, 2"), "{error}");

@@ -2,7 +2,7 @@
 //! hand on each host.
 
 use super::choice::Reading;
-use super::claim::{Claim, Found, local, master, not_set, unset};
+use super::claim::{self, Claim, Found, Local, master, not_set, unset};
 use super::peers::Peers;
 use super::{Environment, pods, run};
 use crate::error::Result;
@@ -51,7 +51,7 @@ pub(super) fn claim(environment: &Environment, (rank, peers): (&str, &str)) -> R
         }
         None => {
             let missing = || match environment.in_kubernetes() {
-                true => pods::no_size("its controller has", "spec.replicas"),
+                true => pods::no_size("its controller has", pods::REPLICAS),
                 false => not_set(environment, SIZE, RANK, (RANK, SIZE)),
             };
             let mut claim = Claim::new(number, size.ok_or_else(missing), RENDEZVOUS);
@@ -61,19 +61,27 @@ pub(super) fn claim(environment: &Environment, (rank, peers): (&str, &str)) -> R
             claim
         }
     };
-    let local = local(environment, "ALLFOLD_LOCAL_RANK", "ALLFOLD_LOCAL_WORLD_SIZE")?;
-    claim.local = local.or(claim.local);
+    claim.local = local(environment)?.or(claim.local);
     Ok(claim)
 }
 
-/// Half an environment must not train alone in silence: it is an error where nobody else says who
-/// this is.
-pub(super) fn check_halves(environment: &Environment) -> Result<()> {
+/// The place on its host that a rank was told.
+pub(super) fn local(environment: &Environment) -> Result<Option<Local>> {
+    claim::local(environment, "ALLFOLD_LOCAL_RANK", "ALLFOLD_LOCAL_WORLD_SIZE")
+}
+
+/// Where nobody says who this is: half an environment must not train alone in silence, unless it
+/// says that there is one rank.
+pub(super) fn halves(environment: &Environment) -> Result<Option<Claim>> {
     let Some(set) =
         [PEERS, SIZE, "ALLFOLD_RENDEZVOUS"].into_iter().find(|n| environment.get(n).is_some())
     else {
-        return Ok(());
+        return Ok(None);
     };
+    if set == SIZE && environment.number(SIZE)? == Some(1) {
+        let size = Found::new(1, SIZE);
+        return Ok(Some(Claim::new(Found::new(0, ONE), Ok(size), RENDEZVOUS)));
+    }
     if environment.in_kubernetes() {
         let help = "add to the container's env: {name: ALLFOLD_RANK, valueFrom: {fieldRef: \
                     {fieldPath: \"metadata.labels['apps.kubernetes.io/pod-index']\"}}}";
@@ -84,6 +92,7 @@ pub(super) fn check_halves(environment: &Environment) -> Result<()> {
 }
 
 pub(super) const RENDEZVOUS: &str = "set it on every rank to rank 0's address, host:port";
+pub(super) const ONE: &str = "ALLFOLD_WORLD_SIZE=1";
 pub(super) const RANK: &str = "ALLFOLD_RANK";
 pub(super) const SIZE: &str = "ALLFOLD_WORLD_SIZE";
 pub(super) const PEERS: &str = "ALLFOLD_PEERS";

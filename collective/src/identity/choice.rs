@@ -5,7 +5,7 @@
 //! refused.
 
 use super::claim::{Claim, unset};
-use super::{DETECTORS, Environment, Ignored};
+use super::{DETECTORS, Environment, Ignored, run};
 use crate::error::{Error, Result};
 
 /// Recognises one launcher.
@@ -55,18 +55,7 @@ pub(super) struct Choice {
 type Word = (&'static Detector, Result<Claim>);
 
 pub(super) fn choose(environment: &Environment) -> Choice {
-    let mut ignored = Vec::new();
-    let mut words: Vec<Word> = Vec::new();
-    for detector in &DETECTORS {
-        match (detector.read)(environment) {
-            Ok(Reading::Absent) => {}
-            Ok(Reading::Outer { reason, help }) => {
-                ignored.push(Ignored { launcher: detector.launcher.into(), reason, help });
-            }
-            Ok(Reading::Claim(claim)) => words.push((detector, Ok(*claim))),
-            Err(error) => words.push((detector, Err(error))),
-        }
-    }
+    let (mut words, mut ignored) = hear(environment);
     if words.is_empty() {
         return Choice { winner: None, ignored };
     }
@@ -80,7 +69,8 @@ pub(super) fn choose(environment: &Environment) -> Choice {
             (Err(_), Ok(_)) => format!("{} comes first", detector.launcher),
             (Ok(claim), Ok(said)) => {
                 let agrees = claim.agrees(&said);
-                match judge((detector, claim), (other, &said), is_further) {
+                let within = run::is_within(environment, other.launcher, &said);
+                match judge((detector, claim), (other, &said), is_further, within) {
                     // On all ranks, then: where one differs it is refused.
                     Judgement::Both if agrees => {
                         claim.complete_with(&said);
@@ -98,6 +88,34 @@ pub(super) fn choose(environment: &Environment) -> Choice {
         ignored.push(Ignored { launcher: other.launcher.into(), reason, help: None });
     }
     Choice { winner: Some((detector, word)), ignored }
+}
+
+/// What all launchers say, and those that are there and say that they do not matter.
+fn hear(environment: &Environment) -> (Vec<Word>, Vec<Ignored>) {
+    let mut ignored = Vec::new();
+    let mut words: Vec<Word> = Vec::new();
+    for detector in &DETECTORS {
+        match (detector.read)(environment) {
+            Ok(Reading::Absent) => {}
+            Ok(Reading::Outer { reason, help }) => {
+                ignored.push(Ignored { launcher: detector.launcher.into(), reason, help });
+            }
+            Ok(Reading::Claim(claim)) => words.push((detector, Ok(*claim))),
+            Err(error) => words.push((detector, Err(error))),
+        }
+    }
+    (words, ignored)
+}
+
+/// The launchers that have numbered this process, for what it starts: theirs are not the numbers of
+/// its children. None where there is none.
+pub(super) fn numbered_here(environment: &Environment) -> Option<String> {
+    let (words, _) = hear(environment);
+    let entries = words.iter().filter_map(|(detector, word)| {
+        let claim = word.as_ref().ok().filter(|_| detector.scope == Scope::Process)?;
+        Some(claim.entry(detector.launcher))
+    });
+    Some(entries.collect::<Vec<_>>().join("; ")).filter(|entries| !entries.is_empty())
 }
 
 /// The first by precedence, except that RANK and WORLD_SIZE may be of a program that each process
@@ -124,24 +142,30 @@ enum Judgement {
     Both,
 }
 
-/// What the winner and another have to do with each other.
+/// What the winner and another have to do with each other. `within`: where the winner is `allfold
+/// run`, whether the other had numbered that itself.
 fn judge(
     (winner, claim): (&Detector, &Claim),
     (other, said): (&Detector, &Claim),
     is_further: bool,
+    within: bool,
 ) -> Judgement {
     use Scope::{Given, Plain, Pod, Process};
     let name = winner.launcher;
     let outer = |reason: &str| Judgement::Outer(reason.replace("{}", name));
     match (winner.scope, other.scope) {
-        // torchrun itself sets RANK, so that this is another than the launcher of allfold's gave.
-        (Given, _)
-            if name == super::run::LAUNCHER && other.launcher == super::torchrun::LAUNCHER =>
+        // It has come in between: allfold's launcher started it, and it this process. One that
+        // starts single processes numbers nothing.
+        (Given, Process)
+            if name == run::LAUNCHER
+                && !within
+                && said.known_size().is_none_or(|size| size > 1) =>
         {
             Judgement::Both
         }
         (Given, _) => outer("{} comes first"),
-        (Process, Process) if claim.agent.is_some() && claim.agent == pair(said) => {
+        // Of its agents torchrun knows only how many there are: it numbers them in its own order.
+        (Process, Process) if claim.agents.is_some() && claim.agents == said.known_size() => {
             outer("numbers the agents of {}, not this process")
         }
         (Process, Process) if super::is_resource_manager(other.launcher) => {
@@ -151,16 +175,15 @@ fn judge(
         (Plain, _) if claim.refines(said) => outer("numbers what started this process and others"),
         (Pod, Pod) => outer("{} comes first"),
         (Plain, Pod) if is_further => outer("{} comes first"),
+        (Plain, Pod) if said.is_guess => {
+            outer("only the pod's name ends in a number, and {} are set")
+        }
         (Process, Process | Plain) | (Plain, Process | Pod) | (Pod, Plain | Process) => {
             Judgement::Both
         }
         // These come first in the order, and there is only one plain.
         (_, Given) | (Plain, Plain) => outer("{} comes first"),
     }
-}
-
-fn pair(claim: &Claim) -> Option<(usize, usize)> {
-    Some((claim.rank.value, claim.known_size()?))
 }
 
 fn refused((a, claim): (&Detector, &Claim), (b, said): (&Detector, &Claim)) -> Error {
@@ -175,6 +198,10 @@ fn refused((a, claim): (&Detector, &Claim), (b, said): (&Detector, &Claim)) -> E
              ranks, they need LOCAL_RANK and LOCAL_WORLD_SIZE, too"
                 .into()
         }
+        (Scope::Given, Scope::Process) => format!(
+            "start the ranks by {} alone, without allfold run around it, or by allfold run alone",
+            b.launcher
+        ),
         _ => format!(
             "unset {} or {} on all ranks, whichever is not meant; see docs/launchers.md",
             claim.rank.from, said.rank.from

@@ -1,6 +1,6 @@
 //! What one launcher's variables say of this process.
 
-use super::{Environment, MAX_WORLD_SIZE, by_hand, invalid};
+use super::{Environment, MAX_WORLD_SIZE, by_hand, invalid, pods};
 use crate::config::DEFAULT_PORT;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,8 +29,13 @@ pub(super) struct Claim {
     /// An error says what to set where it is not known.
     pub(super) rendezvous: Result<Found<String>>,
     pub(super) job: Option<Found<String>>,
-    /// Which of how many agents of the launcher started this process, if it has agents.
-    pub(super) agent: Option<(usize, usize)>,
+    /// How many agents of the launcher there are, one of which started this process, if it has
+    /// agents.
+    pub(super) agents: Option<usize>,
+    /// Told by a name that may end in a number for another reason.
+    pub(super) is_guess: bool,
+    /// Where a manifest says how many pods there are.
+    pub(super) pods: Option<&'static str>,
 }
 
 /// A rank's place on its host.
@@ -44,7 +49,16 @@ impl Claim {
     /// A claim of these numbers alone; `help` says how to name a rendezvous.
     pub(super) fn new(rank: Found<usize>, size: Result<Found<usize>>, help: &str) -> Self {
         let rendezvous = Err(no_rendezvous("is not set, and MASTER_ADDR is not either", help));
-        Self { rank, size, local: None, rendezvous, job: None, agent: None }
+        Self {
+            rank,
+            size,
+            local: None,
+            rendezvous,
+            job: None,
+            agents: None,
+            is_guess: false,
+            pods: None,
+        }
     }
 
     /// Its size, where that is known.
@@ -81,6 +95,14 @@ impl Claim {
         self.job = self.job.take().or_else(|| other.job.clone());
     }
 
+    /// `Open MPI 1/4`: as [`WITHIN`](super::run::WITHIN) lists it.
+    pub(super) fn entry(&self, launcher: &str) -> String {
+        match self.known_size() {
+            Some(size) => format!("{launcher} {}/{size}", self.rank.value),
+            None => format!("{launcher} {}", self.rank.value),
+        }
+    }
+
     /// `rank 1 of 4 by RANK and WORLD_SIZE`
     pub(super) fn numbers(&self) -> String {
         let Found { value: rank, from } = &self.rank;
@@ -101,8 +123,7 @@ impl Claim {
                 None => size.value.to_string(),
             };
             let problem = format!("must be below the world size, {of}; ranks count from 0");
-            let start = "where the StatefulSet has ordinals.start, set ALLFOLD_ORDINAL_START to it";
-            let help = environment.in_kubernetes().then(|| start.to_string());
+            let help = self.pods.map(|pods| pods::too_many(pods, &size.from));
             return Err(contradiction(environment, &self.rank, problem, help));
         }
         let Some(local) = &self.local else { return Ok(()) };
@@ -234,12 +255,13 @@ pub(super) fn at_host(
     why: &str,
     job: Option<&Found<String>>,
 ) -> Result<Found<String>> {
-    let (port, from) = match environment.number("ALLFOLD_PORT")? {
-        Some(port) if port > 0 => (port, "port: ALLFOLD_PORT".into()),
+    let named = environment.get("ALLFOLD_JOB").or(job.map(|job| job.value.as_str()));
+    let (port, from) = match environment.port()? {
+        Some(port) => (port, "port: ALLFOLD_PORT".into()),
         // Jobs may share hosts, and each needs a port of its own.
-        _ => match job {
-            Some(job) => (port_of(&job.value), format!("port from the job {}", job.value)),
-            None => (usize::from(DEFAULT_PORT), "the default port".into()),
+        None => match named {
+            Some(job) => (port_of(job), format!("port from the job {job}")),
+            None => (DEFAULT_PORT, "the default port".into()),
         },
     };
     Ok(Found::new(format!("{}:{port}", bracketed(host)), format!("{why}; {from}")))
@@ -254,13 +276,13 @@ fn bracketed(host: &str) -> String {
 }
 
 /// By FNV-1a (Fowler, Noll and Vo), which all ranks compute alike.
-fn port_of(job: &str) -> usize {
+fn port_of(job: &str) -> u16 {
     let hash = job.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    FIRST_PORT + (hash % PORTS) as usize
+    FIRST_PORT + (hash % u64::from(PORTS)) as u16
 }
 
 /// Below the ports that Linux gives to clients (32,768 on) and 29,500; few services live there.
-const FIRST_PORT: usize = 20_000;
-const PORTS: u64 = 9_000;
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 9_000;

@@ -85,6 +85,18 @@ impl Environment {
         }
     }
 
+    /// ALLFOLD_PORT, unless it leaves the choice to the system.
+    pub(crate) fn port(&self) -> Result<Option<u16>> {
+        const NAME: &str = "ALLFOLD_PORT";
+        match self.number(NAME)?.map(u16::try_from) {
+            None | Some(Ok(0)) => Ok(None),
+            Some(Ok(port)) => Ok(Some(port)),
+            Some(Err(_)) => {
+                Err(invalid(NAME, self.get(NAME).unwrap_or_default(), "must be 0 to 65535"))
+            }
+        }
+    }
+
     /// Whether this is a container of a pod.
     pub(crate) fn in_kubernetes(&self) -> bool {
         self.get(KUBERNETES).is_some()
@@ -96,13 +108,24 @@ impl Environment {
 }
 
 /// Kubernetes tells each pod of the Services there are: one that is called `allfold` becomes
-/// `ALLFOLD_PORT=tcp://10.0.0.7:29500` and more, and one that is called `master`, `MASTER_PORT`.
+/// `ALLFOLD_PORT=tcp://10.0.0.7:29500`, `ALLFOLD_PORT_29500_TCP`, `ALLFOLD_SERVICE_HOST` and more,
+/// one that is called `allfold-metrics` `ALLFOLD_METRICS_PORT`, and one that is called `master`
+/// `MASTER_PORT`.
 fn is_of_service(name: &str, value: &str) -> bool {
-    let Some(rest) = name.strip_prefix("ALLFOLD_").or_else(|| name.strip_prefix("MASTER_")) else {
+    if !["ALLFOLD_", "MASTER_"].iter().any(|prefix| name.starts_with(prefix)) {
         return false;
-    };
+    }
     let is_link = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
-    rest.starts_with("SERVICE_") || rest.starts_with("PORT_") || (rest == "PORT" && is_link)
+    let is_one_port = name.rsplit_once("_PORT_").is_some_and(|(_, port)| {
+        let (number, protocol) = port.split_once('_').unwrap_or((port, ""));
+        let protocol = protocol.split('_').next().unwrap_or_default();
+        number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
+    });
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || is_one_port
+        || (name.ends_with("_PORT") && is_link)
 }
 
 impl Host {
@@ -193,14 +216,22 @@ mod tests {
             ("ALLFOLD_PORT_29500_UDP_ADDR", "10.0.0.7"),
             ("ALLFOLD_SERVICE_HOST", "10.0.0.7"),
             ("MASTER_PORT", "tcp://10.0.0.8:80"),
+            ("ALLFOLD_RANK_SERVICE_HOST", "10.0.0.9"),
+            ("ALLFOLD_METRICS_PORT", "tcp://10.0.0.9:9200"),
+            ("ALLFOLD_METRICS_PORT_9200_TCP", "tcp://10.0.0.9:9200"),
+            ("ALLFOLD_METRICS_PORT_9200_TCP_PROTO", "tcp"),
+            ("ALLFOLD_METRICS_SERVICE_PORT_HTTP", "9200"),
         ];
-        let set = |more| {
-            let [a, b, c, d] = pairs;
-            Environment::from([a, b, c, d, more, ("ALLFOLD_RANK", "1")])
+        // These are nobody's but the user's.
+        let own = [("ALLFOLD_RANK", "1"), ("ALLFOLD_EXPORT_X", "1"), ("ALLFOLD_PORT_X", "1")];
+        let set = |more: (&str, &str)| {
+            let all = pairs.iter().chain(&own).chain([&more]);
+            let variables = all.map(|(n, v)| ((*n).to_string(), (*v).to_string())).collect();
+            Environment::recorded(variables, Host::default())
         };
         let names = |environment: &Environment| environment.names().count();
-        assert_eq!(names(&set((KUBERNETES, "10.0.0.1"))), 2);
-        assert_eq!(names(&set(("HOME", "/"))), 6);
+        assert_eq!(names(&set((KUBERNETES, "10.0.0.1"))), own.len() + 1);
+        assert_eq!(names(&set(("HOME", "/"))), pairs.len() + own.len() + 1);
         let chosen = [(KUBERNETES, "10.0.0.1"), ("ALLFOLD_PORT", "29500")];
         assert_eq!(Environment::from(chosen).get("ALLFOLD_PORT"), Some("29500"));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::choice::{self, Scope};
-use super::claim::{Claim, Found, Local, check_size};
+use super::claim::{Claim, Found, Local, check_size, unset};
 use super::peers::Peers;
 use super::{Environment, Identity, by_hand, invalid};
 use crate::config::HostPort;
@@ -32,6 +32,9 @@ pub struct Findings {
     pub ignored: Vec<Ignored>,
     /// Why this process cannot be a rank.
     problem: Option<Error>,
+    /// Whether the problem is only that what this process runs in does not say how many ranks there
+    /// are.
+    is_surrounding: bool,
 }
 
 /// A launcher whose variables are set, and why they do not count.
@@ -60,12 +63,26 @@ impl Findings {
                 match word {
                     Ok(mut claim) => {
                         let settled = settle(environment, detector.scope, &mut claim);
+                        findings.is_surrounding = settled.is_ok()
+                            && claim.size.is_err()
+                            && [Scope::Pod, Scope::Plain].contains(&detector.scope);
                         findings.take(environment, claim, settled);
                     }
-                    Err(error) => findings.problem = Some(error),
+                    Err(error) => {
+                        findings.is_surrounding =
+                            detector.scope == Scope::Plain && is_unset(&error);
+                        findings.problem = Some(findings.or_help(error));
+                    }
                 }
             }
-            None => findings.problem = by_hand::check_halves(environment).err(),
+            None => match by_hand::halves(environment) {
+                Ok(None) => {}
+                Ok(Some(one)) => {
+                    findings.launcher = Some(by_hand::ONE.into());
+                    findings.take(environment, one, Ok(()));
+                }
+                Err(error) => findings.problem = Some(error),
+            },
         }
         findings
     }
@@ -105,6 +122,30 @@ impl Findings {
         self.problem.as_ref()
     }
 
+    /// Whether a program that knows by itself how many ranks it wants need not heed the problem: a
+    /// pod or a shell has numbers for something, and no launcher started this process as a rank.
+    pub fn is_only_surrounding(&self) -> bool {
+        self.is_surrounding
+    }
+
+    /// The launchers that numbered this process, as `ALLFOLD_WITHIN` tells them to ranks that it
+    /// starts.
+    pub fn within() -> Option<String> {
+        choice::numbered_here(&Environment::of_process())
+    }
+
+    /// An error of half a pair, such as WORLD_SIZE that a batch script exports, with the help of a
+    /// launcher that is near.
+    fn or_help(&self, error: Error) -> Error {
+        let near = self.ignored.iter().find_map(|ignored| ignored.help.clone());
+        match (error.kind(), near) {
+            (ErrorKind::Setting { name, value: None, problem, .. }, Some(help)) => {
+                unset(name, problem.clone(), help)
+            }
+            _ => error,
+        }
+    }
+
     /// The error of a process that must be a rank, and is none.
     pub fn no_environment(&self) -> Error {
         let seen = self
@@ -118,6 +159,9 @@ impl Findings {
     /// What the user may have forgotten where no launcher says that this process is a rank: one line
     /// for each launcher that is near.
     pub fn forgotten(&self) -> Vec<String> {
+        if self.launcher.is_some() || self.problem.is_some() {
+            return Vec::new();
+        }
         let near = |Ignored { reason, help, .. }: &Ignored| {
             Some(format!("this process is alone: {reason}; {}", help.as_ref()?))
         };
@@ -163,25 +207,32 @@ impl Findings {
     }
 }
 
+fn is_unset(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Setting { value: None, .. })
+}
+
 /// Adds what the user set beside the launcher, and looks for contradictions.
 fn settle(environment: &Environment, scope: Scope, claim: &mut Claim) -> Result<()> {
-    if scope != Scope::Given
-        && let Some(size) = environment.number(by_hand::SIZE)?
-    {
-        check_size(by_hand::SIZE, size)?;
-        match &claim.size {
-            Err(_) => claim.size = Ok(Found::new(size, by_hand::SIZE)),
-            // A pod's environment counts pods, and a launcher in it the processes.
-            Ok(_) if environment.in_kubernetes() && scope != Scope::Pod => {}
-            Ok(found) if found.value != size => {
-                let Found { value, from } = found;
-                let problem = format!("must be {value}, as {from} says, or not be set");
-                return Err(invalid(by_hand::SIZE, &size.to_string(), &problem));
-            }
-            Ok(_) => {}
+    let peers = environment.get(by_hand::PEERS);
+    let peers = peers.map(|text| Peers::parse(by_hand::PEERS, text)).transpose()?;
+    // A pod's environment counts pods, and a launcher in it the processes.
+    let is_of_others = environment.in_kubernetes() && scope != Scope::Pod;
+    if scope != Scope::Given {
+        if let Some(size) = environment.number(by_hand::SIZE)? {
+            check_size(by_hand::SIZE, size)?;
+            settle_size(claim, size, by_hand::SIZE, &size.to_string(), is_of_others)?;
+        }
+        if let (Some(peers), Some(text)) = (&peers, environment.get(by_hand::PEERS)) {
+            settle_size(claim, peers.len(), by_hand::PEERS, text, is_of_others)?;
+        }
+        if claim.local.is_none() && !is_of_others {
+            let listed =
+                peers.as_ref().map(|peers| peers.claim(claim.rank.clone(), by_hand::PEERS));
+            claim.local = by_hand::local(environment)?
+                .or(listed.transpose()?.and_then(|listed| listed.local));
         }
     }
-    if let Some(place) = named(environment)? {
+    if let Some(place) = named(environment, peers.as_ref()) {
         claim.rendezvous = Ok(place);
     }
     if let Ok(Found { value, from }) = &mut claim.rendezvous {
@@ -191,15 +242,37 @@ fn settle(environment: &Environment, scope: Scope, claim: &mut Claim) -> Result<
     claim.check(environment)
 }
 
+/// The user's world size beside the launcher's: `size` by the variable `name`, which is `text`.
+fn settle_size(
+    claim: &mut Claim,
+    size: usize,
+    name: &str,
+    text: &str,
+    is_of_others: bool,
+) -> Result<()> {
+    match &claim.size {
+        Err(_) => claim.size = Ok(Found::new(size, name)),
+        Ok(found) if found.value != size && !is_of_others => {
+            let Found { value, from } = found;
+            let problem = match name {
+                by_hand::PEERS => format!("names {size} ranks, but there are {value} by {from}"),
+                _ => format!("must be {value}, as {from} says, or not be set"),
+            };
+            return Err(invalid(name, text, &problem));
+        }
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
 /// The rendezvous that the user names, whatever the launcher.
-fn named(environment: &Environment) -> Result<Option<Found<String>>> {
+fn named(environment: &Environment, peers: Option<&Peers>) -> Option<Found<String>> {
     const NAME: &str = "ALLFOLD_RENDEZVOUS";
     if let Some(place) = environment.get(NAME) {
-        return Ok(Some(Found::new(place.to_string(), NAME)));
+        return Some(Found::new(place.to_string(), NAME));
     }
-    let Some(text) = environment.get(by_hand::PEERS) else { return Ok(None) };
-    let peers = Peers::parse(by_hand::PEERS, text)?;
-    Ok(peers.first().map(|first| Found::new(first.to_string(), "ALLFOLD_PEERS, first entry")))
+    let first = peers?.first()?;
+    Some(Found::new(first.to_string(), "ALLFOLD_PEERS, first entry"))
 }
 
 impl fmt::Display for Findings {

@@ -29,10 +29,14 @@ pub(super) fn read_pmi(environment: &Environment) -> Result<Reading> {
     }
     if environment.get("PMI_FD").is_none() && environment.get("PMI_PORT").is_none() {
         let reason = "PMI_RANK without PMI_FD or PMI_PORT is of another process".into();
-        return Ok(Reading::Outer { reason, help: None });
+        // Some launchers of Crays set no more.
+        let size = environment.get("PMI_SIZE").and_then(|size| size.parse::<usize>().ok());
+        let help = size.filter(|size| *size > 1).map(|size| {
+            format!("if an mpiexec started this process as one of {size} ranks, {SET_BY_HAND}")
+        });
+        return Ok(Reading::Outer { reason, help });
     }
-    if slurm::speaks_pmi(environment) {
-        let reason = "srun --mpi=pmi2 sets PMI_RANK, too".into();
+    if let Some(reason) = slurm::owns_pmi(environment) {
         return Ok(Reading::Outer { reason, help: None });
     }
     if environment.get("FLUX_TASK_RANK") == environment.get("PMI_RANK") {
@@ -41,8 +45,8 @@ pub(super) fn read_pmi(environment: &Environment) -> Result<Reading> {
     }
     let (rank, size) = rank_and_size(environment, "PMI_RANK", "PMI_SIZE")?;
     let mut claim = Claim::new(rank, Ok(size), "");
-    claim.local = local(environment, "MPI_LOCALRANKID", "MPI_LOCALNRANKS")?;
-    claim.job = slurm::job(environment);
+    claim.local = local(environment, HYDRA_LOCAL_RANK, "MPI_LOCALNRANKS")?;
+    claim.job = intel_job(environment).or_else(|| slurm::job(environment));
     claim.rendezvous = rendezvous(environment, &claim, "mpiexec -genv ALLFOLD_RENDEZVOUS ");
     Ok(claim.into())
 }
@@ -56,8 +60,13 @@ pub(super) fn read_pmix(environment: &Environment) -> Result<Reading> {
         return Ok(Reading::Absent);
     }
     let reason = "PMIX_RANK comes without a world size".into();
-    let help = "set ALLFOLD_RANK, ALLFOLD_WORLD_SIZE and ALLFOLD_RENDEZVOUS on every rank";
-    Ok(Reading::Outer { reason, help: Some(help.into()) })
+    Ok(Reading::Outer { reason, help: Some(SET_BY_HAND.into()) })
+}
+
+/// Intel MPI draws an id for each start; MPICH gives nothing that all its ranks know.
+fn intel_job(environment: &Environment) -> Option<Found<String>> {
+    const NAME: &str = "I_MPI_HYDRA_UUID";
+    environment.get(NAME).map(|id| Found::new(format!("intelmpi-{id}"), NAME))
 }
 
 /// Where rank 0 is, as far as every rank can tell by itself; rank 0 checks it. `set` begins the
@@ -147,3 +156,8 @@ fn host_of_mpirun(environment: &Environment) -> Option<Guess> {
 pub(super) fn is_started(environment: &Environment) -> bool {
     ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().any(|name| environment.get(name).is_some())
 }
+
+/// Hydra sets it for each process that it starts, srun never.
+pub(super) const HYDRA_LOCAL_RANK: &str = "MPI_LOCALRANKID";
+const SET_BY_HAND: &str =
+    "set ALLFOLD_RANK, ALLFOLD_WORLD_SIZE and ALLFOLD_RENDEZVOUS on every rank";

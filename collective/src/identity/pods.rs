@@ -18,8 +18,10 @@ pub(super) fn read_stateful_set(environment: &Environment) -> Result<Reading> {
         return Err(super::invalid(START, &start.to_string(), &problem));
     };
     let from = if start == 0 { from.clone() } else { format!("{from} - {START}") };
-    let size = size(environment, "a StatefulSet has", "spec.replicas")?;
+    let size = size(environment, "a StatefulSet has", REPLICAS)?;
     let mut claim = Claim::new(Found::new(rank, from), size, "");
+    claim.pods = Some(REPLICAS);
+    claim.is_guess = !is_told(environment);
     claim.rendezvous = pod.rendezvous(environment, start, "serviceName in the StatefulSet")?;
     claim.job = Some(Found::new(pod.base, pod.from));
     Ok(claim.into())
@@ -30,8 +32,9 @@ pub(super) fn read_indexed_job(environment: &Environment) -> Result<Reading> {
         return Ok(Reading::Absent);
     };
     let rank = given_rank(environment)?.unwrap_or_else(|| Found::new(index, INDEX));
-    let size = size(environment, "a Job has", "spec.completions")?;
+    let size = size(environment, "a Job has", COMPLETIONS)?;
     let mut claim = Claim::new(rank, size, "");
+    claim.pods = Some(COMPLETIONS);
     let host = environment.host();
     if let Some(base) = host.name.strip_suffix(&format!("-{index}")) {
         let pod = Pod::new(base, environment.host().service(), index, HOST);
@@ -73,8 +76,9 @@ pub(super) fn read_job_set(environment: &Environment) -> Result<Reading> {
             Found::new(job.saturating_mul(each).saturating_add(index), from)
         }
     };
-    let size = size(environment, "a JobSet has", "replicas times completions")?;
+    let size = size(environment, "a JobSet has", ALL_PODS)?;
     let mut claim = Claim::new(rank, size, "");
+    claim.pods = Some(ALL_PODS);
     let domain = environment.host().service();
     let pod = Pod::new(&format!("{}-0", place.base), domain, 0, HOST);
     claim.rendezvous = pod.rendezvous(environment, 0, "network.subdomain in the JobSet")?;
@@ -129,7 +133,7 @@ impl Pod {
             return Err(super::invalid(NAME, environment.get(NAME).unwrap_or_default(), &problem));
         }
         let given = given_rank(environment)?;
-        let is_meant = given.is_some() || environment.get(by_hand::SIZE).is_some();
+        let is_meant = is_told(environment);
         let pod = by_name.or_else(|| by_host.filter(|pod| is_meant || pod.domain.is_some()));
         Ok(pod.map(|pod| Self { number: given.unwrap_or_else(|| pod.number.clone()), ..pod }))
     }
@@ -148,13 +152,12 @@ impl Pod {
         let Some(domain) = &self.domain else {
             return Ok(Err(no_service(place, &name)));
         };
-        let port = environment.number("ALLFOLD_PORT")?.filter(|port| *port > 0);
-        let port = port.unwrap_or(usize::from(DEFAULT_PORT));
+        let port = environment.port()?.unwrap_or(DEFAULT_PORT);
         Ok(Ok(Found::new(format!("{name}.{domain}:{port}"), "this pod's full name")))
     }
 }
 
-/// A pod of a JobSet: `SET-REPLICATEDJOB-JOB-POD`, in the Service SET.
+/// A pod of a JobSet: `SET-REPLICATEDJOB-JOB-POD`, in the Service SET or another that it names.
 struct Place {
     set: String,
     base: String,
@@ -166,8 +169,17 @@ fn job_set(environment: &Environment) -> Option<Place> {
     let set = host.service()?.split('.').next()?;
     let (rest, _) = numbered(&host.name)?;
     let (base, job) = numbered(rest)?;
-    let is_of_set = base.starts_with(&format!("{set}-"));
+    // With a Service of another name it looks like a Job; only a JobSet has use for these.
+    let is_told = [JOB_INDEX, PODS_PER_JOB].iter().any(|name| environment.get(name).is_some());
+    let is_of_set = is_told || base.starts_with(&format!("{set}-"));
     is_of_set.then(|| Place { set: set.into(), base: base.into(), job })
+}
+
+/// Whether the manifest says that this is a rank.
+fn is_told(environment: &Environment) -> bool {
+    [by_hand::RANK, by_hand::SIZE, by_hand::PEERS]
+        .iter()
+        .any(|name| environment.get(name).is_some())
 }
 
 /// ALLFOLD_RANK, which the manifest takes from the pod's label.
@@ -193,7 +205,8 @@ fn size(environment: &Environment, who: &str, field: &str) -> Result<Result<Foun
 /// A pod does not see how many there are.
 pub(super) fn no_size(who: &str, field: &str) -> Error {
     let problem = format!("is not set, and a pod cannot see how many pods {who}");
-    unset(by_hand::SIZE, problem, manifest_line(field))
+    let alone = "; to start ranks within this pod alone, `allfold run -n 4 PROGRAM`";
+    unset(by_hand::SIZE, problem, manifest_line(field) + alone)
 }
 
 pub(super) fn manifest_line(field: &str) -> String {
@@ -201,6 +214,15 @@ pub(super) fn manifest_line(field: &str) -> String {
         "add to the container's env: {{name: ALLFOLD_WORLD_SIZE, value: \"4\"}}, with the number \
          in {field}"
     )
+}
+
+/// What to do about a pod whose number is beyond the world size, which stands in `size`.
+pub(super) fn too_many(field: &str, size: &str) -> String {
+    let start = match field {
+        REPLICAS => "; where the StatefulSet has ordinals.start, set ALLFOLD_ORDINAL_START to it",
+        _ => "",
+    };
+    format!("{size} in the container's env and {field} must be the same number{start}")
 }
 
 fn no_service(place: &str, first: &str) -> Error {
@@ -215,6 +237,9 @@ fn no_service(place: &str, first: &str) -> Error {
 const HOST: &str = "host name";
 const NAME: &str = "POD_NAME";
 const INDEX: &str = "JOB_COMPLETION_INDEX";
+pub(super) const REPLICAS: &str = "spec.replicas";
+const COMPLETIONS: &str = "spec.completions";
+const ALL_PODS: &str = "replicas times completions";
 /// spec.ordinals.start of the StatefulSet.
 const START: &str = "ALLFOLD_ORDINAL_START";
 /// The label jobset.sigs.k8s.io/job-global-index.

@@ -5,7 +5,7 @@ mod nodes;
 use super::Environment;
 use super::choice::Reading;
 use super::claim::{Claim, Found, Local, at_host, master, no_rendezvous, unset};
-use super::mpi::Guess;
+use super::mpi::{Guess, HYDRA_LOCAL_RANK};
 use crate::error::Result;
 
 pub(super) fn read(environment: &Environment) -> Result<Reading> {
@@ -25,6 +25,7 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
         return outer(reason, help);
     };
     let step_tasks = environment.number(STEP_TASKS)?;
+    check_whole(environment, step_tasks, tasks)?;
     // An srun within such a shell hands the variable on to its tasks.
     if environment.get("SLURM_PTY_PORT").is_some() && step_tasks.is_none_or(|tasks| tasks <= 1) {
         return outer("srun --pty started a shell, not the ranks of a job".into(), None);
@@ -45,6 +46,26 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
     claim.job = Some(Found::new(format!("slurm-{job}.{step}"), from));
     claim.rendezvous = rendezvous(environment, &claim);
     Ok(claim.into())
+}
+
+/// The parts of a heterogeneous step are numbered through, and each is told of its own hosts.
+fn check_whole(
+    environment: &Environment,
+    step_tasks: Option<usize>,
+    tasks: Option<usize>,
+) -> Result<()> {
+    match (environment.get("SLURM_HET_SIZE"), step_tasks, tasks) {
+        (Some(_), Some(part), Some(all)) if part < all => {
+            let problem = format!(
+                "is {part}, of {all} tasks of a heterogeneous step, whose parts allfold does not \
+                 put together"
+            );
+            let help = "srun ... sh -c 'ALLFOLD_RANK=$SLURM_PROCID ALLFOLD_WORLD_SIZE=$SLURM_NTASKS \
+                        ALLFOLD_RENDEZVOUS=HOST exec PROGRAM', with the host of task 0";
+            Err(unset(STEP_TASKS, problem, help))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A task's place on its node, by how many each node has.
@@ -105,16 +126,35 @@ fn rendezvous(environment: &Environment, claim: &Claim) -> Result<Found<String>>
 pub(super) fn first_host_of_job(environment: &Environment) -> Option<Guess> {
     let nodes = nodes::expand(environment.get("SLURM_JOB_NODELIST")?).ok()?;
     let host = nodes.into_iter().next()?;
-    let own = [Some(environment.host().name.as_str()), environment.get("SLURMD_NODENAME")];
-    let is_here = own.contains(&Some(host.as_str()));
+    let own = environment.host().name.as_str();
+    // Hydra hands mpiexec's own variables on to all hosts, this one included.
+    let node = environment.get("SLURMD_NODENAME");
+    let node = node.filter(|_| environment.get(HYDRA_LOCAL_RANK).is_none());
+    let is_here = node.unwrap_or(own) == host || own == host.split('.').next().unwrap_or_default();
     Some(Guess { host, why: "first host of SLURM_JOB_NODELIST".into(), is_here })
 }
 
-/// Whether srun itself set the variables of PMI, with --mpi=pmi2.
-pub(super) fn speaks_pmi(environment: &Environment) -> bool {
+/// Whether an srun set the variables of PMI, with --mpi=pmi2, and not an mpiexec that runs within
+/// what it started; why they do not count then.
+pub(super) fn owns_pmi(environment: &Environment) -> Option<String> {
+    let of = environment.get("PMI_JOBID").filter(|id| is_step(id))?;
+    if environment.get(HYDRA_LOCAL_RANK).is_some() {
+        return None;
+    }
     let (job, step) = (environment.get(JOB_ID), environment.get("SLURM_STEP_ID"));
-    let id = job.zip(step).map(|(job, step)| format!("{job}.{step}"));
-    id.is_some() && environment.get("PMI_JOBID") == id.as_deref()
+    let own = job.zip(step).map(|(job, step)| format!("{job}.{step}"));
+    if own.as_deref() != Some(of) {
+        return Some(format!("PMI_RANK is of Slurm's step {of}, and this process is not"));
+    }
+    let pairs = [("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", STEP_TASKS)];
+    let is_same = pairs.iter().all(|(pmi, slurm)| environment.get(pmi) == environment.get(slurm));
+    is_same.then(|| "srun --mpi=pmi2 sets PMI_RANK, too".into())
+}
+
+/// `3.0`: Slurm's name for a step; other launchers have other names.
+fn is_step(id: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    id.split_once('.').is_some_and(|(job, step)| is_number(job) && is_number(step))
 }
 
 /// The name that all processes of the allocation can give their job.

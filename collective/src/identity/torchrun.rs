@@ -12,7 +12,7 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
     let mut claim = numbered(environment, "")?;
     // `none` is its default, the same for every job.
     claim.job = (id != "none").then(|| Found::new(id.to_string(), RUN_ID));
-    claim.agent = environment.number("GROUP_RANK")?.zip(environment.number("GROUP_WORLD_SIZE")?);
+    claim.agents = environment.number("GROUP_WORLD_SIZE")?;
     Ok(claim.into())
 }
 

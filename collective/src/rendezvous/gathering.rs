@@ -341,7 +341,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let (host, pid) = holder.map_or(("unknown", 0), |entry| (entry.host.as_str(), entry.pid));
         let reason = format!(
             "rank {rank} is already held by {host}, pid {pid}: two processes have the same \
-             ALLFOLD_RANK"
+             ALLFOLD_RANK, or two jobs meet here under the same ALLFOLD_JOB"
         );
         self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
     }
