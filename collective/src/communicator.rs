@@ -85,11 +85,20 @@ impl Communicator {
                 for forgotten in found.forgotten() {
                     report::warn(&forgotten);
                 }
-                report::Format::from_env().inspect_err(report::has_failed)?;
-                let about = About { job: "default".into(), host: host_name() };
-                Self::alone(config::metrics_from_env()?, about)
+                Self::single_from_env()
             }
         }
+    }
+
+    /// A world of one, whatever launchers say; how it logs and where it serves its metrics is set by
+    /// the environment.
+    ///
+    /// # Errors
+    /// An error that names the variable where one is wrong.
+    pub fn single_from_env() -> Result<Self> {
+        report::Format::from_env().inspect_err(report::has_failed)?;
+        let about = About { job: "default".into(), host: host_name() };
+        Self::alone(config::metrics_from_env()?, about)
     }
 
     /// As a launcher's environment says, where there is one.

@@ -40,13 +40,16 @@ pub(crate) fn join_or_start<C: Collective>(
     options: &JobOptions,
 ) -> Result<(), Error> {
     let found = Findings::from_env();
+    let given = collective.ranks().map(|_| C::RANKS_OPTION).or(options.first_given());
     // A copy has the arguments of the one that started it, and its own identity.
-    let identity = match peers.are_given() && !report::is_copy() {
+    let is_copy = report::is_copy();
+    let identity = match peers.are_given() && !is_copy {
         true => Some(Identity::by_hand(peers.peers.as_deref(), peers.rank)?),
+        // Whoever says how many ranks to start need not hear that a pod does not.
+        false if given.is_some() && !is_copy && found.is_only_surrounding() => None,
         false => found.identity()?,
     };
-    let given = collective.ranks().map(|_| C::RANKS_OPTION).or(options.first_given());
-    match role(identity, &found, given, report::is_copy())? {
+    match role(identity, &found, given, is_copy)? {
         Role::Member(identity) => {
             // Waiting for the other ranks can take minutes, and PID 1 has no default action.
             allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
@@ -71,7 +74,11 @@ pub(crate) fn join_or_start<C: Collective>(
             }
             let input = collective.check(ranks, None)?;
             if is_alone {
-                return collective.run(input, Communicator::from_env_or_single()?);
+                let world = match found.is_only_surrounding() {
+                    true => Communicator::single_from_env(),
+                    false => Communicator::from_env_or_single(),
+                };
+                return collective.run(input, world?);
             }
             // Each rank reads its own.
             drop(input);

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::thread::available_parallelism;
 
+use allfold::identity::Findings;
+
 use crate::directory;
 use crate::variables::Variable;
 
@@ -35,6 +37,10 @@ impl Environment<'_> {
         // Set for a copy of ourselves only, and not for what it may start.
         command.env_remove(REPORT);
         command.envs(self.contract(rank));
+        match Findings::within() {
+            Some(launchers) => command.env(WITHIN, launchers),
+            None => command.env_remove(WITHIN),
+        };
         let threads = threads(self.ranks).to_string();
         for name in THREADS {
             if std::env::var_os(name).is_none() {
@@ -78,7 +84,7 @@ pub(crate) fn threads(ranks: usize) -> usize {
 /// Where a copy of ourselves writes its error; the library would warn of an unknown ALLFOLD_*.
 pub(crate) const REPORT: &str = "_ALLFOLD_REPORT";
 /// What the launcher itself sets or removes, so that the user cannot.
-pub(crate) const OWN_NAMES: [&str; 20] = [
+pub(crate) const OWN_NAMES: [&str; 21] = [
     "ALLFOLD_RANK",
     "ALLFOLD_WORLD_SIZE",
     "ALLFOLD_LOCAL_RANK",
@@ -88,6 +94,7 @@ pub(crate) const OWN_NAMES: [&str; 20] = [
     "ALLFOLD_SECRET_FILE",
     "ALLFOLD_LAUNCHER",
     "ALLFOLD_RESTART",
+    WITHIN,
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -100,6 +107,8 @@ pub(crate) const OWN_NAMES: [&str; 20] = [
     "ALLFOLD_TLS_CA",
     "ALLFOLD_PEERS",
 ];
+/// The launchers that numbered this one: their numbers are not the ranks'.
+const WITHIN: &str = "ALLFOLD_WITHIN";
 /// What would come before the secret that the launcher makes.
 const CREDENTIALS: [&str; 4] =
     ["ALLFOLD_SECRET", "ALLFOLD_TLS_CERT", "ALLFOLD_TLS_KEY", "ALLFOLD_TLS_CA"];

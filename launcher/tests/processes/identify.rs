@@ -136,8 +136,63 @@ fn peers_and_rank_are_checked() {
             assert!(ended.stderr.contains(help), "{}", ended.stderr);
         }
     }
-    let ended = finish(scratch.allfold(&["bench", "reduce", "--peers", "a,b", "--rank", "0"]));
-    assert_ne!(ended.status.code(), Some(0), "{:?}", ended.lines);
+    for (words, error) in [
+        (&["bench", "reduce", "--peers", "a,b"][..], "unexpected argument '--peers'"),
+        (&["train", "--peers", "", "--rank", "0"], "--peers is empty"),
+        (&["bench", "--peers", "", "--rank", "0"], "--peers is empty"),
+    ] {
+        let ended = finish(scratch.allfold(words));
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.starts_with(&format!("error: {error}")), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_pod_that_does_not_say_how_many_there_are_trains_as_many_as_it_is_told() {
+    let scratch = Scratch::new();
+    let words = ["train", "--steps", "1", "--model", "mlp", "--hidden", "4"];
+    let train = |more: &[&str], variables: &[(&str, &str)]| {
+        let mut command = scratch.allfold(&[&words, more].concat());
+        command.envs(variables.iter().copied());
+        finish(command)
+    };
+    let pod = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("POD_NAME", "notebook-0")];
+    let script = [("WORLD_SIZE", "4")];
+    for variables in [&pod[..], &script] {
+        for ranks in ["1", "2"] {
+            let ended = train(&["-n", ranks], variables);
+            assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+        }
+        let ended = train(&[], variables);
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(" is not set"), "{}", ended.stderr);
+    }
+    let of_four = [pod[0], pod[1], ("ALLFOLD_WORLD_SIZE", "4"), ("ALLFOLD_RENDEZVOUS", "a")];
+    let ended = train(&["-n", "2"], &of_four);
+    assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("error: already rank 0 of 4"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_launcher_between_allfold_run_and_the_program_is_refused() {
+    let scratch = Scratch::new();
+    let within = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")];
+    let allfold = env!("CARGO_BIN_EXE_allfold");
+    let run = |words: &[&str], outer: &[(&str, &str)]| {
+        let mut command = scratch.allfold(&[&["run", "-n", "1", "--"], words].concat());
+        command.envs(outer.iter().copied());
+        finish(command)
+    };
+    // mpirun started `allfold run`: what it says is not of this process.
+    let ended = run(&[allfold, "env"], &within);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    // mpirun, which `env` stands for here, was started by it.
+    let inner = ["env", "OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=2", allfold, "env"];
+    for outer in [&[][..], &[within[0], ("OMPI_COMM_WORLD_SIZE", "4")]] {
+        let ended = run(&inner, outer);
+        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains("is numbered twice"), "{}", ended.stderr);
+    }
 }
 
 #[test]
