@@ -41,6 +41,7 @@ impl Error {
             ),
             Setting { help, .. } | Secret { help, .. } | Bind { help, .. } => help.clone(),
             ServeMetrics { help, .. } => Some(help.clone()),
+            UnknownHost { name, .. } if is_of_service(name) => Some(no_pod(name)),
             UnknownHost { name, .. } => Some(format!(
                 "check the name with `getent hosts {name}`, or give an address in \
                  ALLFOLD_RENDEZVOUS or MASTER_ADDR"
@@ -354,6 +355,21 @@ pub enum ErrorKind {
     },
 }
 
+/// Whether it is a pod's name, `POD.SERVICE.NAMESPACE.svc` and the cluster's domain.
+fn is_of_service(name: &str) -> bool {
+    name.split('.').nth(3) == Some("svc")
+}
+
+fn no_pod(name: &str) -> String {
+    let mut parts = name.split('.');
+    let [pod, service, namespace] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    format!(
+        "`kubectl -n {namespace} get service {service}` must show a headless Service (clusterIP: \
+         None) with publishNotReadyAddresses: true, whose selector the pod {pod} has, and `kubectl \
+         -n {namespace} get pod {pod}` that pod"
+    )
+}
+
 /// What the ranks were waiting in, behind what happened.
 fn also(call: &Option<String>) -> String {
     call.as_ref().map_or_else(String::new, |call| format!("; {call}"))
@@ -400,5 +416,23 @@ mod tests {
         assert!(!error.to_string().contains('\n'));
         fn is_shareable<T: Send + Sync + Clone + 'static>() {}
         is_shareable::<Error>();
+    }
+
+    #[test]
+    fn an_unknown_pod_names_its_service() {
+        let help = |name: &str| {
+            let kind = ErrorKind::UnknownHost {
+                name: name.into(),
+                problem: "none".into(),
+                waited: "1 s".into(),
+            };
+            Error::new(kind).help().unwrap()
+        };
+        let pod = help("trainer-0.trainer.ml.svc.cluster.local");
+        assert!(pod.starts_with("`kubectl -n ml get service trainer` must show a headless"));
+        assert!(pod.contains("`kubectl -n ml get pod trainer-0`"), "{pod}");
+        for host in ["node-0", "a.b.svc", "node-0.example.org"] {
+            assert!(help(host).starts_with("check the name with `getent hosts"), "{host}");
+        }
     }
 }

@@ -201,7 +201,8 @@ impl Findings {
     pub fn credentials(&self) -> Result<Found<String>> {
         let rank = self.rank.as_ref().map_or(0, |rank| rank.value);
         let size = self.size.as_ref().map_or(rank.saturating_add(1), |size| size.value);
-        let who = Identity::explicit(rank, size);
+        let job = self.job.as_ref().map(|job| job.value.clone());
+        let who = Identity { job, ..Identity::explicit(rank, size) };
         let (value, from) = Credentials::seen(&Environment::of_process(), &who)?;
         Ok(Found { value, from })
     }

@@ -239,8 +239,9 @@ impl Attending {
             }
             Err(DialError::Final(reason)) => {
                 let help = "all ranks need one secret (ALLFOLD_SECRET_FILE, ALLFOLD_SECRET, else \
-                            ~/.allfold/secret) or certificates of one authority (ALLFOLD_TLS_*), \
-                            one ALLFOLD_JOB and one version of allfold";
+                            ~/.allfold/secret; in Kubernetes one Secret, and pods that were \
+                            started after its last change) or certificates of one authority \
+                            (ALLFOLD_TLS_*), one ALLFOLD_JOB and one version of allfold";
                 Err(ErrorKind::Refused { reason, retryable: false, help: Some(help.into()) }.into())
             }
             Err(DialError::Refused(reason, again)) => Err(refused(reason, again)),

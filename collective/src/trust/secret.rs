@@ -111,7 +111,11 @@ impl Secrets {
         let secrets: Vec<Secret> =
             lines.take(MAX_SECRETS + 1).map(|l| Secret::parse(l, place)).collect::<Result<_>>()?;
         match secrets.len() {
-            0 => Err(secret_error(format!("{place} is empty"), None)),
+            0 => {
+                let help = "it must hold a line of 64 hexadecimal digits, as `allfold secret` \
+                            prints it";
+                Err(secret_error(format!("{place} is empty"), Some(help.into())))
+            }
             n if n > MAX_SECRETS => {
                 Err(secret_error(format!("{place} holds more than {MAX_SECRETS} secrets"), None))
             }
@@ -132,6 +136,7 @@ impl Secrets {
             let text = read_file(Path::new(path)).map_err(|e| {
                 let help = match e.kind() {
                     io::ErrorKind::FileTooLarge => LONG.into(),
+                    _ if in_kubernetes => in_pods(who, "as a volume with that file in it"),
                     _ => format!("`allfold secret > {path}` makes one; give it to every rank"),
                 };
                 secret_error(format!("ALLFOLD_SECRET_FILE={path}: {e}"), Some(help))
@@ -151,10 +156,12 @@ impl Secrets {
                  is set",
                 who.rank, who.size
             );
-            let help = "kubectl create secret generic allfold-secret \
-                        --from-literal=secret=\"$(allfold secret)\", and give it to every pod as \
-                        ALLFOLD_SECRET (valueFrom: secretKeyRef)";
-            return Err(secret_error(problem, Some(help.into())));
+            let help = in_pods(
+                who,
+                "as a volume, its file in ALLFOLD_SECRET_FILE, or as ALLFOLD_SECRET (valueFrom: \
+                 secretKeyRef)",
+            );
+            return Err(secret_error(problem, Some(help)));
         }
         let Some(home) = environment.get("HOME") else {
             let problem = "there is no job secret: ALLFOLD_SECRET, ALLFOLD_SECRET_FILE and HOME \
@@ -268,6 +275,24 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// How all pods of a job get one secret, which goes from one program to the other and is on no
+/// command line.
+fn in_pods(who: &Identity, how: &str) -> String {
+    let name = match &who.job {
+        Some(job) if is_of_names(job) => format!("{job}-secret"),
+        _ => "allfold-secret".into(),
+    };
+    format!(
+        "allfold secret | kubectl create secret generic {name} --from-file=secret=/dev/stdin, and \
+         give it to every pod {how}"
+    )
+}
+
+/// Whether Kubernetes takes it as a part of a name, and no shell takes it for more.
+fn is_of_names(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
 fn secret_error(problem: String, help: Option<String>) -> Error {
     ErrorKind::Secret { problem, help }.into()
 }
@@ -370,6 +395,24 @@ mod tests {
             Environment::from([("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("HOME", "/")]);
         let error = Secrets::from_environment(&environment, &Identity::explicit(2, 4)).unwrap_err();
         assert!(error.to_string().starts_with("rank 2 of 4 has no job secret"));
-        assert!(error.help().unwrap().contains("kubectl create secret"));
+        let help = error.help().unwrap();
+        assert!(help.starts_with("allfold secret | kubectl create secret generic allfold-secret "));
+        assert!(help.contains("secretKeyRef"), "{help}");
+        let mut who = Identity::explicit(2, 4);
+        who.job = Some("trainer".into());
+        let missing = "/nowhere/secret";
+        for (variable, problem) in [
+            ("HOME", "rank 2 of 4 has no job secret"),
+            ("ALLFOLD_SECRET_FILE", "ALLFOLD_SECRET_FILE=/nowhere/secret: No such file"),
+        ] {
+            let pairs = [("KUBERNETES_SERVICE_HOST", "10.0.0.1"), (variable, missing)];
+            let error = Secrets::from_environment(&Environment::from(pairs), &who).unwrap_err();
+            assert!(error.to_string().starts_with(problem), "{error}");
+            let help = error.help().unwrap();
+            assert!(
+                help.contains(" generic trainer-secret --from-file=secret=/dev/stdin"),
+                "{help}"
+            );
+        }
     }
 }
