@@ -85,7 +85,7 @@ fn without_a_secret_the_error_says_how_to_give_one() {
     };
     let ended = start(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("HOME", "/root")]);
     ended.assert_error(2, &["rank 1 of 2 has no job secret", "ALLFOLD_SECRET_FILE"]);
-    let help = "help: kubectl create secret generic allfold-secret ";
+    let help = "help: allfold secret | kubectl create secret generic allfold-secret ";
     assert!(ended.errors().iter().any(|line| line.starts_with(help)), "{ended:#?}");
     start(&[]).assert_error(2, &["there is no job secret", "HOME"]);
     start(&[("ALLFOLD_SECRET", &job.secret[2..])])
