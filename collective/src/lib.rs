@@ -111,6 +111,10 @@ pub use metrics::{Counter, Gauge, Metrics};
 pub use owned::Owned;
 pub use pending::Pending;
 pub use reduce::{Element, ReduceOp, Reducible};
-pub use statistics::{CallStatistics, LateStatistics, PeerStatistics, ReasonCount, Statistics};
+pub use statistics::{
+    CallStatistics, LateStatistics, LinkStatistics, PeerStatistics, ReasonCount, SocketStatistics,
+    Statistics,
+};
+pub use trust::certificates::PROTOCOL;
 pub use trust::secret::Secret;
 pub use world::Peer;

@@ -1,6 +1,7 @@
 //! What a rank has counted since its world began: bytes, calls, lateness, refusals.
 
 mod counters;
+mod network;
 mod waits;
 
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use crate::communicator::{Communicator, Kind};
 
 pub(crate) use counters::{CallKey, Counters, Phase, Refusal};
+pub use network::{LinkStatistics, SocketStatistics};
 
 /// What this rank has counted since its world began; see [`Communicator::stats`].
 ///
@@ -18,6 +20,8 @@ pub(crate) use counters::{CallKey, Counters, Phase, Refusal};
 pub struct Statistics {
     /// The other ranks, in order; those that this rank never had to do with as well.
     pub peers: Vec<PeerStatistics>,
+    /// Of the lanes, in order; none where there is no network.
+    pub sockets: Vec<SocketStatistics>,
     /// Calls that ended well, by kind: those kinds of which there was one.
     pub calls: Vec<CallStatistics>,
     /// Why the world ended in an error, if it did: all reasons there are, 0 or 1 each.
@@ -42,6 +46,8 @@ pub struct PeerStatistics {
     /// The smoothed round trip of the data link, as it is now; None without a link, or where it is
     /// not a network.
     pub rtt: Option<Duration>,
+    /// The data link; None without one, or where it is not a network.
+    pub link: Option<LinkStatistics>,
     /// Since the last heartbeat; None of ranks that this one does not watch, and before the first.
     pub heartbeat_age: Option<Duration>,
 }

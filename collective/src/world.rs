@@ -48,6 +48,11 @@ impl Peer {
         Self { rank, host: host.into(), pid, address: None, habitat: 0, home: None }
     }
 
+    /// Whether the two have mapped each other's memory; both are of the same world.
+    pub fn shares_memory_with(&self, other: &Self) -> bool {
+        self.home.is_some() && self.home == other.home
+    }
+
     /// Where this rank finds what that one says is at `address`.
     pub(crate) fn found_at(&self, address: SocketAddr) -> SocketAddr {
         self.address.map_or(address, |ip| SocketAddr::new(ip, address.port()))
@@ -58,9 +63,7 @@ impl Peer {
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
         match self.habitat == 0 || other.habitat == 0 {
             true => self.host == other.host,
-            false => {
-                self.habitat == other.habitat || self.home.is_some() && self.home == other.home
-            }
+            false => self.habitat == other.habitat || self.shares_memory_with(other),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::doctor::DoctorOptions;
 use crate::error::Error;
 use crate::keeper;
 use crate::manifest::ManifestOptions;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     /// Show which rank this process is, and which variables say so
     #[command(after_long_help = ENV_EXIT_CODES)]
     Env(EnvOptions),
+    /// Find out how well the ranks reach each other, and what mends it
+    Doctor(DoctorOptions),
     /// Print what starts a job in Kubernetes
     Manifest(Box<ManifestOptions>),
     /// Print a new secret for a job
@@ -80,8 +83,8 @@ impl Arguments {
                 ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Error::Usage {
                     problem: "no subcommand given".into(),
                     help: Some(
-                        "run, train, eval, bench, env, manifest, secret, completions or man; see \
-                         `allfold --help`"
+                        "run, train, eval, bench, env, doctor, manifest, secret, completions or \
+                         man; see `allfold --help`"
                             .into(),
                     ),
                 }),

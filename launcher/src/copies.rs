@@ -1,4 +1,4 @@
-//! `train` and `bench`: part of a job where a launcher started us, else a job of our own.
+//! `train`, `bench` and `doctor`: part of a job where a launcher started us, else a job of our own.
 
 use allfold::identity::Findings;
 use allfold::{Communicator, Config, Identity};
@@ -11,7 +11,7 @@ use crate::program::Program;
 use crate::report;
 use crate::signals;
 
-/// What `train` and `bench` have in common.
+/// What `train`, `bench` and `doctor` have in common.
 pub(crate) trait Collective {
     /// The ranks of a job of our own where the user does not say.
     const DEFAULT_RANKS: usize;
@@ -29,6 +29,8 @@ pub(crate) trait Collective {
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Ok(config)
     }
+    /// Says more than the error where a rank cannot connect.
+    fn cannot_meet(&self, _identity: &Identity, _error: &allfold::Error) {}
     /// Does this rank's part, and closes the world.
     fn run(&self, input: Self::Input, world: Communicator) -> Result<(), Error>;
 }
@@ -54,8 +56,10 @@ pub(crate) fn join_or_start<C: Collective>(
             // Waiting for the other ranks can take minutes, and PID 1 has no default action.
             allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
             let input = collective.check(identity.size, Some(identity.rank))?;
-            let config = collective.configure(Config::from_env(identity)?)?;
-            collective.run(input, Communicator::connect(config)?)
+            let config = collective.configure(Config::from_env(identity.clone())?)?;
+            let world = Communicator::connect(config)
+                .inspect_err(|error| collective.cannot_meet(&identity, error))?;
+            collective.run(input, world)
         }
         Role::Starter => {
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);

@@ -50,6 +50,10 @@ pub(crate) enum Error {
     #[error("{} is incomplete: {problem}", path.display())]
     Incomplete { path: PathBuf, problem: String },
 
+    /// Some cells of `allfold doctor` are red.
+    #[error("the doctor finds fault with {}", reds.join("; "))]
+    Unhealthy { reds: Vec<String> },
+
     /// A rank failed, or the user stopped the job.
     #[error("{message}")]
     Job { message: String, help: Option<String>, code: u8 },
@@ -109,6 +113,9 @@ impl Error {
             Self::Incomplete { .. } => {
                 Some("the ranks themselves are done, without a failure".into())
             }
+            Self::Unhealthy { .. } => {
+                Some("the line after each `help:` on standard output mends it".into())
+            }
             Self::Output { .. } => None,
             Self::Library(error) => error.help(),
             Self::Trainer(error) => error.help(),
@@ -125,7 +132,7 @@ impl Error {
             | Self::ProgramNotFound { .. }
             | Self::NotExecutable { .. }
             | Self::Output { .. } => exit_code::USAGE,
-            Self::Incomplete { .. } => exit_code::CHECK_FAILED,
+            Self::Incomplete { .. } | Self::Unhealthy { .. } => exit_code::CHECK_FAILED,
             Self::Start { problem, .. }
             | Self::System { problem, .. }
             | Self::Unwritable { problem, .. } => {

@@ -1,9 +1,9 @@
-//! The programs behind the one binary: run, train, eval, bench, env, manifest, secret, completions,
-//! man.
+//! The programs behind the one binary: run, train, eval, bench, env, doctor, manifest, secret,
+//! completions, man.
 //!
 //! Reading order: `arguments` and `options` say what there is; `job` starts the ranks, and again
 //! where that may help, each time as an `attempt`; `supervisor` watches over them, `verdict` says
-//! how it ended; `copies` is how train and bench become a job. Around them stand `announcer` and
+//! how it ended; `copies` is how train, bench and doctor become a job. Around them stand `announcer` and
 //! `port` (what the library in a rank needs), `output`, `logs` and `input` (the ranks' streams),
 //! `journal` (events for programs), `binding` (who runs where), `keeper` and `remains` (nothing
 //! stays behind). `script` says the same in shell, `manifest` in Kubernetes' words, `manual` prints
@@ -16,6 +16,7 @@ mod binding;
 mod clock;
 mod copies;
 mod directory;
+mod doctor;
 mod duration;
 mod ending;
 mod environment;
@@ -99,6 +100,9 @@ fn execute() -> Result<(), Error> {
         }
         Command::Eval(options) => Ok(allfold_trainer::eval(&options)?),
         Command::Env(options) => identify::print(options),
+        Command::Doctor(options) => {
+            copies::join_or_start(&options, &options.peers, &JobOptions::default())
+        }
         Command::Manifest(options) => print_manifest(&options),
         Command::Secret => print_secret(),
         Command::Completions(options) => manual::print_completions(&options, &Arguments::command()),

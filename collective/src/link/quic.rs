@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Flow, FlowReceiver, FlowSender, Incoming, LinkState};
 use crate::error::Result;
 use crate::report;
-use crate::statistics::{Counters, Refusal};
+use crate::statistics::{Counters, LinkStatistics, Refusal, SocketStatistics};
 use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Again, Answer, DialError, Greeted, Hello, Purpose};
 use crate::wire::{PREAMBLE_BYTES, Preamble};
@@ -98,7 +98,24 @@ impl QuicLinks {
         counters: Arc<Counters>,
     ) -> Result<Self> {
         let drops = Drops::of(&socket);
+        let (receive_buffer, send_buffer) =
+            (endpoint::granted(&socket), endpoint::to_send(&socket));
         let endpoint = endpoint::open(socket, &membership, id.traffic())?;
+        let (offload, watched) = (endpoint.offload(), drops.socket());
+        counters.listens(move || {
+            let (sent_at_once, received_at_once) = offload()?;
+            let socket = watched.upgrade()?;
+            Some(SocketStatistics {
+                lane: id.lane.into(),
+                address: endpoint::plain(socket.local_addr().ok()?),
+                buffer_asked: tuning::SOCKET_BUFFER_BYTES,
+                receive_buffer,
+                send_buffer,
+                dropped: drops::dropped(&*socket),
+                sent_at_once,
+                received_at_once,
+            })
+        });
         let (flows, inbox) = mpsc::unbounded_channel();
         let shared = Rc::new(Shared {
             endpoint: endpoint.clone(),
@@ -295,7 +312,7 @@ impl Shared {
         let link = Arc::downgrade(&connection);
         // The first lane's stands for all.
         if self.id.lane == 0 {
-            self.counters.linked(peer, move || link.upgrade().map(|connection| connection.rtt()));
+            self.counters.linked(peer, move || link.upgrade().map(|connection| state(&connection)));
         }
         tokio::task::spawn_local(async move {
             while let Ok(stream) = connection.accept_uni().await {
@@ -320,6 +337,19 @@ impl Shared {
             }
             None => link.close(REFUSED.into(), b"a stream without its preamble"),
         }
+    }
+}
+
+fn state(connection: &Connection) -> LinkStatistics {
+    let path = connection.stats().path;
+    LinkStatistics {
+        local: connection.local_ip().map(|ip| ip.to_canonical()),
+        remote: endpoint::plain(connection.remote_address()),
+        rtt: path.rtt,
+        payload: path.current_mtu,
+        packets_sent: path.sent_packets,
+        packets_lost: path.lost_packets,
+        probes_sent: path.sent_plpmtud_probes,
     }
 }
 

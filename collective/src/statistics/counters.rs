@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::waits::Waits;
-use super::{CallStatistics, LateStatistics, PeerStatistics, ReasonCount, Statistics};
+use super::{
+    CallStatistics, LateStatistics, LinkStatistics, PeerStatistics, ReasonCount, SocketStatistics,
+    Statistics,
+};
 use crate::contract::Collective;
 use crate::plan::Algorithm;
 use crate::report::Origin;
@@ -23,6 +26,7 @@ pub(crate) struct Counters {
     phase: AtomicU8,
     epoch: AtomicU64,
     peers: Box<[PeerCounters]>,
+    sockets: Mutex<Vec<Probe<SocketStatistics>>>,
     /// By collective and algorithm.
     calls: [[OnceLock<Box<CallCounters>>; Algorithm::ALL.len()]; Collective::NAMES.len()],
     aborts: [AtomicU64; ABORTS.len()],
@@ -40,11 +44,11 @@ struct PeerCounters {
     waits: OnceLock<Box<Waits>>,
     /// Nanoseconds since the counters were made; 0: never.
     heard_ns: AtomicU64,
-    rtt: Mutex<Option<Probe>>,
+    link: Mutex<Option<Probe<LinkStatistics>>>,
 }
 
-/// Asks a link for its round trip; None once it is gone.
-type Probe = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+/// Asks a link or a socket how it is; None once it is gone.
+type Probe<T> = Box<dyn Fn() -> Option<T> + Send + Sync>;
 
 #[derive(Default)]
 pub(crate) struct CallCounters {
@@ -97,6 +101,7 @@ impl Counters {
             phase: AtomicU8::new(Phase::Connecting as u8),
             epoch: AtomicU64::new(0),
             peers: (0..size).map(|_| PeerCounters::default()).collect(),
+            sockets: Mutex::default(),
             calls: Default::default(),
             aborts: Default::default(),
             abort: OnceLock::new(),
@@ -151,15 +156,23 @@ impl Counters {
         Some(self.made.elapsed().saturating_sub(heard))
     }
 
-    /// There is a data link to `peer`; `rtt` asks it for its round trip.
+    /// There is a data link to `peer`; `state` asks it how it is.
     pub(crate) fn linked(
         &self,
         peer: u32,
-        rtt: impl Fn() -> Option<Duration> + Send + Sync + 'static,
+        state: impl Fn() -> Option<LinkStatistics> + Send + Sync + 'static,
     ) {
         if let Some(peer) = self.peers.get(peer as usize) {
-            *peer.rtt.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(rtt));
+            *peer.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(state));
         }
+    }
+
+    /// A lane has a socket; `state` asks it how it is.
+    pub(crate) fn listens(
+        &self,
+        state: impl Fn() -> Option<SocketStatistics> + Send + Sync + 'static,
+    ) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(state));
     }
 
     /// A call ended well.
@@ -254,10 +267,19 @@ impl Counters {
         let others = self.peers.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
         Statistics {
             peers: others.map(|(rank, peer)| self.peer(rank, peer)).collect(),
+            sockets: self.sockets(),
             calls: self.calls().map(|(key, calls)| self.calls_of(key, calls)).collect(),
             aborts: ABORTS.iter().zip(&self.aborts).map(count).collect(),
             refused_connections: REFUSALS.iter().zip(&self.refused).map(count).collect(),
         }
+    }
+
+    /// Lanes begin in any order.
+    fn sockets(&self) -> Vec<SocketStatistics> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sockets: Vec<_> = sockets.iter().filter_map(|state| state()).collect();
+        sockets.sort_unstable_by_key(|socket| socket.lane);
+        sockets
     }
 
     /// The kinds of call of which one has ended well: collective and algorithm.
@@ -295,13 +317,15 @@ impl Counters {
     fn peer(&self, rank: usize, peer: &PeerCounters) -> PeerStatistics {
         let heard = Some(peer.heard_ns.load(Relaxed)).filter(|heard| *heard > 0);
         let age = |heard| self.made.elapsed().saturating_sub(Duration::from_nanos(heard));
-        let rtt = peer.rtt.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = peer.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = link.as_ref().and_then(|state| state());
         PeerStatistics {
             rank,
             bytes_sent: peer.sent.load(Relaxed),
             bytes_received: peer.received.load(Relaxed),
             late: peer.late(),
-            rtt: rtt.as_ref().and_then(|rtt| rtt()),
+            rtt: link.as_ref().map(|link| link.rtt),
+            link,
             heartbeat_age: heard.map(age),
         }
     }

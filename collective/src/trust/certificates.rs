@@ -357,5 +357,6 @@ fn failed(problem: &dyn std::fmt::Display) -> Error {
     Error::system("make the job's certificates", problem)
 }
 
-/// The protocol and its version: a peer of another version fails in the handshake.
-pub(super) const ALPN: &[u8] = b"allfold/1";
+/// The protocol and its version: a peer that speaks another fails in the handshake.
+pub const PROTOCOL: &str = "allfold/1";
+pub(super) const ALPN: &[u8] = PROTOCOL.as_bytes();

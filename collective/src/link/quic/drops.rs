@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::{endpoint, tuning};
@@ -11,7 +12,7 @@ use crate::report;
 /// Warns if a socket drops packets.
 pub(super) struct Drops {
     /// The endpoint's, once more; None: nothing to look at.
-    socket: Option<UdpSocket>,
+    socket: Option<Arc<UdpSocket>>,
     granted: usize,
     watch: Cell<Watch>,
 }
@@ -30,7 +31,13 @@ impl Drops {
         let known = dropped(socket).unwrap_or(0);
         let watch = Watch { looked: Instant::now(), said: None, known };
         let granted = endpoint::granted(socket);
-        Self { socket: socket.try_clone().ok(), granted, watch: Cell::new(watch) }
+        let socket = socket.try_clone().ok().map(Arc::new);
+        Self { socket, granted, watch: Cell::new(watch) }
+    }
+
+    /// For whoever looks at it from another thread.
+    pub(super) fn socket(&self) -> Weak<UdpSocket> {
+        self.socket.as_ref().map_or_else(Weak::new, Arc::downgrade)
     }
 
     pub(super) fn look(&self) {

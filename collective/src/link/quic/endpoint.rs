@@ -28,6 +28,7 @@ use crate::trust::verifier::Seen;
 #[derive(Clone)]
 pub(crate) struct OpenEndpoint {
     endpoint: Endpoint,
+    socket: Arc<BatchSocket>,
     granted: usize,
     /// For peers of this host that come in by another way than a loopback address; none where all
     /// peers are of this host.
@@ -109,6 +110,12 @@ pub(super) fn granted(socket: &UdpSocket) -> usize {
         .map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
 }
 
+/// What the system lets a socket hold of what it sends.
+pub(super) fn to_send(socket: &UdpSocket) -> usize {
+    sockopt::socket_send_buffer_size(socket)
+        .map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
+}
+
 /// Whether packets to this address stay within the host: it is one of its own. The system then
 /// sends them from that address, and to others from another one.
 pub(super) fn is_here(ip: IpAddr) -> bool {
@@ -159,15 +166,23 @@ pub(crate) fn open(
     let socket = socket.map_err(|e| failed(&e))?;
     let first_packet = near_path.first_packet.max(path.first_packet);
     let socket = Arc::new(BatchSocket::new(socket, first_packet, largest_packet));
-    let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
-        .map_err(|e| failed(&e))?;
-    Ok(OpenEndpoint { endpoint, granted, near })
+    let endpoint =
+        Endpoint::new_with_abstract_socket(config, Some(server), socket.clone(), runtime)
+            .map_err(|e| failed(&e))?;
+    Ok(OpenEndpoint { endpoint, socket, granted, near })
 }
 
 impl OpenEndpoint {
     /// The next one who dials; None when the endpoint is closed.
     pub(crate) async fn accept(&self) -> Option<Visitor> {
         Some(Visitor { incoming: self.endpoint.accept().await?, near: self.near.clone() })
+    }
+
+    /// Asks how many packets the system takes at once, and hands over at once; None once the
+    /// endpoint is gone.
+    pub(super) fn offload(&self) -> impl Fn() -> Option<(usize, usize)> + Send + Sync + use<> {
+        let socket = Arc::downgrade(&self.socket);
+        move || socket.upgrade().map(|socket| socket.offload())
     }
 }
 

@@ -71,6 +71,11 @@ impl BatchSocket {
     ) -> Self {
         Self { inner, widest: Widest::new(first_packet.into()), limit: largest_packet.into() }
     }
+
+    /// How many packets the system takes at once, and hands over at once.
+    pub(super) fn offload(&self) -> (usize, usize) {
+        (self.inner.max_transmit_segments(), self.inner.max_receive_segments())
+    }
 }
 
 impl AsyncUdpSocket for BatchSocket {
