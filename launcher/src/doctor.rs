@@ -86,11 +86,11 @@ impl Collective for DoctorOptions {
         })?;
         world.close()?;
         let findings = judgement::judge(&facts);
-        let reds: Vec<String> = findings
-            .iter()
-            .filter(|finding| finding.color == Color::Red)
-            .map(|red| format!("{} of {}", red.about.name(), page::list_cells(&red.cells)))
-            .collect();
+        let reds = judgement::reds(&findings);
+        let word = |(about, cells): &(judgement::Row, Vec<judgement::Cell>)| {
+            format!("{} of {}", about.name(), page::list_cells(cells, facts.ranks.len()))
+        };
+        let reds: Vec<String> = reds.iter().map(word).collect();
         if leads {
             self.print(&facts, &findings, None)?;
         }

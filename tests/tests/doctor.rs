@@ -86,9 +86,8 @@ fn the_network_is_measured_where_it_carries_the_data() {
         let socket = &document["ranks"][to as usize]["sockets"][0];
         if from < to {
             // Who dials finds the other where it listens.
-            let port = |address: &Value| {
-                address.as_str().unwrap().rsplit(':').next().unwrap().to_string()
-            };
+            let port =
+                |address: &Value| address.as_str().unwrap().rsplit(':').next().unwrap().to_string();
             assert_eq!(port(&network["remote"]), port(&socket["address"]), "{link:#}");
         }
         assert!(network["packet"].as_u64() >= Some(1_228), "{link:#}");
@@ -111,7 +110,8 @@ fn a_rank_that_may_open_few_files_is_red_with_the_line_that_mends_it() {
     }
     assert!(second.output().is_empty(), "{second:#?}");
     let page = first.output();
-    let red = page.iter().position(|line| line.starts_with("red: open files, rank 1: may open 100"));
+    let red =
+        page.iter().position(|line| line.starts_with("red: open files, rank 1: may open 100"));
     let red = red.unwrap_or_else(|| panic!("{first:#?}"));
     assert!(page[red + 1].starts_with("    help: ulimit -n 1024"), "{first:#?}");
 }
@@ -139,7 +139,10 @@ fn a_path_that_swallows_large_packets_is_found() {
         let packet = network["packet"].as_u64().unwrap();
         let expected = if from + to == 1 { 1_228..=1_300 } else { 1_440..=1_500 };
         assert!(expected.contains(&packet), "{link:#}");
-        assert_eq!((&network["is_largest"], &network["system_packet"]), (&true.into(), &1_500.into()));
+        assert_eq!(
+            (&network["is_largest"], &network["system_packet"]),
+            (&true.into(), &1_500.into())
+        );
         let local = Hosts::address(from as usize).to_string();
         assert_eq!(network["local"], local, "{link:#}");
         let remote = network["remote"].as_str().unwrap();

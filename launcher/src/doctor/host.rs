@@ -62,8 +62,11 @@ fn open_files() -> OpenFiles {
     OpenFiles { open: open.saturating_sub(1), soft: current, hard: maximum }
 }
 
-/// The network device by which packets to `address` leave this host.
-pub(super) fn device(address: IpAddr) -> Option<String> {
+/// The network device by which packets from `own` address to another one leave this host.
+pub(super) fn device(own: Option<IpAddr>, address: IpAddr) -> Option<String> {
+    if own == Some(address) {
+        return Some(LOOPBACK.into());
+    }
     let table = match address {
         IpAddr::V4(_) => read("/proc/net/route"),
         IpAddr::V6(_) => read("/proc/net/ipv6_route"),
@@ -106,6 +109,8 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
     std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
+/// What has an address of this host stays within.
+const LOOPBACK: &str = "lo";
 /// RTF_UP
 const ROUTE_IS_UP: u32 = 1;
 

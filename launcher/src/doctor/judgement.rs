@@ -54,11 +54,11 @@ pub(super) enum Cell {
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Findings::default();
     for rank in &facts.ranks {
-        let is_networked = facts.links.iter().any(|l| l.from == rank.rank && l.is_between_hosts());
+        let mut own = facts.links.iter().filter(|l| l.from == rank.rank && l.is_between_hosts());
         versions(rank, facts.ranks.first().unwrap_or(rank), &mut findings);
         cpus(rank, &mut findings);
         open_files(rank, &mut findings);
-        sockets(rank, is_networked, &mut findings);
+        sockets(rank, own.next(), &mut findings);
         clock(rank, &mut findings);
     }
     for link in facts.links.iter().filter(|link| link.is_between_hosts()) {
@@ -77,6 +77,18 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 pub(super) fn color(findings: &[Finding], about: Row, cell: Cell) -> Option<Color> {
     let is_meant = |finding: &&Finding| finding.about == about && finding.cells.contains(&cell);
     findings.iter().filter(is_meant).map(|finding| finding.color).max()
+}
+
+/// What is red, and where.
+pub(super) fn reds(findings: &[Finding]) -> Vec<(Row, Vec<Cell>)> {
+    let mut reds: Vec<(Row, Vec<Cell>)> = Vec::new();
+    for Finding { about, cells, .. } in findings.iter().filter(|f| f.color == Color::Red) {
+        match reds.iter_mut().find(|(known, _)| known == about) {
+            Some((_, known)) => known.extend(cells),
+            None => reds.push((*about, cells.clone())),
+        }
+    }
+    reds
 }
 
 /// The same of several cells is one finding.
@@ -145,7 +157,8 @@ fn open_files(rank: &RankFacts, findings: &mut Findings) {
     findings.add((color, Row::OpenFiles, Cell::Rank(rank.rank)), problem, help);
 }
 
-fn sockets(rank: &RankFacts, is_networked: bool, findings: &mut Findings) {
+/// `link` is one of the rank's to another host.
+fn sockets(rank: &RankFacts, link: Option<&LinkFacts>, findings: &mut Findings) {
     let cell = Cell::Rank(rank.rank);
     let host = &rank.host;
     let Some(socket) = rank.sockets.iter().min_by_key(|socket| socket.receive) else { return };
@@ -164,7 +177,7 @@ fn sockets(rank: &RankFacts, is_networked: bool, findings: &mut Findings) {
             false => (Color::Yellow, format!("the ranks on {host} want for CPUs: start fewer")),
         };
         findings.add((color, Row::Receive, cell), problem, help);
-    } else if is_small && is_networked {
+    } else if is_small && link.is_some() {
         let problem = format!(
             "{} KiB were asked for what arrives, the system gave {}: packets may be lost",
             kib(asked),
@@ -172,9 +185,7 @@ fn sockets(rank: &RankFacts, is_networked: bool, findings: &mut Findings) {
         );
         findings.add((Color::Yellow, Row::Receive, cell), problem, set("rmem_max"));
     }
-    if !is_networked {
-        return;
-    }
+    let Some(network) = link.and_then(|link| link.network.as_ref()) else { return };
     if send < asked {
         let problem = format!(
             "{} KiB were asked for what is sent, the system gave {}",
@@ -187,7 +198,10 @@ fn sockets(rank: &RankFacts, is_networked: bool, findings: &mut Findings) {
         findings.add(
             (Color::Yellow, Row::Offload, cell),
             "the system takes one packet at a time (no GSO), a quarter of the speed".into(),
-            format!("ethtool -K DEVICE tx on, on {host}; Linux 4.18 or later has GSO for UDP"),
+            format!(
+                "ethtool -K {} tx on, on {host}; Linux 4.18 or later has GSO for UDP",
+                device(network)
+            ),
         );
     }
 }
@@ -217,7 +231,7 @@ fn packet(facts: &Facts, link: &LinkFacts, network: &NetworkFacts, findings: &mu
     if !network.is_largest || network.packet + PACKET_SLACK >= expected {
         return;
     }
-    let device = network.device.as_deref().unwrap_or("DEVICE");
+    let device = device(network);
     // The search comes within so much of what the path lets through.
     let bytes = network.packet;
     findings.add(
@@ -242,7 +256,7 @@ fn lost(facts: &Facts, link: &LinkFacts, network: &NetworkFacts, findings: &mut 
         Some(share) if share >= LOST_YELLOW => Color::Yellow,
         _ => return,
     };
-    let device = network.device.as_deref().unwrap_or("DEVICE");
+    let device = device(network);
     let percent = link.lost().unwrap_or_default() * 100.0;
     findings.add(
         (color, Row::Lost, Cell::Link(link.from, link.to)),
@@ -283,8 +297,7 @@ fn compare(facts: &Facts, findings: &mut Findings) {
             Some(rank) => host(facts, rank),
             None => format!("{} and {}", host(facts, link.from), host(facts, link.to)),
         };
-        let device = link.network.as_ref().and_then(|network| network.device.as_deref());
-        let device = device.unwrap_or("DEVICE");
+        let device = link.network.as_ref().map_or("DEVICE", device);
         let whose = match culprit {
             Some(rank) => format!("; rank {rank} is an end of every such link"),
             None => String::new(),
@@ -315,6 +328,10 @@ fn common(links: &[(usize, usize)]) -> Option<usize> {
     let second = pairs.next()?;
     let rank = [first.0, first.1].into_iter().find(|rank| [second.0, second.1].contains(rank))?;
     pairs.all(|(a, b)| [a, b].contains(&rank)).then_some(rank)
+}
+
+fn device(network: &NetworkFacts) -> &str {
+    network.device.as_deref().unwrap_or("DEVICE")
 }
 
 fn host(facts: &Facts, rank: usize) -> String {
@@ -438,6 +455,10 @@ mod tests {
                 (way.packet, way.is_largest, way.system_packet) = (packet, is_largest, system);
             })
         };
+        let both = found(2, |facts| {
+            [(0, 1), (1, 0)].map(|(from, to)| network(facts, from, to).packet = 1_290);
+        });
+        assert_eq!(reds(&both), [(Row::Packet, vec![Cell::Link(0, 1), Cell::Link(1, 0)])]);
         let finding = only(of(1_290, true, Some(1_500)));
         assert_eq!((finding.color, finding.about), (Color::Red, Row::Packet));
         assert_eq!(finding.cells, [Cell::Link(0, 1)]);
@@ -445,9 +466,13 @@ mod tests {
         assert_eq!(of(1_290, false, Some(1_500)), []);
         assert_eq!(of(1_290, true, Some(1_300)), []);
         assert_eq!(of(1_290, true, None), []);
-        // Larger than what is looked for, and the loopback interface.
+        // Larger than what is looked for, and within a host.
         assert_eq!(of(8_980, true, Some(9_216)), []);
-        assert_eq!(of(1_290, true, Some(65_536)), []);
+        let within = found(2, |facts| {
+            let way = network(facts, 0, 1);
+            (way.packet, way.local) = (1_290, Some(way.remote.ip()));
+        });
+        assert_eq!(within, []);
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Page<'_> {
         }
     }
 
+    /// There is no world.
+    fn has_not_met(&self) -> bool {
+        self.facts.transport.is_empty()
+    }
+
     fn head(&mut self) {
         let Facts { ranks, transport, security, .. } = self.facts;
         let hosts: BTreeSet<_> = ranks.iter().map(|rank| (&rank.host, rank.address)).collect();
@@ -57,19 +62,16 @@ impl Page<'_> {
             1 => format!("1 {what}"),
             _ => format!("{count} {what}s"),
         };
-        let first = ranks.first();
-        let of_first = |words: fn(&RankFacts) -> &str| first.map_or("", words);
-        let head = format!(
-            "allfold {} ({}) · {} on {}",
-            of_first(|rank| &rank.version),
-            of_first(|rank| &rank.protocol),
-            number(ranks.len(), "rank"),
-            number(hosts.len(), "host"),
-        );
-        self.line(&head);
-        if !transport.is_empty() {
-            self.line(&format!("{transport} · {security}"));
+        let Some(RankFacts { rank, version, protocol, .. }) = ranks.first() else { return };
+        if self.has_not_met() {
+            self.line(&format!(
+                "allfold {version} ({protocol}) · what rank {rank} knows of itself"
+            ));
+            return;
         }
+        let (ranks, hosts) = (number(ranks.len(), "rank"), number(hosts.len(), "host"));
+        self.line(&format!("allfold {version} ({protocol}) · {ranks} on {hosts}"));
+        self.line(&format!("{transport} · {security}"));
     }
 
     fn ranks(&mut self) {
@@ -79,7 +81,8 @@ impl Page<'_> {
             words.max().unwrap_or(0).clamp(title.len(), most)
         };
         let host = widest(&mut ranks.iter().map(|r| r.host.chars().count()), "host", WIDEST_HOST);
-        let place = widest(&mut places.iter().map(String::len), "found at", WIDEST_PLACE);
+        let place =
+            widest(&mut places.iter().map(String::len), "found at", COLUMNS - OTHER_COLUMNS - host);
         self.line("");
         let header = format!(
             "{:>4}  {:host$}  {:place$}  {:>5}  {:>10}  {:>7}  {:>6}  {:>7}  {:>9}",
@@ -149,10 +152,11 @@ impl Page<'_> {
         let is_shared = links.iter().any(|link| link.network.is_none());
         let legend = if is_shared { "; m: shared memory" } else { "" };
         let (divisor, unit) = time_unit(links);
-        let trip = |link: &LinkFacts| short(link.round_trip_ns as f64 / divisor);
+        let mark = |link: &LinkFacts| if link.network.is_none() { 'm' } else { ' ' };
+        let trip = |link: &LinkFacts| (short(link.round_trip_ns as f64 / divisor), mark(link));
         self.matrix(&format!("round trip, {unit}{legend}"), Row::RoundTrip, &trip);
         let (divisor, unit) = rate_unit(links);
-        let rate = |link: &LinkFacts| short(link.bytes_per_second / divisor);
+        let rate = |link: &LinkFacts| (short(link.bytes_per_second / divisor), mark(link));
         self.matrix(&format!("bandwidth from row to column, {unit}"), Row::Bandwidth, &rate);
         if links.iter().all(|link| link.network.is_none()) {
             self.line("");
@@ -161,36 +165,33 @@ impl Page<'_> {
         }
         let is_open = links.iter().filter_map(|link| link.network.as_ref()).any(|n| !n.is_largest);
         let legend = if is_open { "; +: or more, the search has not ended" } else { "" };
-        let packet = |link: &LinkFacts| {
-            let network = link.network.as_ref();
-            network.map_or(String::new(), |n| {
-                format!("{}{}", n.packet, if n.is_largest { "" } else { "+" })
-            })
+        let packet = |link: &LinkFacts| match &link.network {
+            Some(network) => {
+                (network.packet.to_string(), if network.is_largest { ' ' } else { '+' })
+            }
+            None => (String::new(), ' '),
         };
         self.matrix(&format!("path MTU, bytes{legend}"), Row::Packet, &packet);
         if links.iter().any(|link| link.lost().is_some_and(|lost| lost > 0.0)) {
             let lost = |link: &LinkFacts| {
-                link.lost().map_or(String::new(), |lost| format!("{:.1}", lost * 100.0))
+                (link.lost().map_or(String::new(), |lost| format!("{:.1}", lost * 100.0)), ' ')
             };
             self.matrix("packets lost, %", Row::Lost, &lost);
         }
     }
 
-    fn matrix(&mut self, title: &str, about: Row, show: &dyn Fn(&LinkFacts) -> String) {
+    /// A cell is of five columns and its mark.
+    fn matrix(&mut self, title: &str, about: Row, show: &dyn Fn(&LinkFacts) -> (String, char)) {
         let size = self.facts.ranks.len();
         self.line("");
         self.line(title);
         let columns: String = (0..size).map(|to| format!("{to:>5} ")).collect();
         self.line(&format!("    {columns}"));
         for from in 0..size {
-            let mut line = format!("{from:>4}");
+            let mut line = format!("{from:>3} ");
             for to in 0..size {
-                let (words, mark) = match self.facts.link(from, to) {
-                    None => (".".into(), " "),
-                    Some(link) => (show(link), if link.network.is_none() { "m" } else { " " }),
-                };
-                let mark = if words.is_empty() || words == "." { " " } else { mark };
-                // A cell of five, and its mark.
+                let (words, mark) =
+                    self.facts.link(from, to).map_or_else(|| (".".into(), ' '), show);
                 let padding = " ".repeat(5usize.saturating_sub(words.chars().count()));
                 let words = self.painted(&words, about, Cell::Link(from, to));
                 // Writing to a string cannot fail.
@@ -245,7 +246,8 @@ impl Page<'_> {
             let name = if *color == Color::Red { "red" } else { "yellow" };
             let name = self.colored(name, Some(*color));
             // A color takes no column.
-            let words = format!("{}, {}: {problem}", about.name(), list_cells(cells));
+            let who = list_cells(cells, self.facts.ranks.len());
+            let words = format!("{}, {who}: {problem}", about.name());
             let wrapped = wrap(&words, COLUMNS - INDENT.len(), "yellow: ".len());
             self.line(&format!("{name}: {}", wrapped.join(&format!("\n{INDENT}"))));
             let wrapped = wrap(help, COLUMNS - INDENT.len(), "help: ".len());
@@ -253,6 +255,7 @@ impl Page<'_> {
         }
         let count = |color| self.findings.iter().filter(|f| f.color == color).count();
         let verdict = match (count(Color::Red), count(Color::Yellow)) {
+            (0, 0) if self.has_not_met() => "nothing is wrong with the rank itself".to_owned(),
             (0, 0) => "all well".to_owned(),
             (0, yellow) => format!("no red cell, {yellow} yellow"),
             (red, 0) => format!("{red} red"),
@@ -281,7 +284,7 @@ impl Row {
 }
 
 /// `ranks 0, 1 and 2`, `0 -> 1 and 1 -> 0`; many are cut short.
-pub(super) fn list_cells(cells: &[Cell]) -> String {
+pub(super) fn list_cells(cells: &[Cell], ranks: usize) -> String {
     let word = |cell: &Cell| match cell {
         Cell::Rank(rank) => rank.to_string(),
         Cell::Link(from, to) => format!("{from} -> {to}"),
@@ -296,6 +299,7 @@ pub(super) fn list_cells(cells: &[Cell]) -> String {
     };
     match (cells.first(), cells.len()) {
         (Some(Cell::Rank(_)), 1) => format!("rank {list}"),
+        (Some(Cell::Rank(_)), count) if count == ranks && count > 2 => format!("all {count} ranks"),
         (Some(Cell::Rank(_)), _) => format!("ranks {list}"),
         _ => list,
     }
@@ -327,7 +331,8 @@ fn rate_unit(links: &[LinkFacts]) -> (f64, &'static str) {
 /// Three figures that matter.
 fn short(value: f64) -> String {
     match value.abs() {
-        0.0 => "0".into(),
+        // Not -0.00.
+        size if size < 0.005 => "0".into(),
         size if size < 10.0 => format!("{value:.2}"),
         size if size < 100.0 => format!("{value:.1}"),
         _ => format!("{value:.0}"),
@@ -367,7 +372,8 @@ fn wrap(words: &str, width: usize, taken: usize) -> Vec<String> {
 const COLUMNS: usize = 100;
 const INDENT: &str = "    ";
 const WIDEST_HOST: usize = 16;
-const WIDEST_PLACE: usize = 18;
+/// Of the table of ranks, but for the host and where it was found.
+const OTHER_COLUMNS: usize = 64;
 /// Of ranks and of links; the worst are among them, or named below.
 const MOST_LINES: usize = 64;
 const MOST_CELLS: usize = 8;
@@ -459,6 +465,9 @@ yellow: packets lost, 2 -> 1: 1.0 % of packets are lost (100 of 10000)
             for link in &mut facts.links {
                 link.round_trip_ns = 1_234_567_891;
                 link.bytes_per_second = 98_765e6;
+                if let Some(network) = &mut link.network {
+                    (network.packet, network.is_largest) = (65_028, false);
+                }
             }
             for line in of(&facts, false).lines() {
                 assert!(line.chars().count() <= COLUMNS, "{line}");
@@ -493,9 +502,11 @@ yellow: packets lost, 2 -> 1: 1.0 % of packets are lost (100 of 10000)
     #[test]
     fn many_cells_are_cut_short() {
         let ranks: Vec<Cell> = (0..10).map(Cell::Rank).collect();
-        assert_eq!(list_cells(&ranks[..1]), "rank 0");
-        assert_eq!(list_cells(&ranks[..2]), "ranks 0 and 1");
-        assert_eq!(list_cells(&ranks), "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more");
-        assert_eq!(list_cells(&[Cell::Link(0, 1), Cell::Link(1, 0)]), "0 -> 1 and 1 -> 0");
+        let list = |cells: &[Cell]| list_cells(cells, 10);
+        assert_eq!(list(&ranks[..1]), "rank 0");
+        assert_eq!(list(&ranks[..2]), "ranks 0 and 1");
+        assert_eq!(list(&ranks[..9]), "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 1 more");
+        assert_eq!(list(&ranks), "all 10 ranks");
+        assert_eq!(list(&[Cell::Link(0, 1), Cell::Link(1, 0)]), "0 -> 1 and 1 -> 0");
     }
 }

@@ -4,7 +4,7 @@
 //! Between hosts the lower rank leads: it says what is done next, in words of fixed size, and the
 //! other follows. Times of bytes are the receiver's, from the word before them to the last byte.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
 use allfold::{Communicator, Error, ErrorKind, LinkStatistics, ReduceOp};
@@ -253,16 +253,17 @@ impl<'a> End<'a> {
         now: &LinkStatistics,
         clock: Clock,
     ) -> NetworkFacts {
+        let way = way(now.remote);
         let headers = if now.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
         let since =
             |count: fn(&LinkStatistics) -> u64| count(now).saturating_sub(before.map_or(0, count));
         NetworkFacts {
-            local: now.local,
+            local: now.local.or(way.map(|way| way.0)),
             remote: now.remote,
-            device: host::device(now.remote.ip()),
+            device: host::device(way.map(|way| way.0), now.remote.ip()),
             packet: u64::from(now.payload) + headers,
             is_largest: self.search.is_over,
-            system_packet: system_packet(now.remote),
+            system_packet: way.and_then(|way| way.1),
             packets_sent: since(|link| link.packets_sent),
             packets_lost: since(|link| link.packets_lost),
             clock,
@@ -297,8 +298,8 @@ impl Search {
     }
 }
 
-/// What the sender's system takes for the largest packet on the way there.
-fn system_packet(remote: SocketAddr) -> Option<u64> {
+/// The address from which the system sends there, and what it takes for the largest packet.
+fn way(remote: SocketAddr) -> Option<(IpAddr, Option<u64>)> {
     let socket = match remote {
         SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
@@ -308,7 +309,7 @@ fn system_packet(remote: SocketAddr) -> Option<u64> {
     socket.connect(remote).ok()?;
     let found =
         if remote.is_ipv4() { sockopt::ip_mtu(&socket) } else { sockopt::ipv6_mtu(&socket) };
-    found.ok().map(u64::from)
+    Some((socket.local_addr().ok()?.ip(), found.ok().map(u64::from)))
 }
 
 /// Bytes a second.
