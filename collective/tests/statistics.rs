@@ -152,6 +152,27 @@ fn links_and_heartbeats_are_measured() {
 }
 
 #[test]
+fn links_and_sockets_say_how_they_are() {
+    let sockets = std::sync::Mutex::new(vec![None; 2]);
+    each_rank(worlds::over_quic(2), |rank| {
+        let statistics = rank.stats();
+        let [socket] = &statistics.sockets[..] else { panic!("{statistics:?}") };
+        assert!(socket.receive_buffer > 0 && socket.receive_buffer <= socket.buffer_asked);
+        assert!(socket.send_buffer > 0 && socket.send_buffer <= socket.buffer_asked);
+        assert!(socket.dropped.is_some() && socket.sent_at_once > 0 && socket.received_at_once > 0);
+        sockets.lock().unwrap()[rank.rank()] = Some(socket.address);
+        rank.barrier()?;
+        let link = peer(rank, 1 - rank.rank()).link.unwrap();
+        assert!(link.remote.ip().is_loopback(), "{link:?}");
+        assert!(link.payload >= 1_200 && link.packets_sent > 0, "{link:?}");
+        let other = sockets.lock().unwrap()[1 - rank.rank()].unwrap();
+        assert_eq!(link.remote.port(), other.port());
+        rank.barrier()
+    });
+    assert!(Communicator::in_memory(2).unwrap()[0].stats().sockets.is_empty());
+}
+
+#[test]
 fn a_stranger_is_counted_and_does_not_get_in() {
     worlds::stay_quiet();
     let place = free_address();

@@ -456,7 +456,9 @@ mod tests {
             })
         };
         let both = found(2, |facts| {
-            [(0, 1), (1, 0)].map(|(from, to)| network(facts, from, to).packet = 1_290);
+            for (from, to) in [(0, 1), (1, 0)] {
+                network(facts, from, to).packet = 1_290;
+            }
         });
         assert_eq!(reds(&both), [(Row::Packet, vec![Cell::Link(0, 1), Cell::Link(1, 0)])]);
         let finding = only(of(1_290, true, Some(1_500)));

@@ -412,27 +412,27 @@ rank  host  found at   cpus       files  receive    send  offload      clock
 
 round trip, us; m: shared memory
         0     1     2
-   0    .   100m  100
-   1  100m    .   100
-   2  100   100     .
+  0     .   100m  100
+  1   100m    .   100
+  2   100   100     .
 
 bandwidth from row to column, MB/s
         0     1     2
-   0    .  1100m 1100
-   1 1100m    .  1100
-   2 1100  1100     .
+  0     .  1100m 1100
+  1  1100m    .  1100
+  2  1100  1100     .
 
 path MTU, bytes
         0     1     2
-   0    .        1490
-   1          .  1490
-   2 1290  1290     .
+  0     .        1490
+  1           .  1490
+  2  1290  1290     .
 
 packets lost, %
         0     1     2
-   0    .         0.0
-   1          .   0.0
-   2  1.0   1.0     .
+  0     .         0.0
+  1           .   0.0
+  2   1.0   1.0     .
 
 red: open files, rank 1: may open 64 files, and 20 are open already
     help: ulimit -n 1024, in the shell that starts the ranks

@@ -50,6 +50,7 @@ fn every_subcommand_has_its_page() {
         (&["man", "train"], "\\-\\-batch\\-size"),
         (&["man", "bench"], "\\-\\-minbytes"),
         (&["man", "manifest"], "\\-\\-checkpoint\\-claim"),
+        (&["man", "doctor"], "\\-\\-timeout"),
         (&["man", "man"], "allfold man"),
     ];
     for (words, expected) in pages {
