@@ -92,6 +92,7 @@ pub(super) struct NetworkFacts {
     pub(super) is_largest: bool,
     /// What the sender's system takes for the largest.
     pub(super) system_packet: Option<u64>,
+    /// While so little was under way that no queue was full.
     pub(super) packets_sent: u64,
     pub(super) packets_lost: u64,
     /// The receiver's, beside the sender's.

@@ -439,13 +439,10 @@ red: open files, rank 1: may open 64 files, and 20 are open already
 red: path MTU, 2 -> 0 and 2 -> 1: packets of more than about 1290 bytes vanish, and the
     system sends up to 1500: a black hole for TCP, and smaller packets are slower
     help: ip link set dev eth0 mtu 1290, on h2; or let ICMP's `fragmentation needed` through
-yellow: packets lost, 2 -> 0: 1.0 % of packets are lost (100 of 10000)
-    help: ip -s link show dev eth0, on h2 and on h0: errors are a cable or a port, drops a queue
-    that is too short
-yellow: packets lost, 2 -> 1: 1.0 % of packets are lost (100 of 10000)
-    help: ip -s link show dev eth0, on h2 and on h1: errors are a cable or a port, drops a queue
-    that is too short
-2 red, 2 yellow
+yellow: packets lost, 2 -> 0 and 2 -> 1: 0.5 % of packets or more are lost
+    help: ip -s link show dev eth0, at both ends: errors are a cable or a port, drops a queue that
+    is too short
+2 red, 1 yellow
 ";
         let text = of(&facts, false);
         assert_eq!(text, expected, "{text}");

@@ -62,6 +62,8 @@ struct End<'a> {
     /// The shortest so far, on the leader.
     round_trip_ns: i64,
     search: Search,
+    /// The link before anything may have filled a queue.
+    quiet: Option<LinkStatistics>,
 }
 
 /// What both ends know at last.
@@ -80,7 +82,8 @@ impl<'a> End<'a> {
     fn new(world: &'a Communicator, peer: usize, limit: Duration) -> Self {
         let begun = Instant::now();
         let search = Search { probes: 0, since: begun, is_over: false };
-        Self { world, peer, begun, limit, piece: Vec::new(), round_trip_ns: 0, search }
+        let (piece, quiet) = (Vec::new(), None);
+        Self { world, peer, begun, limit, piece, round_trip_ns: 0, search, quiet }
     }
 
     fn lead(&mut self) -> Result<Found, Error> {
@@ -110,9 +113,12 @@ impl<'a> End<'a> {
     }
 
     /// Goes on until both ends know how large packets may be, or so much time is spent: they find
-    /// out as long as something is sent.
+    /// out as long as something is sent. So little is sent that what is lost was lost on the way,
+    /// and not where a queue was full.
     fn settle(&mut self, percent: u32) -> Result<(), Error> {
         while !self.has_spent(percent) {
+            self.fill(LITTLE_BYTES)?;
+            self.drain(LITTLE_BYTES)?;
             let peer_is_settled = self.ask()?.peer_is_settled;
             if self.is_settled(self.round_trip_ns) && peer_is_settled {
                 break;
@@ -189,6 +195,7 @@ impl<'a> End<'a> {
     }
 
     fn give(&mut self, bytes: i64) -> Result<(), Error> {
+        self.note(bytes);
         let pieces = self.pieces(bytes)?;
         self.say([BYTES, bytes, 0, 0, 0, 0])?;
         pieces.into_iter().try_for_each(|length| {
@@ -197,6 +204,7 @@ impl<'a> End<'a> {
     }
 
     fn take(&mut self, bytes: i64) -> Result<i64, Error> {
+        self.note(bytes);
         let pieces = self.pieces(bytes)?;
         let [BYTES, ..] = self.hear()? else { return Err(self.unexpected()) };
         let since = Instant::now();
@@ -204,6 +212,13 @@ impl<'a> End<'a> {
             self.world.recv(self.piece.get_mut(..length).unwrap_or_default(), self.peer)?;
         }
         Ok(nanoseconds(since.elapsed()))
+    }
+
+    /// The first that may fill a queue ends the time in which losses are counted.
+    fn note(&mut self, bytes: i64) {
+        if bytes > LITTLE_BYTES && self.quiet.is_none() {
+            self.quiet = self.state();
+        }
     }
 
     /// The lengths of the messages that so many bytes make.
@@ -255,8 +270,10 @@ impl<'a> End<'a> {
     ) -> NetworkFacts {
         let way = way(now.remote);
         let headers = if now.remote.is_ipv4() { IPV4_HEADERS } else { IPV6_HEADERS };
-        let since =
-            |count: fn(&LinkStatistics) -> u64| count(now).saturating_sub(before.map_or(0, count));
+        let quiet = self.quiet.as_ref().unwrap_or(now);
+        let since = |count: fn(&LinkStatistics) -> u64| {
+            count(quiet).saturating_sub(before.map_or(0, count))
+        };
         NetworkFacts {
             local: now.local.or(way.map(|way| way.0)),
             remote: now.remote,
@@ -349,6 +366,8 @@ const BYTES_PERCENT: u32 = 20;
 const TRIAL_BYTES: i64 = 256 * 1024;
 /// One direction, also where memory is faster than any network.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// Any queue takes so much at once.
+const LITTLE_BYTES: i64 = 16 * 1024;
 const PIECE_BYTES: usize = 1024 * 1024;
 /// A gradient of a small model, and few enough calls to end within some 10 ms.
 const MEMORY_BYTES: usize = 1024 * 1024;
