@@ -83,7 +83,12 @@ impl Error {
                     .into(),
             ),
             Forked { .. } => Some("connect in the process that makes the calls".into()),
-            TimedOut { .. } | Argument { .. } | Closed | Protocol { .. } | System { .. } => None,
+            TimedOut { .. }
+            | Argument { .. }
+            | Closed
+            | Done { .. }
+            | Protocol { .. }
+            | System { .. } => None,
         }
     }
 
@@ -115,7 +120,9 @@ impl Error {
                     EXIT_USAGE
                 }
             }
-            ConcurrentCalls { .. } | Forked { .. } | Argument { .. } | Closed => EXIT_USAGE,
+            ConcurrentCalls { .. } | Forked { .. } | Argument { .. } | Closed | Done { .. } => {
+                EXIT_USAGE
+            }
             Mismatch { .. } | CallCount { .. } | Deadlock { .. } => EXIT_DISAGREE,
             ConnectTimeout { .. }
             | RankLost { .. }
@@ -217,6 +224,14 @@ pub enum ErrorKind {
         retryable: bool,
         /// What to do.
         help: Option<String>,
+    },
+
+    /// The job is done, as rank 0's [`Doorkeeper`](crate::Doorkeeper) says: there is no world to
+    /// take part in.
+    #[error("{reason}")]
+    Done {
+        /// In rank 0's words.
+        reason: String,
     },
 
     /// A rank is gone: it died, went silent, or left in the middle.

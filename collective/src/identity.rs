@@ -110,6 +110,21 @@ impl Identity {
         self.launcher == run::LAUNCHER
     }
 
+    /// Whether Kubernetes numbered this process's pod, so that a pod that is lost comes back under
+    /// the same rank.
+    pub fn is_of_pod(&self) -> bool {
+        // One name may stand for several: outside Kubernetes there are no pods.
+        let is_pod = |detector: &Detector| {
+            detector.scope == Scope::Pod && detector.launcher == self.launcher
+        };
+        DETECTORS.iter().any(is_pod) && Environment::of_process().in_kubernetes()
+    }
+
+    /// Whether that was a StatefulSet, which starts a container again whatever it returns.
+    pub fn is_of_stateful_set(&self) -> bool {
+        self.launcher == STATEFUL_SET
+    }
+
     /// For explicit configuration: `rank` of `size`, alone on its host as far as it knows.
     pub(crate) fn explicit(rank: usize, size: usize) -> Self {
         Self {
@@ -144,7 +159,7 @@ static DETECTORS: [Detector; 17] = [
     detector("LeaderWorkerSet", Scope::Pod, kubeflow::read_leader_worker_set),
     detector("JobSet", Scope::Pod, pods::read_job_set),
     detector("Indexed Job", Scope::Pod, pods::read_indexed_job),
-    detector("StatefulSet", Scope::Pod, pods::read_stateful_set),
+    detector(STATEFUL_SET, Scope::Pod, pods::read_stateful_set),
 ];
 
 const fn detector(
@@ -172,6 +187,7 @@ pub(crate) fn invalid(name: &str, value: &str, problem: &str) -> crate::Error {
 
 const SLURM: &str = "Slurm";
 const FLUX: &str = "Flux";
+const STATEFUL_SET: &str = "StatefulSet";
 /// What the world table and the wire are sized for.
 pub(crate) const MAX_WORLD_SIZE: usize = 65_536;
 /// A DNS name is no longer.

@@ -111,6 +111,7 @@ pub use metrics::{Counter, Gauge, Metrics};
 pub use owned::Owned;
 pub use pending::Pending;
 pub use reduce::{Element, ReduceOp, Reducible};
+pub use rendezvous::Doorkeeper;
 pub use statistics::{
     CallStatistics, LateStatistics, LinkStatistics, PeerStatistics, ReasonCount, SocketStatistics,
     Statistics,

@@ -8,6 +8,7 @@
 
 mod attend;
 mod attending;
+mod doorkeeper;
 mod gather;
 mod gathering;
 mod roster;
@@ -54,6 +55,7 @@ use crate::verdict::Loss;
 use crate::world::{Peer, World};
 
 pub(crate) use attend::Dialled;
+pub use doorkeeper::Doorkeeper;
 use sockets::{
     Listen, SocketTurn, local_port, port_of, reachable, rendezvous_socket, resolve_patiently,
 };
@@ -503,6 +505,9 @@ pub(crate) fn ended_early(obituary: &Obituary) -> Option<Error> {
 }
 
 pub(crate) fn refused(reason: String, again: Again) -> Error {
+    if again == Again::Over {
+        return ErrorKind::Done { reason }.into();
+    }
     ErrorKind::Refused { reason, retryable: again != Again::Never, help: None }.into()
 }
 

@@ -22,6 +22,7 @@ use crate::input;
 use crate::job::{Job, Kind};
 use crate::journal::{Entry, Journal};
 use crate::keeper::Keeper;
+use crate::kill_every::KillEvery;
 use crate::lines::Lines;
 use crate::logs::Log;
 use crate::output::{Logged, Output, Source, Stream};
@@ -40,6 +41,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) restart: usize,
     pub(crate) binding: &'a Binding,
     pub(crate) journal: &'a Journal,
+    pub(crate) kills: Option<&'a KillEvery>,
     /// By rank; empty where nothing is logged.
     pub(crate) logs: Vec<Arc<Log>>,
 }
@@ -121,6 +123,7 @@ impl Attempt<'_> {
             journal: self.journal,
             kind: self.job.kind,
             grace: self.job.options.grace,
+            kills: self.kills,
             reports: &reports,
         };
         let outcome = Supervisor::new(ranks, around).run(events);

@@ -2,7 +2,9 @@
 
 use allfold::identity::Findings;
 use allfold::{Communicator, Config, Identity};
+use allfold_trainer::Resume;
 
+use crate::environment::RESTART;
 use crate::error::Error;
 use crate::job::{Job, Kind, check_ranks};
 use crate::log;
@@ -29,10 +31,13 @@ pub(crate) trait Collective {
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Ok(config)
     }
-    /// Says more than the error where a rank cannot connect.
-    fn cannot_meet(&self, _identity: &Identity, _error: &allfold::Error) {}
     /// Does this rank's part, and closes the world.
     fn run(&self, input: Self::Input, world: Communicator) -> Result<(), Error>;
+    /// Does it as a rank of a job that is there.
+    fn take_part(&self, input: Self::Input, identity: Identity) -> Result<(), Error> {
+        let config = self.configure(Config::from_env(identity)?)?;
+        self.run(input, Communicator::connect(config)?)
+    }
 }
 
 /// Joins the job this process is part of, or starts one with these options.
@@ -56,10 +61,7 @@ pub(crate) fn join_or_start<C: Collective>(
             // Waiting for the other ranks can take minutes, and PID 1 has no default action.
             allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
             let input = collective.check(identity.size, Some(identity.rank))?;
-            let config = collective.configure(Config::from_env(identity.clone())?)?;
-            let world = Communicator::connect(config)
-                .inspect_err(|error| collective.cannot_meet(&identity, error))?;
-            collective.run(input, world)
+            collective.take_part(input, identity)
         }
         Role::Starter => {
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
@@ -148,8 +150,12 @@ impl Collective for allfold_trainer::Options {
     fn ranks(&self) -> Option<usize> {
         self.ranks
     }
-    fn check(&self, ranks: usize, _rank: Option<usize>) -> Result<Self::Input, Error> {
-        Ok(Self::check(self, ranks)?)
+    fn check(&self, ranks: usize, rank: Option<usize>) -> Result<Self::Input, Error> {
+        let data = Self::check(self, ranks)?;
+        if rank.is_none() {
+            self.check_start()?;
+        }
+        Ok(data)
     }
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)
@@ -157,6 +163,20 @@ impl Collective for allfold_trainer::Options {
     fn run(&self, data: Self::Input, world: Communicator) -> Result<(), Error> {
         Ok(allfold_trainer::run(self, data, world)?)
     }
+    fn take_part(&self, data: Self::Input, identity: Identity) -> Result<(), Error> {
+        let config = self.configure(Config::from_env(identity.clone())?)?;
+        let options = &mut self.clone();
+        if report::is_copy() && is_restarted() && options.checkpoint.is_some() {
+            // Its own checkpoints: the folder had none when the job began, or was to be gone on from.
+            options.resume.get_or_insert(Resume::Auto);
+        }
+        Ok(allfold_trainer::take_part(options, data, &identity, config)?)
+    }
+}
+
+/// Whether the launcher has started these ranks before.
+fn is_restarted() -> bool {
+    std::env::var_os(RESTART).is_some_and(|number| number != "0")
 }
 
 impl Collective for allfold_bench::Command {

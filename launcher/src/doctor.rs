@@ -101,8 +101,12 @@ impl Collective for DoctorOptions {
     }
 
     /// Each rank that cannot meet the others tells what it knows.
-    fn cannot_meet(&self, identity: &Identity, error: &allfold::Error) {
-        self.tell_of_itself(host::of_stranger(identity), error);
+    /// Where the ranks cannot meet, each says what it knows of itself.
+    fn take_part(&self, input: (), identity: Identity) -> Result<(), Error> {
+        let config = self.configure(Config::from_env(identity.clone())?)?;
+        let world = Communicator::connect(config)
+            .inspect_err(|error| self.tell_of_itself(host::of_stranger(&identity), error))?;
+        self.run(input, world)
     }
 }
 

@@ -62,7 +62,7 @@ impl Environment<'_> {
             ("ALLFOLD_JOB", self.job.into()),
             ("ALLFOLD_SECRET_FILE", self.secret.into()),
             ("ALLFOLD_LAUNCHER", directory::socket(self.directory).into()),
-            ("ALLFOLD_RESTART", self.restart.to_string().into()),
+            (RESTART, self.restart.to_string().into()),
             // torchrun's contract, for programs that know nothing of allfold.
             ("RANK", rank.clone()),
             ("WORLD_SIZE", ranks.clone()),
@@ -83,6 +83,8 @@ pub(crate) fn threads(ranks: usize) -> usize {
 
 /// Where a copy of ourselves writes its error; the library would warn of an unknown ALLFOLD_*.
 pub(crate) const REPORT: &str = "_ALLFOLD_REPORT";
+/// How often the ranks have been started before.
+pub(crate) const RESTART: &str = "ALLFOLD_RESTART";
 /// What the launcher itself sets or removes, so that the user cannot.
 pub(crate) const OWN_NAMES: [&str; 21] = [
     "ALLFOLD_RANK",
@@ -93,7 +95,7 @@ pub(crate) const OWN_NAMES: [&str; 21] = [
     "ALLFOLD_JOB",
     "ALLFOLD_SECRET_FILE",
     "ALLFOLD_LAUNCHER",
-    "ALLFOLD_RESTART",
+    RESTART,
     WITHIN,
     "RANK",
     "WORLD_SIZE",

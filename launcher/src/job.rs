@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use rustix::process::{getpid, set_child_subreaper};
 use rustix::termios::isatty;
@@ -13,6 +14,7 @@ use crate::ending::at_fault;
 use crate::error::{Error, MAX_RANKS};
 use crate::exit_code;
 use crate::journal::{Entry, Journal};
+use crate::kill_every::KillEvery;
 use crate::log;
 use crate::logs::{self, Log};
 use crate::options::{JobOptions, OutputOptions};
@@ -91,9 +93,13 @@ impl Job {
         let program = &self.program.words();
         journal.note(&Entry::JobStarted { job: &name, ranks, pid, program });
         let mut restart = 0;
+        let now = Instant::now();
+        let kills = self.options.kill_every.map(|every| KillEvery::new(every, ranks, limit, now));
+        let kills = kills.as_ref();
         loop {
             allfold::report::name_job(&name);
-            let attempt = Attempt { job: self, name: &name, restart, binding, journal, logs };
+            let attempt =
+                Attempt { job: self, name: &name, restart, binding, journal, kills, logs };
             let End { outcome, result } = attempt.run(sender.clone(), events)?;
             let Err(error) = result else {
                 return Ok(());

@@ -27,6 +27,7 @@ mod input;
 mod job;
 mod journal;
 mod keeper;
+mod kill_every;
 mod lines;
 mod log;
 mod logs;
@@ -88,7 +89,7 @@ fn execute() -> Result<(), Error> {
     match arguments.command {
         Command::Run(options) => run(options),
         Command::Train(options) => {
-            copies::join_or_start(&options.trainer, &options.peers, &options.job)
+            copies::join_or_start(&options.trainer, &options.peers, &options.job()?)
         }
         Command::Bench(options) if options.bench.is_alone() => {
             copies::refuse_peers(&options.peers)?;

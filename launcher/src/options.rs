@@ -79,6 +79,10 @@ pub(crate) struct JobOptions {
     /// Write what happens to the ranks to FILE, one JSON object a line
     #[arg(long, value_name = "FILE", help_heading = RANKS)]
     pub(crate) json_events: Option<PathBuf>,
+
+    /// An option of `train` only.
+    #[arg(skip)]
+    pub(crate) kill_every: Option<Duration>,
 }
 
 /// Where the ranks run.
@@ -119,6 +123,12 @@ pub(crate) struct TrainOptions {
     pub(crate) peers: PeerOptions,
     #[command(flatten)]
     pub(crate) job: JobOptions,
+
+    /// To see it go on: end a rank by SIGKILL every so often, each in turn, as often as there are
+    /// --max-restarts
+    #[arg(long, value_name = "TIME", value_parser = allfold::parse_duration, help_heading = RANKS)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) kill_every: Option<Duration>,
 }
 
 /// `allfold bench`: the bench's options, and how its ranks are started.
@@ -162,6 +172,29 @@ impl OutputOptions {
     }
 }
 
+impl TrainOptions {
+    /// How its ranks are started.
+    pub(crate) fn job(&self) -> Result<JobOptions, Error> {
+        let refuse = |problem: &str, help: &str| Error::Usage {
+            problem: format!("--kill-every {problem}"),
+            help: Some(help.into()),
+        };
+        let job = JobOptions { kill_every: self.kill_every, ..self.job.clone() };
+        match self.kill_every {
+            Some(Duration::ZERO) => {
+                Err(refuse("0: must be more than no time", "give a time such as 10s"))
+            }
+            Some(_) if self.trainer.checkpoint.is_none() => {
+                Err(refuse("needs something to go on from", "add --checkpoint DIR"))
+            }
+            Some(_) if job.max_restarts == 0 => {
+                Err(refuse("needs somebody who starts ranks anew", "add --max-restarts 9"))
+            }
+            _ => Ok(job),
+        }
+    }
+}
+
 impl PeerOptions {
     /// Whether the command line says it.
     pub(crate) fn are_given(&self) -> bool {
@@ -182,6 +215,7 @@ impl JobOptions {
             ("--grace", self.grace.is_some()),
             ("--bind", self.binding.bind != Bind::None),
             ("--json-events", self.json_events.is_some()),
+            ("--kill-every", self.kill_every.is_some()),
         ];
         given.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
     }

@@ -16,6 +16,7 @@ use crate::ending::{Ending, How, at_fault, order_simultaneous};
 use crate::job::Kind;
 use crate::journal::{Entry, Journal, signal_text};
 use crate::keeper::Keeper;
+use crate::kill_every::KillEvery;
 use crate::log;
 use crate::memory::Killings;
 use crate::output::Output;
@@ -54,6 +55,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) kind: Kind,
     /// Between SIGTERM and SIGKILL, where the user says it.
     pub(crate) grace: Option<Duration>,
+    /// Where the user wants to see ranks killed.
+    pub(crate) kills: Option<&'a KillEvery>,
     /// What copies of ourselves have left so far, by rank.
     pub(crate) reports: &'a dyn Fn() -> Vec<Option<Report>>,
 }
@@ -108,6 +111,7 @@ impl<'a> Supervisor<'a> {
                 self.obey(signal);
             }
             self.collect();
+            self.kill_in_turn();
             self.escalate();
             self.see_off();
         }
@@ -125,7 +129,11 @@ impl<'a> Supervisor<'a> {
             Stage::Grace(since) => self.end_of_grace(since)?,
             Stage::Terminating(until) => until,
             // Killings for want of memory are looked for that often.
-            Stage::Running => return Some(LOOK),
+            Stage::Running => {
+                let due = self.around.kills.and_then(KillEvery::due);
+                let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
+                return Some(wait.map_or(LOOK, |wait| wait.min(LOOK)));
+            }
             Stage::Killed => return None,
         };
         Some(until.saturating_duration_since(Instant::now()))
@@ -198,6 +206,24 @@ impl<'a> Supervisor<'a> {
         groups().for_each(|rank| rank.signal(Signal::KILL));
         let pids: HashSet<Pid> = groups().map(|rank| rank.pid).collect();
         self.around.keeper.remains(pids).kill();
+    }
+
+    /// Kills a rank where the user wants to see that; not one of a job that is ending.
+    fn kill_in_turn(&self) {
+        let is_whole = self.ranks.iter().all(|rank| matches!(rank.state, State::Running));
+        if !is_whole || !matches!(self.stage, Stage::Running) {
+            return;
+        }
+        let Some((rank, which)) = self.around.kills.and_then(|kills| kills.turn(Instant::now()))
+        else {
+            return;
+        };
+        for rank in self.ranks.iter().filter(|other| other.number == rank) {
+            let (number, pid) = (rank.number, rank.pid);
+            let message = format!("--kill-every: rank {number} (pid {pid}) is killed, {which}");
+            self.around.output.say(log::line("warning", &message));
+            rank.signal(Signal::KILL);
+        }
     }
 
     /// Takes note of every process that has ended, and tells the others.

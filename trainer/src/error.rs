@@ -201,6 +201,8 @@ pub enum LastStep {
     Saved,
     /// It could not be written.
     Unwritten,
+    /// An earlier one may be: this rank was stopped while another was lost.
+    Earlier,
     /// There is no folder for checkpoints.
     NotAsked,
 }
@@ -255,6 +257,7 @@ impl Error {
             Self::Stopped { last, .. } => Some(
                 match last {
                     LastStep::Saved => "--resume goes on from there",
+                    LastStep::Earlier => "--resume goes on from the last checkpoint",
                     LastStep::Unwritten => "this step could not be saved: see the warnings",
                     LastStep::NotAsked => {
                         "nothing was saved: --checkpoint DIR saves, --resume goes on"

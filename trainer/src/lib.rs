@@ -4,7 +4,8 @@
 //! one all-reduce a bucket, and every rank takes the same step. An existing candle loop changes
 //! two lines: see [`Distributed`].
 //!
-//! Reading order: `run.rs` is `allfold train`, `training.rs` its loop. [`Distributed`] is the step
+//! Reading order: `member.rs` is `allfold train` under a launcher, `run.rs` one training of it,
+//! `training.rs` its loop. [`Distributed`] is the step
 //! of all ranks: `reduction.rs` says when which bucket is sent, `bucket.rs` what is in it,
 //! `tracked.rs` how backward reports a gradient; `sampler.rs` says who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
@@ -27,6 +28,7 @@ mod gauges;
 mod initial;
 mod interval;
 mod loss;
+mod member;
 mod memory;
 mod model;
 mod norm;
@@ -57,9 +59,10 @@ pub use distributed::Distributed;
 pub use error::{Error, LastStep, Result};
 pub use eval::{EvalOptions, eval};
 pub use initial::fill_from_seed;
+pub use member::take_part;
 pub use model::ModelKind;
 pub use optimizer::{DEFAULT_MOMENTUM, Optimiser, OptimizerConfig};
-pub use options::{OptimizerKind, Options, Precision, Progress, Resume, WhenDone};
+pub use options::{OnLoss, OptimizerKind, Options, Precision, Progress, Resume, WhenDone};
 pub use problem::Problem;
 pub use run::run;
 pub use sampler::{Batch, Epoch, Sampler};

@@ -5,9 +5,9 @@ use std::thread::available_parallelism;
 
 use clap::ValueEnum;
 
-use crate::checkpoint::Every;
+use crate::checkpoint::{Every, Folder};
 use crate::data::Data;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory;
 use crate::settings::Settings;
 
@@ -116,9 +116,15 @@ pub struct Options {
     #[arg(default_missing_value = "auto", requires = "checkpoint", help_heading = CHECKPOINTS)]
     pub resume: Option<Resume>,
 
-    /// When training is done: exit, or wait for SIGTERM (where an exit would start it again)
-    #[arg(long, value_name = "WHAT", default_value = "exit", help_heading = CHECKPOINTS)]
-    pub when_done: WhenDone,
+    /// When training is done: exit, or wait for SIGTERM, also where a start finds its checkpoint at
+    /// the end [default: wait in a StatefulSet, which starts again what ends; else exit]
+    #[arg(long, value_name = "WHAT", help_heading = LIFE)]
+    pub when_done: Option<WhenDone>,
+
+    /// When another rank is lost: exit, or rejoin: wait until it is back and go on from the last
+    /// checkpoint [default: rejoin in Kubernetes, else exit]
+    #[arg(long, value_name = "WHAT", help_heading = LIFE)]
+    pub on_loss: Option<OnLoss>,
 
     /// Algorithm of all-reduces [ALLFOLD_ALGORITHM, else auto]
     #[arg(long, value_name = "NAME", value_parser = ALGORITHMS, help_heading = COMMUNICATION)]
@@ -181,6 +187,15 @@ pub enum WhenDone {
     Wait,
 }
 
+/// What to do when another rank is lost.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLoss {
+    /// End with its error
+    Exit,
+    /// Stay, meet all ranks anew when the lost one is back, and go on from the last checkpoint
+    Rejoin,
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -206,7 +221,8 @@ impl Default for Options {
             checkpoint_every: Every::Epoch,
             keep: DEFAULT_KEEP,
             resume: None,
-            when_done: WhenDone::Exit,
+            when_done: None,
+            on_loss: None,
             algorithm: None,
             bucket_mib: DEFAULT_BUCKET_MIB,
         }
@@ -239,6 +255,27 @@ impl Options {
         Ok(data)
     }
 
+    /// Finds what cannot work where `allfold train` starts all ranks itself, before any of them is
+    /// started: a rank that is started anew goes on from the folder that was free then.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for `--on-loss rejoin`; [`Error::Checkpoint`] where a fresh start finds
+    /// checkpoints.
+    pub fn check_start(&self) -> Result<()> {
+        if self.on_loss == Some(OnLoss::Rejoin) {
+            return Err(Error::Option {
+                option: "--on-loss",
+                value: "rejoin".into(),
+                problem: "after a loss all ranks that it has started itself end".into(),
+                help: "--max-restarts N starts all of them anew".into(),
+            });
+        }
+        match (&self.checkpoint, self.resume) {
+            (Some(folder), None) => Folder::new(folder).must_be_unused(),
+            _ => Ok(()),
+        }
+    }
+
     /// The data asked for.
     pub(crate) fn open(&self) -> Result<Data> {
         Data::open(self.data.as_deref(), self.model.parse()?, self.validation, self.seed)
@@ -261,6 +298,7 @@ const MODEL: &str = "Model";
 const STEPS: &str = "Steps";
 const WATCHING: &str = "Watching";
 const CHECKPOINTS: &str = "Checkpoints";
+const LIFE: &str = "After a loss and after the end";
 const COMMUNICATION: &str = "Communication";
 
 const DEFAULT_MODEL: &str = "cnn";

@@ -113,11 +113,6 @@ impl Report {
         }
         Ok(())
     }
-
-    /// Says that this process goes on doing nothing.
-    pub(crate) fn waiting(&mut self) -> Result<()> {
-        self.output.line("done; waiting for SIGTERM (--when-done wait)")
-    }
 }
 
 impl Drop for Report {

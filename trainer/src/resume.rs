@@ -6,11 +6,14 @@ use allfold::Communicator;
 
 use crate::agreement::broadcast_text;
 use crate::checkpoint::{Checkpoint, Folder, Lock, Skipped, Stored};
+use crate::data::Data;
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
 use crate::optimizer::Optimiser;
 use crate::options::{Options, Resume};
-use crate::settings::{ACCUMULATE, BATCH_SIZE, DATA, OPTIMIZER, SEED, STEPS, VALIDATION, short};
+use crate::settings::{
+    ACCUMULATE, BATCH_SIZE, DATA, OPTIMIZER, SEED, STEPS, Settings, VALIDATION, saved_lines, short,
+};
 
 /// Where a training starts that was asked to resume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +72,23 @@ pub(crate) fn resume(
         (resumed.path, resumed.step) = (Some(stored.path), checkpoint.step);
     }
     Ok((Some(resumed), lock))
+}
+
+/// Whether the checkpoint that this training would go on from has nothing left to train. What is
+/// wrong with one that cannot be used, all ranks are told when they resume.
+pub(crate) fn is_at_the_end(options: &Options, data: &Data, ranks: usize) -> bool {
+    let look = || -> Result<bool> {
+        let (Some(path), Some(_)) = (&options.checkpoint, options.resume) else {
+            return Ok(false);
+        };
+        let settings = Settings::new(options, ranks, data)?;
+        let Some(stored) = Folder::new(path).latest()?.newest else { return Ok(false) };
+        let checkpoint = stored.decode()?;
+        checkpoint.fits(&settings.model_lines(&data.shape))?;
+        changes(&checkpoint, &saved_lines(&settings, data))?;
+        Ok(checkpoint.step >= settings.steps as u64)
+    };
+    look().unwrap_or(false)
 }
 
 type Choice = Option<(Resumed, Option<Stored>)>;

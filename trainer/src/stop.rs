@@ -39,7 +39,7 @@ enum Meaning {
 
 impl Stop {
     /// From now on SIGTERM sets this; also as PID 1, where it would otherwise do nothing. Once a
-    /// process: later calls give the same.
+    /// process: later calls give the same one.
     ///
     /// # Errors
     /// [`Error::Signals`] where the system refuses.
@@ -49,13 +49,15 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Until [`install`](Self::install) SIGTERM ends the process at once with exit code 143; also
-    /// as PID 1.
+    /// From now on, until the next [`install`](Self::install), SIGTERM ends the process at once
+    /// with exit code 143; also as PID 1. The answer knows of one that came before.
     ///
     /// # Errors
     /// [`Error::Signals`] where the system refuses.
-    pub fn end_at_once() -> Result<()> {
-        Self::of_process(true).map(drop)
+    pub fn end_at_once() -> Result<Self> {
+        let stop = Self::of_process(true)?;
+        stop.asked.is_unheeded.store(true, Ordering::Relaxed);
+        Ok(stop)
     }
 
     fn of_process(is_unheeded: bool) -> Result<Self> {

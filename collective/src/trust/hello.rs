@@ -80,6 +80,8 @@ pub(crate) enum Again {
     /// In another run of the job.
     Later,
     Never,
+    /// The job is done, and needs nobody any more.
+    Over,
 }
 
 /// A connection whose peer has said who it is and proved it.

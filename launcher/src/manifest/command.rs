@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use allfold_trainer::WhenDone;
+
 use super::names;
 use super::options::Kind;
 use crate::arguments::{Arguments, Command};
@@ -28,10 +30,10 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
             let trainer = &options.trainer;
             refuse_peers(&options.peers)?;
             let ranks = trainer.ranks.map(|ranks| format!("-n {ranks}"));
-            if let Some(given) = ranks.or(options.job.first_given().map(Into::into)) {
+            if let Some(given) = ranks.or(options.job()?.first_given().map(Into::into)) {
                 return Err(own_ranks(&given, &format!("drop {given}")));
             }
-            Ok(forgotten(trainer, words, kind, claim))
+            Ok(forgotten(trainer, kind, claim))
         }
         Command::Bench(options) => {
             refuse_peers(&options.peers)?;
@@ -65,27 +67,20 @@ fn refuse_peers(peers: &PeerOptions) -> Result<(), Error> {
     }
 }
 
-/// What a training in pods wants. `--on-loss rejoin` belongs here once there is such an option.
-fn forgotten(
-    options: &allfold_trainer::Options,
-    words: &[String],
-    kind: Kind,
-    claim: bool,
-) -> Vec<String> {
+/// What a training in pods wants, beside what is the default there.
+fn forgotten(options: &allfold_trainer::Options, kind: Kind, claim: bool) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |condition: bool, text: &str| {
         if condition {
             warnings.push(format!("the command: {text}"));
         }
     };
-    let waits = words.windows(2).any(|pair| pair == ["--when-done", "wait"])
-        || words.iter().any(|word| word == "--when-done=wait");
     warn(
-        kind == Kind::StatefulSet && !waits,
-        "a StatefulSet starts again what ends: add --when-done wait",
+        kind == Kind::StatefulSet && options.when_done == Some(WhenDone::Exit),
+        "a StatefulSet starts again what ends: drop --when-done exit",
     );
     warn(
-        kind != Kind::StatefulSet && waits,
+        kind != Kind::StatefulSet && options.when_done == Some(WhenDone::Wait),
         "a Job is complete when its ranks end: drop --when-done wait",
     );
     warn(
@@ -152,16 +147,19 @@ mod tests {
     #[test]
     fn what_is_likely_forgotten() {
         let count = |line: &str, kind, claim| checked(line, kind, claim).unwrap().len();
-        let whole = "allfold train --checkpoint /checkpoints --resume --when-done wait";
+        let whole = "allfold train --checkpoint /checkpoints --resume";
         assert_eq!(count(whole, Kind::StatefulSet, true), 0);
-        assert_eq!(count(&whole.replace("done wait", "done=wait"), Kind::StatefulSet, true), 0);
+        let and = |option: &str| format!("{whole} {option}");
+        assert_eq!(count(&and("--when-done=wait"), Kind::StatefulSet, true), 0);
+        assert_eq!(count(&and("--when-done exit"), Kind::StatefulSet, true), 1);
         assert_eq!(count(whole, Kind::StatefulSet, false), 1);
         assert_eq!(count(&whole.replace("/check", "/other/check"), Kind::StatefulSet, true), 1);
         assert_eq!(count(&whole.replace(" --resume", ""), Kind::StatefulSet, true), 1);
-        assert_eq!(count("allfold train", Kind::StatefulSet, false), 1);
-        assert_eq!(count("allfold train", Kind::StatefulSet, true), 2);
+        assert_eq!(count("allfold train", Kind::StatefulSet, false), 0);
+        assert_eq!(count("allfold train", Kind::StatefulSet, true), 1);
         assert_eq!(count("allfold train", Kind::JobSet, false), 0);
-        assert_eq!(count(whole, Kind::JobSet, true), 1);
+        assert_eq!(count(whole, Kind::JobSet, true), 0);
+        assert_eq!(count(&and("--when-done wait"), Kind::JobSet, true), 1);
         for line in ["python3 train.py -n 4", "allfold train --help", "allfold bench"] {
             assert_eq!(count(line, Kind::StatefulSet, false), 0, "{line}");
         }

@@ -1,0 +1,227 @@
+//! A rank of `allfold train` for as long as its process lives: it meets the others, trains, meets
+//! them anew after a loss, and may wait after the end.
+
+use std::thread;
+use std::time::Duration;
+
+use allfold::{Communicator, Config, Doorkeeper, ErrorKind, Identity};
+
+use crate::data::Data;
+use crate::error::{Error, LastStep, Result};
+use crate::options::{OnLoss, Options, WhenDone};
+use crate::output::Output;
+use crate::resume::is_at_the_end;
+use crate::run::{Round, WAITING, train, verdict};
+use crate::stop::Stop;
+
+/// `allfold train` as a rank of a job that a launcher has started: connects by `config`, trains,
+/// and closes. What [`Options::on_loss`] and [`Options::when_done`] leave open follows from the
+/// launcher, `identity`. `data` is what [`Options::check`] gave.
+///
+/// # Errors
+/// As [`run`](crate::run).
+pub fn take_part(options: &Options, data: Data, identity: &Identity, config: Config) -> Result<()> {
+    // Until there is something to save.
+    Stop::end_at_once()?;
+    Member::new(options, data, identity, config).live()
+}
+
+struct Member<'a> {
+    options: &'a Options,
+    data: Data,
+    config: Config,
+    on_loss: OnLoss,
+    when_done: WhenDone,
+    /// Whether `allfold run` has started all ranks, and starts none alone.
+    is_of_run: bool,
+    /// Whether it is deleted at last, not only ended.
+    is_of_pod: bool,
+}
+
+impl<'a> Member<'a> {
+    fn new(options: &'a Options, data: Data, identity: &Identity, config: Config) -> Self {
+        let (is_of_run, is_of_pod) = (identity.is_of_run(), identity.is_of_pod());
+        let on_loss = if is_of_pod { OnLoss::Rejoin } else { OnLoss::Exit };
+        let when_done = if identity.is_of_stateful_set() { WhenDone::Wait } else { WhenDone::Exit };
+        Self {
+            options,
+            data,
+            config,
+            on_loss: options.on_loss.unwrap_or(on_loss),
+            when_done: options.when_done.unwrap_or(when_done),
+            is_of_run,
+            is_of_pod,
+        }
+    }
+
+    fn live(&self) -> Result<()> {
+        let problems = match self.is_at_the_end() {
+            true => self.tell_the_end()?,
+            false => self.train()?,
+        };
+        if self.when_done == WhenDone::Wait {
+            self.wait()?;
+        }
+        verdict(problems)
+    }
+
+    /// On rank 0: whether its checkpoint is complete. Where the ranks end after the training all
+    /// are started again, or none: they meet and see it together.
+    fn is_at_the_end(&self) -> bool {
+        self.config.rank() == 0
+            && self.when_done == WhenDone::Wait
+            && is_at_the_end(self.options, &self.data, self.config.size())
+    }
+
+    /// The result anew, without the other ranks: they may be waiting already.
+    fn tell_the_end(&self) -> Result<usize> {
+        let world = Communicator::single();
+        train(self.options, self.data.clone(), &world, &Round::default())?.end(self.options)
+    }
+
+    /// Trains to the end, through all losses; how many files could not be written.
+    fn train(&self) -> Result<usize> {
+        let mut round = Round::default();
+        let mut losses = 0;
+        // Those of them since the last step.
+        let mut in_a_row = 0;
+        loop {
+            let error = match self.attempt(&round) {
+                Ok(problems) => return Ok(problems),
+                Err(error) if !self.stays_after(&error) => return Err(error),
+                Err(error) => error,
+            };
+            // While it waits a SIGTERM ends it, and one that has come meanwhile does.
+            let step = round.step.get();
+            if Stop::end_at_once()?.requested() {
+                return Err(match error {
+                    Error::Stopped { .. } => error,
+                    _ => self.stopped(step),
+                });
+            }
+            in_a_row = if step > 0 { 1 } else { in_a_row + 1 };
+            if in_a_row > MAX_IN_A_ROW {
+                tracing::warn!("{MAX_IN_A_ROW} times in a row no step was done: gave up");
+                return Err(error);
+            }
+            losses += 1;
+            tracing::warn!("{}", self.said_of(&error, losses));
+            thread::sleep(pause(in_a_row));
+            let continues = round.continues || round.has_begun.get();
+            round = Round { continues, ..Round::default() };
+        }
+    }
+
+    /// Meets all ranks and trains with them.
+    fn attempt(&self, round: &Round) -> Result<usize> {
+        let world = match Communicator::connect(self.config.clone()) {
+            Err(error) if matches!(error.kind(), ErrorKind::Done { .. }) => return Ok(0),
+            outcome => outcome?,
+        };
+        let trained = train(self.options, self.data.clone(), &world, round)?;
+        match world.close() {
+            // Rank 0 has saved and said everything before the last call, and tells who asks.
+            Err(error) if self.when_done == WhenDone::Wait => tracing::warn!("{error}"),
+            closed => closed?,
+        }
+        trained.end(self.options)
+    }
+
+    /// Whether another meeting may help, and is wanted.
+    fn stays_after(&self, error: &Error) -> bool {
+        self.on_loss == OnLoss::Rejoin
+            && match error {
+                // It has waited as long as it should.
+                Error::World(error) if is_timeout(error) => false,
+                Error::World(error) => error.is_retryable(),
+                // Another rank was, and is started again.
+                Error::Stopped { .. } => true,
+                _ => false,
+            }
+    }
+
+    /// After a SIGTERM to this process, in the middle of a loss.
+    fn stopped(&self, step: usize) -> Error {
+        let last = match self.options.checkpoint {
+            Some(_) => LastStep::Earlier,
+            None => LastStep::NotAsked,
+        };
+        Error::Stopped { step, last }
+    }
+
+    fn said_of(&self, error: &Error, losses: usize) -> String {
+        let (what, next) = match error {
+            Error::Stopped { step, .. } => {
+                let what = format!("another rank was stopped by SIGTERM after step {step}");
+                (what, "waiting for it to come back")
+            }
+            Error::World(world) => {
+                let next = match world.kind() {
+                    ErrorKind::RankLost { rank, .. } if *rank != self.config.rank() => {
+                        "waiting for it to come back"
+                    }
+                    ErrorKind::Refused { .. } => "trying again",
+                    _ => "meeting the others anew",
+                };
+                (world.to_string(), next)
+            }
+            other => (other.to_string(), "meeting the others anew"),
+        };
+        let from = match self.options.checkpoint {
+            Some(_) => "",
+            None => "; nothing is saved, so it starts from the beginning: --checkpoint DIR saves",
+        };
+        format!("{what}; {next} (rejoin {losses}){from}")
+    }
+
+    /// Until a SIGTERM.
+    fn wait(&self) -> Result<()> {
+        let stop = Stop::install()?;
+        let is_asked = self.config.rank() == 0 && self.config.size() > 1 && !self.is_of_run;
+        let door = is_asked.then(|| Doorkeeper::start(self.config.clone(), COMPLETE));
+        let door = door.transpose().unwrap_or_else(|error| {
+            tracing::warn!("a rank that is started again will wait in vain: {error}");
+            None
+        });
+        Output::default().line(if self.is_of_pod { TO_BE_DELETED } else { WAITING })?;
+        stop.wait();
+        drop(door);
+        Ok(())
+    }
+}
+
+fn is_timeout(error: &allfold::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectTimeout { .. })
+}
+
+/// Before the next meeting, after so many in a row that came to nothing.
+fn pause(in_a_row: u32) -> Duration {
+    match in_a_row {
+        0 | 1 => Duration::ZERO,
+        more => (FIRST_PAUSE * 2u32.saturating_pow(more - 2)).min(LAST_PAUSE),
+    }
+}
+
+/// What rank 0 tells whoever is started again after the end.
+const COMPLETE: &str = "training complete";
+const TO_BE_DELETED: &str = "training complete, waiting to be deleted";
+/// Meetings without a step between them: all pauses together are 46 s, in which a rank that was
+/// lost is found out (`ALLFOLD_DEAD_AFTER`). A fault that stays, such as a port that is closed, is
+/// an error then, and whoever starts the process again has longer pauses.
+const MAX_IN_A_ROW: u32 = 10;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let all: Vec<Duration> = (1..=MAX_IN_A_ROW).map(pause).collect();
+        assert_eq!(all[..4], [0, 250, 500, 1000].map(Duration::from_millis));
+        assert!(all.is_sorted());
+        assert_eq!(all.iter().sum::<Duration>(), Duration::from_millis(45_750));
+        assert_eq!(pause(u32::MAX), LAST_PAUSE);
+    }
+}
