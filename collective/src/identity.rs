@@ -115,14 +115,21 @@ impl Identity {
     pub fn is_of_pod(&self) -> bool {
         // One name may stand for several: outside Kubernetes there are no pods.
         let is_pod = |detector: &Detector| {
-            detector.scope == Scope::Pod && detector.launcher == self.launcher
+            detector.scope == Scope::Pod && self.is_numbered_by(detector.launcher)
         };
         DETECTORS.iter().any(is_pod) && Environment::of_process().in_kubernetes()
     }
 
     /// Whether that was a StatefulSet, which starts a container again whatever it returns.
     pub fn is_of_stateful_set(&self) -> bool {
-        self.launcher == STATEFUL_SET
+        self.is_numbered_by(STATEFUL_SET)
+    }
+
+    /// Also where another one says the same, such as RANK and WORLD_SIZE in a pod's environment.
+    fn is_numbered_by(&self, launcher: &str) -> bool {
+        let says_the_same =
+            |other: &Ignored| other.launcher == launcher && other.reason == choice::SAME;
+        self.launcher == launcher || self.ignored.iter().any(says_the_same)
     }
 
     /// For explicit configuration: `rank` of `size`, alone on its host as far as it knows.
@@ -225,6 +232,25 @@ mod tests {
         assert_eq!(identity.rendezvous.as_deref(), Some("10.0.0.7:4711"));
         assert_eq!(identity.job, None, "torchrun's `none` is no job id");
         assert_eq!(identity.launcher, "torchrun");
+    }
+
+    #[test]
+    fn a_stateful_set_is_known_also_behind_variables_that_say_the_same() {
+        let pod = [("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("POD_NAME", "trainer-2")];
+        let job = [("ALLFOLD_WORLD_SIZE", "4"), ("ALLFOLD_RENDEZVOUS", "trainer-0:29500")];
+        let found = |[more, other]: [(&'static str, &'static str); 2]| {
+            detect([pod[0], pod[1], job[0], job[1], more, other]).unwrap().unwrap()
+        };
+        let nothing = ("A", "b");
+        assert!(found([nothing, nothing]).is_of_stateful_set());
+        let plain = found([("RANK", "2"), ("WORLD_SIZE", "4")]);
+        assert_eq!(plain.launcher, "RANK and WORLD_SIZE");
+        assert!(plain.is_of_stateful_set());
+        // What the test itself runs in is no pod.
+        assert_eq!(plain.is_of_pod(), Environment::of_process().in_kubernetes());
+        assert!(!found([("JOB_COMPLETION_INDEX", "2"), nothing]).is_of_stateful_set());
+        let by_hand = detect([job[0], job[1], ("ALLFOLD_RANK", "2")]).unwrap().unwrap();
+        assert!(!by_hand.is_of_stateful_set() && !by_hand.is_of_pod());
     }
 
     #[test]

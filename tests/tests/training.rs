@@ -301,7 +301,7 @@ fn when_done_a_training_can_wait() {
         let line = format!("train -n {ranks} --model mlp --steps 5 --when-done wait");
         let mut job = start(&line);
         job.wait_for_line("digest ");
-        job.wait_for_line("done; waiting for SIGTERM");
+        job.wait_for_line("training complete, waiting for SIGTERM");
         job.signal(Signal::TERM);
         let ended = job.wait();
         assert_eq!(ended.code(), 0, "{ended:#?}");
@@ -343,7 +343,7 @@ fn what_cannot_be_written_ends_no_training() {
     // Also if it waits when it is done.
     let line = format!("train -n 2 --model mlp --steps 10 {options} --when-done wait");
     let mut job = start(&line);
-    job.wait_for_line("done; waiting for SIGTERM");
+    job.wait_for_line("training complete, waiting for SIGTERM");
     job.signal(Signal::TERM);
     job.wait().assert_error(1, &["training is done, but 3 files could not be written"]);
 }

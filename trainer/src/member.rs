@@ -8,7 +8,7 @@ use allfold::{Communicator, Config, Doorkeeper, ErrorKind, Identity};
 
 use crate::data::Data;
 use crate::error::{Error, LastStep, Result};
-use crate::options::{OnLoss, Options, WhenDone};
+use crate::options::{OnLoss, Options, Resume, WhenDone};
 use crate::output::Output;
 use crate::resume::is_at_the_end;
 use crate::run::{Round, WAITING, train, verdict};
@@ -65,25 +65,29 @@ impl<'a> Member<'a> {
         verdict(problems)
     }
 
-    /// On rank 0: whether its checkpoint is complete. Where the ranks end after the training all
-    /// are started again, or none: they meet and see it together.
+    /// On rank 0: whether its checkpoint is complete. Where the ranks end after the training, and
+    /// where one launcher starts all of them, they meet and see it together.
     fn is_at_the_end(&self) -> bool {
         self.config.rank() == 0
             && self.when_done == WhenDone::Wait
+            && !self.is_of_run
             && is_at_the_end(self.options, &self.data, self.config.size())
     }
 
     /// The result anew, without the other ranks: they may be waiting already.
     fn tell_the_end(&self) -> Result<usize> {
-        let world = Communicator::single();
-        train(self.options, self.data.clone(), &world, &Round::default())?.end(self.options)
+        let (world, options) = (Communicator::single(), &mut self.options.clone());
+        options.resume.get_or_insert(Resume::Auto);
+        // It was not asked for, and so deletes nothing.
+        options.keep = usize::MAX;
+        train(options, self.data.clone(), &world, &Round::default())?.end(options)
     }
 
     /// Trains to the end, through all losses; how many files could not be written.
     fn train(&self) -> Result<usize> {
         let mut round = Round::default();
         let mut losses = 0;
-        // Those of them since the last step.
+        // Meetings that came to nothing since the last step.
         let mut in_a_row = 0;
         loop {
             let error = match self.attempt(&round) {
@@ -99,12 +103,12 @@ impl<'a> Member<'a> {
                     _ => self.stopped(step),
                 });
             }
-            in_a_row = if step > 0 { 1 } else { in_a_row + 1 };
+            in_a_row = if step > 0 { 0 } else { in_a_row + 1 };
             if in_a_row > MAX_IN_A_ROW {
                 tracing::warn!("{MAX_IN_A_ROW} times in a row no step was done: gave up");
                 return Err(error);
             }
-            losses += 1;
+            losses += u32::from(!is_refused(&error));
             tracing::warn!("{}", self.said_of(&error, losses));
             thread::sleep(pause(in_a_row));
             let continues = round.continues || round.has_begun.get();
@@ -149,23 +153,27 @@ impl<'a> Member<'a> {
         Error::Stopped { step, last }
     }
 
-    fn said_of(&self, error: &Error, losses: usize) -> String {
-        let (what, next) = match error {
+    fn said_of(&self, error: &Error, losses: u32) -> String {
+        let what = match error {
             Error::Stopped { step, .. } => {
-                let what = format!("another rank was stopped by SIGTERM after step {step}");
-                (what, "waiting for it to come back")
+                format!("another rank was stopped by SIGTERM after step {step}")
             }
-            Error::World(world) => {
-                let next = match world.kind() {
-                    ErrorKind::RankLost { rank, .. } if *rank != self.config.rank() => {
-                        "waiting for it to come back"
-                    }
-                    ErrorKind::Refused { .. } => "trying again",
-                    _ => "meeting the others anew",
-                };
-                (world.to_string(), next)
+            Error::World(world) => match world.kind() {
+                // Who waited for it, and where, is too much for one of many.
+                ErrorKind::RankLost { rank, at, how, .. } => format!("rank {rank} ({at}) {how}"),
+                _ => world.to_string(),
+            },
+            other => other.to_string(),
+        };
+        if is_refused(error) {
+            return format!("{what}; trying again");
+        }
+        let next = match error {
+            Error::Stopped { .. } => "waiting for it to come back",
+            Error::World(world) if is_lost(world, self.config.rank()) => {
+                "waiting for it to come back"
             }
-            other => (other.to_string(), "meeting the others anew"),
+            _ => "meeting the others anew",
         };
         let from = match self.options.checkpoint {
             Some(_) => "",
@@ -190,6 +198,16 @@ impl<'a> Member<'a> {
     }
 }
 
+/// Whether the others were in another world, and this rank has come before they knew of the loss.
+fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::World(error) if matches!(error.kind(), ErrorKind::Refused { .. }))
+}
+
+/// Whether another rank is.
+fn is_lost(error: &allfold::Error, own: usize) -> bool {
+    matches!(error.kind(), ErrorKind::RankLost { rank, .. } if *rank != own)
+}
+
 fn is_timeout(error: &allfold::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectTimeout { .. })
 }
@@ -197,15 +215,15 @@ fn is_timeout(error: &allfold::Error) -> bool {
 /// Before the next meeting, after so many in a row that came to nothing.
 fn pause(in_a_row: u32) -> Duration {
     match in_a_row {
-        0 | 1 => Duration::ZERO,
-        more => (FIRST_PAUSE * 2u32.saturating_pow(more - 2)).min(LAST_PAUSE),
+        0 => Duration::ZERO,
+        more => FIRST_PAUSE.saturating_mul(2u32.saturating_pow(more - 1)).min(LAST_PAUSE),
     }
 }
 
 /// What rank 0 tells whoever is started again after the end.
 const COMPLETE: &str = "training complete";
 const TO_BE_DELETED: &str = "training complete, waiting to be deleted";
-/// Meetings without a step between them: all pauses together are 46 s, in which a rank that was
+/// Meetings without a step between them: all pauses together are 56 s, in which a rank that was
 /// lost is found out (`ALLFOLD_DEAD_AFTER`). A fault that stays, such as a port that is closed, is
 /// an error then, and whoever starts the process again has longer pauses.
 const MAX_IN_A_ROW: u32 = 10;
@@ -218,10 +236,10 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_end() {
-        let all: Vec<Duration> = (1..=MAX_IN_A_ROW).map(pause).collect();
+        let all: Vec<Duration> = (0..=MAX_IN_A_ROW).map(pause).collect();
         assert_eq!(all[..4], [0, 250, 500, 1000].map(Duration::from_millis));
         assert!(all.is_sorted());
-        assert_eq!(all.iter().sum::<Duration>(), Duration::from_millis(45_750));
+        assert_eq!(all.iter().sum::<Duration>(), Duration::from_millis(55_750));
         assert_eq!(pause(u32::MAX), LAST_PAUSE);
     }
 }

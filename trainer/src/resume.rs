@@ -74,13 +74,11 @@ pub(crate) fn resume(
     Ok((Some(resumed), lock))
 }
 
-/// Whether the checkpoint that this training would go on from has nothing left to train. What is
-/// wrong with one that cannot be used, all ranks are told when they resume.
+/// Whether the newest checkpoint is of this training, and leaves nothing to train. What is wrong
+/// with one that cannot be used, all ranks are told when they resume.
 pub(crate) fn is_at_the_end(options: &Options, data: &Data, ranks: usize) -> bool {
     let look = || -> Result<bool> {
-        let (Some(path), Some(_)) = (&options.checkpoint, options.resume) else {
-            return Ok(false);
-        };
+        let Some(path) = &options.checkpoint else { return Ok(false) };
         let settings = Settings::new(options, ranks, data)?;
         let Some(stored) = Folder::new(path).latest()?.newest else { return Ok(false) };
         let checkpoint = stored.decode()?;

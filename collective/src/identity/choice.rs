@@ -210,4 +210,4 @@ fn refused((a, claim): (&Detector, &Claim), (b, said): (&Detector, &Claim)) -> E
     unset("this process", problem, help)
 }
 
-const SAME: &str = "says the same";
+pub(super) const SAME: &str = "says the same";

@@ -267,11 +267,12 @@ fn bad_input_is_two_lines_and_no_manifest() {
 
 #[test]
 fn what_is_likely_forgotten_is_said() {
-    let ended = manifest(&["--replicas", "2", "--image", "allfold", "allfold", "train"]);
+    let train = ["allfold", "train", "--when-done", "exit"];
+    let ended = manifest(&[&["--replicas", "2", "--image", "allfold"][..], &train].concat());
     assert_eq!(ended.code(), Some(0));
     assert_eq!(
         ended.stderr,
-        "allfold: the command: a StatefulSet starts again what ends: add --when-done wait\n\
+        "allfold: the command: a StatefulSet starts again what ends: drop --when-done exit\n\
          allfold: --image allfold: a tag other than latest keeps all ranks at one version\n"
     );
     assert!(ended.lines.iter().any(|line| line == "kind: StatefulSet"));

@@ -1,0 +1,299 @@
+//! `allfold train` after a loss and after the end: the ranks that are left stay, and a rank that is
+//! started again finds its place.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+use allfold_tests::{Ended, Folder, Job, Process, clean_command, free_address, machine_lock};
+use rustix::process::Signal;
+
+const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
+
+#[test]
+fn ranks_that_are_lost_and_come_back_change_no_bit() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin");
+    let mut job = Ranks::start(4, "--on-loss rejoin", &saving(&folder), plain);
+    job.ranks[0].wait_for_line(" step=100 ");
+    job.kill(&[2]);
+    job.ranks[1].wait_for_line("waiting for it to come back (rejoin 1)");
+    job.start_again(2);
+    job.ranks[0].wait_for_line("  resume step ");
+    job.ranks[0].wait_for_line(" step=");
+    // Rank 0, which gathers the others and writes the checkpoints.
+    job.kill(&[0]);
+    for rank in 1..4 {
+        let said = job.ranks[rank].wait_for_line("waiting for it to come back (rejoin ");
+        assert!(said.starts_with("! warning: rank "), "{said}");
+    }
+    job.start_again(0);
+    job.ranks[0].wait_for_line("  resume step ");
+    job.ranks[0].wait_for_line(" step=");
+    // Two at once, and they are started again before the others know.
+    job.kill(&[1, 3]);
+    job.start_again(3);
+    job.start_again(1);
+    job.ranks[0].wait_for_line("  resume step ");
+    job.ranks[0].wait_for_line(" step=");
+    // And one that does not come so far as to meet the others.
+    job.kill(&[2]);
+    job.start_again(2);
+    job.kill(&[2]);
+    job.start_again(2);
+    let ended = job.wait();
+    for ended in &ended {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+    assert_eq!(digest(&ended[0]), undisturbed(4));
+}
+
+#[test]
+fn without_a_checkpoint_it_begins_again_and_says_so() {
+    let _one_at_a_time = machine_lock();
+    let mut job = Ranks::start(3, "--on-loss rejoin", "", plain);
+    job.ranks[0].wait_for_line(" step=100 ");
+    job.kill(&[1]);
+    job.start_again(1);
+    let said = job.ranks[2].wait_for_line("(rejoin 1)");
+    assert!(said.contains("nothing is saved, so it starts from the beginning"), "{said}");
+    let ended = job.wait();
+    assert_eq!(digest(&ended[0]), undisturbed(3));
+}
+
+#[test]
+fn a_rank_that_is_told_to_stop_is_waited_for_and_all_that_are_told_end() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin-stop");
+    let mut job = Ranks::start(3, "--on-loss rejoin", &saving(&folder), plain);
+    job.ranks[0].wait_for_line(" step=100 ");
+    job.ranks[1].signal(Signal::TERM);
+    for rank in [0, 2] {
+        let said = job.ranks[rank].wait_for_line("(rejoin 1)");
+        assert!(said.contains("another rank was stopped by SIGTERM after step "), "{said}");
+    }
+    let stopped = job.ranks.remove(1).wait();
+    assert_eq!(stopped.code(), 143, "{stopped:#?}");
+    job.ranks.insert(1, job.begin(1));
+    // The checkpoint is of the step at which it stopped.
+    let step = stopped.errors().iter().find_map(|line| {
+        line.strip_prefix("error: stopped by SIGTERM after step ").map(str::to_string)
+    });
+    let resumed = job.ranks[0].wait_for_line("  resume step ").replace(',', "");
+    assert!(resumed.contains(&format!("step {} of ", step.unwrap())), "{resumed}");
+    job.ranks[0].wait_for_line(" step=");
+    // Again, and now it is all of them, while they wait for it.
+    job.kill(&[1]);
+    for rank in [0, 2] {
+        job.ranks[rank].wait_for_line("(rejoin 2)");
+        job.ranks[rank].signal(Signal::TERM);
+    }
+    let _lost = job.ranks.remove(1);
+    for ended in job.wait() {
+        assert_eq!(ended.code(), 143, "{ended:#?}");
+    }
+}
+
+#[test]
+fn where_a_loss_is_to_end_it_all_ends_as_ever() {
+    let _one_at_a_time = machine_lock();
+    for options in ["", "--on-loss exit"] {
+        let mut job = Ranks::start(2, options, "", plain);
+        job.ranks[0].wait_for_line(" step=100 ");
+        job.ranks[1].signal(Signal::KILL);
+        job.ranks.remove(0).wait().assert_error(75, &["rank 1 (", "is gone"]);
+    }
+    // Whoever starts all ranks itself starts none alone.
+    let mut command = clean_command(ALLFOLD);
+    let ended = Process::start(command.args(["train", "-n", "2", "--on-loss", "rejoin"])).wait();
+    ended.assert_error(2, &["--on-loss rejoin: after a loss all ranks"]);
+}
+
+#[test]
+fn in_a_stateful_set_all_wait_after_the_end_also_who_is_started_again() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin-end");
+    let mut job = Ranks::start(3, "", &saving(&folder), pod);
+    job.ranks[0].wait_for_line(" step=100 ");
+    // Nobody has said --on-loss rejoin.
+    job.kill(&[1]);
+    job.ranks[2].wait_for_line("waiting for it to come back (rejoin 1)");
+    job.start_again(1);
+    let first = job.ranks[0].wait_for_line(", digest ");
+    assert!(first.ends_with(&undisturbed(3)), "{first}");
+    job.each(|rank| _ = rank.wait_for_line(COMPLETE));
+    // Rank 0 tells the others, and its checkpoint tells rank 0.
+    for rank in [2, 0, 1] {
+        job.kill(&[rank]);
+        job.start_again(rank);
+        if rank == 0 {
+            job.ranks[0].wait_for_line("nothing left to train: the checkpoint is at step ");
+            let again = job.ranks[0].wait_for_line(", digest ");
+            assert!(again.ends_with(&undisturbed(3)), "{again}");
+        }
+        job.ranks[rank].wait_for_line(COMPLETE);
+    }
+    // All at once, as after a power cut.
+    job.kill(&[0, 1, 2]);
+    for rank in [2, 1, 0] {
+        job.start_again(rank);
+    }
+    job.each(|rank| _ = rank.wait_for_line(COMPLETE));
+    job.each(|rank| rank.signal(Signal::TERM));
+    for ended in job.wait() {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        assert!(ended.errors().is_empty(), "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_not_the_end_of_this_one() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin-other");
+    let at = folder.path().join("checkpoints").display().to_string();
+    let train = |more: &str| {
+        let line = format!("train --model mlp --checkpoint {at} --resume --when-done wait {more}");
+        let mut command = Job::new(1).rank(0, ALLFOLD, &line.split(' ').collect::<Vec<_>>());
+        command.env("KUBERNETES_SERVICE_HOST", "10.96.0.1").env("POD_NAME", "trainer-0");
+        Process::start(&mut command)
+    };
+    let end = |mut rank: Process| {
+        rank.wait_for_line(COMPLETE);
+        rank.signal(Signal::TERM);
+        rank.wait()
+    };
+    // Where all are started together they meet, and see it together.
+    let mut both = clean_command(ALLFOLD);
+    let line = format!(
+        "train -n 2 --model mlp --hidden 16 --steps 20 --checkpoint {at} --resume --when-done wait"
+    );
+    let trained = |ended: &Ended| ended.output().iter().any(|line| line.starts_with("epoch="));
+    assert!(trained(&end(train("--hidden 16 --steps 20"))));
+    assert!(!trained(&end(train("--hidden 16 --steps 20"))));
+    let mut both = Process::start(both.args(line.split(' ')));
+    both.wait_for_line("parameters identical on all 2 ranks");
+    both.wait_for_line("training complete, waiting for SIGTERM");
+    both.signal(Signal::TERM);
+    assert_eq!(both.wait().code(), 0);
+    assert!(trained(&end(train("--hidden 16 --steps 21"))), "there is a step left");
+    train("--hidden 17 --steps 20").wait().assert_error(2, &["hidden is 16 there, 17 here"]);
+}
+
+#[test]
+fn killed_every_moment_a_training_ends_as_if_undisturbed() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("kill-every");
+    let all = |more: &str| {
+        let line = format!("train -n 3 {TRAIN} {} --max-restarts 3 {more}", saving(&folder));
+        let mut command = clean_command(ALLFOLD);
+        command.args(line.split_whitespace()).env("ALLFOLD_TRANSPORT", "quic");
+        Process::start(&mut command).wait()
+    };
+    let ended = all("--kill-every 400ms");
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    assert_eq!(digest(&ended), undisturbed(3));
+    for (rank, kill) in [(1, 1), (2, 2), (0, 3)] {
+        let killed = format!("! allfold: --kill-every: rank {rank} (pid ");
+        let (of, restart) = (format!(" is killed, {kill} of 3"), format!("restart {kill} of 3 "));
+        let is_told = |line: &&String| line.starts_with(&killed) && line.ends_with(&of);
+        assert_eq!(ended.lines.iter().filter(is_told).count(), 1, "{ended:#?}");
+        assert!(ended.lines.iter().any(|line| line.contains(&restart)), "{ended:#?}");
+    }
+    // What a job finds at its start is not its own.
+    let words = ["the folder holds checkpoints of an earlier run"];
+    all("--kill-every 400ms").assert_error(2, &words);
+
+    let refused = |line: &str, words: &str| {
+        let mut command = clean_command(ALLFOLD);
+        Process::start(command.args(line.split(' '))).wait().assert_error(2, &[words]);
+    };
+    refused("train -n 2 --kill-every 10s --max-restarts 9", "--kill-every needs something to go");
+    refused("train -n 2 --kill-every 10s --checkpoint x", "--kill-every needs somebody who");
+    refused("train -n 2 --kill-every 0s --checkpoint x --max-restarts 9", "more than no time");
+}
+
+/// A job whose ranks are started one by one, by their environment.
+struct Ranks {
+    job: Job,
+    line: String,
+    environment: Environment,
+    ranks: Vec<Process>,
+}
+
+/// What else is in the environment of a rank.
+type Environment = fn(&Job, usize, &mut Command);
+
+impl Ranks {
+    /// Starts them all, the last first.
+    fn start(size: usize, options: &str, saving: &str, environment: Environment) -> Self {
+        let line = format!("train {TRAIN} {options} {saving}");
+        let mut ranks = Self { job: Job::new(size), line, environment, ranks: Vec::new() };
+        for rank in (0..size).rev() {
+            ranks.ranks.insert(0, ranks.begin(rank));
+        }
+        ranks
+    }
+
+    fn begin(&self, rank: usize) -> Process {
+        let words: Vec<&str> = self.line.split_whitespace().collect();
+        let mut command = self.job.rank(rank, ALLFOLD, &words);
+        command.env("ALLFOLD_TRANSPORT", "quic");
+        (self.environment)(&self.job, rank, &mut command);
+        Process::start(&mut command)
+    }
+
+    /// Kills these at once.
+    fn kill(&self, ranks: &[usize]) {
+        ranks.iter().for_each(|rank| self.ranks[*rank].signal(Signal::KILL));
+    }
+
+    /// As soon as what was killed is gone.
+    fn start_again(&mut self, rank: usize) {
+        let killed = self.ranks.remove(rank).wait();
+        assert_eq!(killed.code(), 137, "{killed:#?}");
+        self.ranks.insert(rank, self.begin(rank));
+    }
+
+    fn each(&mut self, then: impl FnMut(&mut Process)) {
+        self.ranks.iter_mut().for_each(then);
+    }
+
+    fn wait(self) -> Vec<Ended> {
+        self.ranks.into_iter().map(Process::wait).collect()
+    }
+}
+
+fn plain(_: &Job, _: usize, _: &mut Command) {}
+
+/// As in a pod of a StatefulSet, with ports of its own.
+fn pod(_: &Job, rank: usize, command: &mut Command) {
+    let port = free_address().rsplit_once(':').unwrap().1.to_string();
+    // The next one is its lane's.
+    free_address();
+    command.env_remove("ALLFOLD_RANK");
+    command.env("KUBERNETES_SERVICE_HOST", "10.96.0.1").env("POD_NAME", format!("trainer-{rank}"));
+    command.env("ALLFOLD_PORT", port);
+}
+
+fn saving(folder: &Folder) -> String {
+    let place = folder.path().join("checkpoints");
+    format!("--checkpoint {} --checkpoint-every 50steps", place.display())
+}
+
+/// The digest of a training that nothing happens to.
+fn undisturbed(ranks: usize) -> String {
+    let line = format!("train -n {ranks} {TRAIN}");
+    let mut command = clean_command(ALLFOLD);
+    command.args(line.split_whitespace()).env("ALLFOLD_TRANSPORT", "quic");
+    digest(&Process::start(&mut command).wait())
+}
+
+fn digest(ended: &Ended) -> String {
+    let digest = ended.output().iter().find_map(|line| Some(line.split_once(", digest ")?.1));
+    digest.unwrap_or_else(|| panic!("no digest: {ended:#?}")).to_string()
+}
+
+/// Long enough for everything that happens meanwhile.
+const TRAIN: &str = "--model mlp --hidden 16 --steps 4000 --eval-every 50 --algorithm ring";
+const COMPLETE: &str = "training complete, waiting to be deleted";
