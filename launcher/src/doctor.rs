@@ -101,7 +101,6 @@ impl Collective for DoctorOptions {
     }
 
     /// Each rank that cannot meet the others tells what it knows.
-    /// Where the ranks cannot meet, each says what it knows of itself.
     fn take_part(&self, input: (), identity: Identity) -> Result<(), Error> {
         let config = self.configure(Config::from_env(identity.clone())?)?;
         let world = Communicator::connect(config)

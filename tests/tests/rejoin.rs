@@ -134,6 +134,14 @@ fn in_a_stateful_set_all_wait_after_the_end_also_who_is_started_again() {
         }
         job.ranks[rank].wait_for_line(COMPLETE);
     }
+    // Who is started with other options is not complete.
+    job.kill(&[2]);
+    let line = job.line.clone();
+    job.line = line.replace("--steps 4000", "--steps 4001");
+    job.start_again(2);
+    let words = "rank 0 waits at the end of a training with other options or data; trying again";
+    job.ranks[2].wait_for_line(words);
+    job.line = line;
     // All at once, as after a power cut.
     job.kill(&[0, 1, 2]);
     for rank in [2, 1, 0] {

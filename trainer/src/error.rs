@@ -168,6 +168,10 @@ pub enum Error {
         last: LastStep,
     },
 
+    /// Rank 0 has ended a training with other options or data, and waits.
+    #[error("rank 0 waits at the end of a training with other options or data")]
+    AnotherEnd,
+
     /// Training is done, but files could not be written.
     #[error("training is done, but {problems} {} could not be written", if *.problems == 1 { "file" } else { "files" })]
     Unwritten {
@@ -265,6 +269,9 @@ impl Error {
                 }
                 .into(),
             ),
+            Self::AnotherEnd => {
+                Some("end it, too: it has not been started with these options".into())
+            }
             Self::Unwritten { .. } => {
                 Some("see the warnings; the model is that of the digest".into())
             }
@@ -282,6 +289,7 @@ impl Error {
             }
             Self::Stopped { .. } => EXIT_STOPPED,
             Self::Disagree { .. } => allfold::error::EXIT_DISAGREE,
+            Self::AnotherEnd => allfold::error::EXIT_TRY_AGAIN,
             Self::World(error) => error.exit_code(),
             Self::UnknownModel { .. }
             | Self::Option { .. }

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use allfold::{Communicator, Config, Doorkeeper, ErrorKind, Identity};
+use aws_lc_rs::digest::SHA256;
 
 use crate::data::Data;
 use crate::error::{Error, LastStep, Result};
@@ -12,6 +13,7 @@ use crate::options::{OnLoss, Options, Resume, WhenDone};
 use crate::output::Output;
 use crate::resume::is_at_the_end;
 use crate::run::{Round, WAITING, train, verdict};
+use crate::settings::{Settings, short};
 use crate::stop::Stop;
 
 /// `allfold train` as a rank of a job that a launcher has started: connects by `config`, trains,
@@ -119,8 +121,12 @@ impl<'a> Member<'a> {
     /// Meets all ranks and trains with them.
     fn attempt(&self, round: &Round) -> Result<usize> {
         let world = match Communicator::connect(self.config.clone()) {
-            Err(error) if matches!(error.kind(), ErrorKind::Done { .. }) => return Ok(0),
-            outcome => outcome?,
+            Err(error) => match error.kind() {
+                ErrorKind::Done { reason } if *reason == self.end()? => return Ok(0),
+                ErrorKind::Done { .. } => return Err(Error::AnotherEnd),
+                _ => return Err(error.into()),
+            },
+            Ok(world) => world,
         };
         let trained = train(self.options, self.data.clone(), &world, round)?;
         match world.close() {
@@ -140,6 +146,8 @@ impl<'a> Member<'a> {
                 Error::World(error) => error.is_retryable(),
                 // Another rank was, and is started again.
                 Error::Stopped { .. } => true,
+                // Perhaps it is about to be deleted, too.
+                Error::AnotherEnd => true,
                 _ => false,
             }
     }
@@ -182,12 +190,21 @@ impl<'a> Member<'a> {
         format!("{what}; {next} (rejoin {losses}){from}")
     }
 
+    /// What rank 0 tells whoever is started again after the end: of which training.
+    fn end(&self) -> Result<String> {
+        let settings = Settings::new(self.options, self.config.size(), &self.data)?;
+        let lines = settings.lines(&self.data).join("\n");
+        let digest = aws_lc_rs::digest::digest(&SHA256, lines.as_bytes());
+        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("training complete, of settings {}", short(&hex)))
+    }
+
     /// Until a SIGTERM.
     fn wait(&self) -> Result<()> {
         let stop = Stop::install()?;
         let is_asked = self.config.rank() == 0 && self.config.size() > 1 && !self.is_of_run;
-        let door = is_asked.then(|| Doorkeeper::start(self.config.clone(), COMPLETE));
-        let door = door.transpose().unwrap_or_else(|error| {
+        let door = is_asked.then(|| Ok(Doorkeeper::start(self.config.clone(), &self.end()?)?));
+        let door = door.transpose().unwrap_or_else(|error: Error| {
             tracing::warn!("a rank that is started again will wait in vain: {error}");
             None
         });
@@ -198,9 +215,13 @@ impl<'a> Member<'a> {
     }
 }
 
-/// Whether the others were in another world, and this rank has come before they knew of the loss.
+/// Whether rank 0 has let this rank in nowhere: it does not know of a loss yet, or is of another
+/// training.
 fn is_refused(error: &Error) -> bool {
-    matches!(error, Error::World(error) if matches!(error.kind(), ErrorKind::Refused { .. }))
+    match error {
+        Error::World(error) => matches!(error.kind(), ErrorKind::Refused { .. }),
+        other => matches!(other, Error::AnotherEnd),
+    }
 }
 
 /// Whether another rank is.
@@ -220,8 +241,6 @@ fn pause(in_a_row: u32) -> Duration {
     }
 }
 
-/// What rank 0 tells whoever is started again after the end.
-const COMPLETE: &str = "training complete";
 const TO_BE_DELETED: &str = "training complete, waiting to be deleted";
 /// Meetings without a step between them: all pauses together are 56 s, in which a rank that was
 /// lost is found out (`ALLFOLD_DEAD_AFTER`). A fault that stays, such as a port that is closed, is
