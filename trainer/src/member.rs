@@ -129,9 +129,10 @@ impl<'a> Member<'a> {
             Ok(world) => world,
         };
         let trained = train(self.options, self.data.clone(), &world, round)?;
+        let stays = self.on_loss == OnLoss::Rejoin || self.when_done == WhenDone::Wait;
         match world.close() {
-            // Rank 0 has saved and said everything before the last call, and tells who asks.
-            Err(error) if self.when_done == WhenDone::Wait => tracing::warn!("{error}"),
+            // Rank 0 had saved and said everything before the last call.
+            Err(error) if stays && error.is_retryable() => tracing::warn!("{error}"),
             closed => closed?,
         }
         trained.end(self.options)
