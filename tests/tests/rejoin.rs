@@ -6,7 +6,10 @@
 
 use std::process::Command;
 
-use allfold_tests::{Ended, Folder, Job, Process, clean_command, free_address, machine_lock};
+use allfold_tests::hosts::Hosts;
+use allfold_tests::{
+    Ended, Folder, Job, Process, clean_command, free_address, machine_lock, skipped,
+};
 use rustix::process::Signal;
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -47,6 +50,38 @@ fn ranks_that_are_lost_and_come_back_change_no_bit() {
         assert_eq!(ended.code(), 0, "{ended:#?}");
     }
     assert_eq!(digest(&ended[0]), undisturbed(4));
+}
+
+#[test]
+fn a_rank_comes_back_on_another_host() {
+    let _one_at_a_time = machine_lock();
+    let hosts = match Hosts::on_a_switch(4) {
+        Ok(hosts) => hosts,
+        Err(reason) => return skipped("a_rank_comes_back_on_another_host", &reason),
+    };
+    let folder = Folder::new("rejoin-hosts");
+    // A network takes its time.
+    let train = TRAIN.replace("4000", "800");
+    let line = format!("train {train} --on-loss rejoin {}", saving(&folder));
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let job = Job { size: 3, ..hosts.job() };
+    let start = |rank, host| Process::start(&mut hosts.on(host, &job.rank(rank, ALLFOLD, &words)));
+    let mut ranks: Vec<Process> = (0..3).map(|rank| start(rank, rank)).collect();
+    ranks[0].wait_for_line(" step=100 ");
+    hosts.signal(&ranks[2], Signal::KILL);
+    ranks[0].wait_for_line("waiting for it to come back (rejoin 1)");
+    // Under a new address, as a pod has that is made again.
+    ranks[2] = start(2, 3);
+    ranks[0].wait_for_line("  resume step ");
+    ranks[0].wait_for_line(" step=");
+    hosts.signal(&ranks[0], Signal::KILL);
+    ranks[1].wait_for_line("waiting for it to come back (rejoin 2)");
+    ranks[0] = start(0, 0);
+    let ended: Vec<Ended> = ranks.into_iter().map(Process::wait).collect();
+    for ended in &ended {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+    assert_eq!(digest(&ended[0]), digest_of(3, &train));
 }
 
 #[test]
@@ -291,7 +326,11 @@ fn saving(folder: &Folder) -> String {
 
 /// The digest of a training that nothing happens to.
 fn undisturbed(ranks: usize) -> String {
-    let line = format!("train -n {ranks} {TRAIN}");
+    digest_of(ranks, TRAIN)
+}
+
+fn digest_of(ranks: usize, train: &str) -> String {
+    let line = format!("train -n {ranks} {train}");
     let mut command = clean_command(ALLFOLD);
     command.args(line.split_whitespace()).env("ALLFOLD_TRANSPORT", "quic");
     digest(&Process::start(&mut command).wait())
