@@ -14,7 +14,7 @@ mod schedule;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use allfold::{Communicator, Identity, Peer};
+use allfold::{Communicator, Config, Identity, Peer};
 use rustix::termios::isatty;
 use serde::Serialize;
 
