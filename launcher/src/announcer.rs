@@ -25,8 +25,13 @@ use crate::mailbox::{Receiver, Sender, mailbox};
 pub(crate) struct Announcer(Sender<Ending>);
 
 impl Announcer {
-    /// Listens at `path` and keeps `rendezvous` bound until the end.
-    pub(crate) fn start(path: &Path, rendezvous: UdpSocket, ranks: usize) -> io::Result<Self> {
+    /// Listens at `path` and keeps `rendezvous` bound until the end; None where rank 0 is on another
+    /// host.
+    pub(crate) fn start(
+        path: &Path,
+        rendezvous: Option<UdpSocket>,
+        ranks: usize,
+    ) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
         let (sender, endings) = mailbox()?;
@@ -52,7 +57,7 @@ impl Announcer {
 
 struct Server {
     listener: UnixListener,
-    rendezvous: UdpSocket,
+    rendezvous: Option<UdpSocket>,
     ranks: usize,
     lost: Vec<Ending>,
     connections: Vec<Connection>,
@@ -88,7 +93,7 @@ impl Server {
         let (ranks, past) = (self.ranks, &self.lost);
         self.connections.retain_mut(|connection| {
             (!is_ready.next().unwrap_or(false) || connection.read(ranks, past).is_ok())
-                && connection.flush(&self.rendezvous).is_ok()
+                && connection.flush(self.rendezvous.as_ref()).is_ok()
         });
         if ready.get(1) == Some(&true) {
             self.accept();
@@ -180,13 +185,19 @@ impl Connection {
     }
 
     /// Sends what the reader has room for.
-    fn flush(&mut self, rendezvous: &UdpSocket) -> Result<(), Errno> {
+    fn flush(&mut self, rendezvous: Option<&UdpSocket>) -> Result<(), Errno> {
         while let Some(message) = self.outbox.front_mut() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut attached = SendAncillaryBuffer::new(&mut space);
-            let sockets = [rendezvous.as_fd()];
-            if message.carries_socket && !attached.push(SendAncillaryMessage::ScmRights(&sockets)) {
-                return Err(Errno::NOBUFS);
+            let sockets: Vec<_> = rendezvous.iter().map(|socket| socket.as_fd()).collect();
+            if message.carries_socket {
+                // Only rank 0 asks, and it is elsewhere.
+                if sockets.is_empty() {
+                    return Err(Errno::BADMSG);
+                }
+                if !attached.push(SendAncillaryMessage::ScmRights(&sockets)) {
+                    return Err(Errno::NOBUFS);
+                }
             }
             let text = [IoSlice::new(&message.bytes)];
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;

@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::doctor::DoctorOptions;
 use crate::error::Error;
+use crate::hosts;
 use crate::keeper;
 use crate::manifest::ManifestOptions;
 use crate::manual::{CompletionsOptions, ManOptions};
@@ -25,7 +26,7 @@ pub(crate) struct Arguments {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Start a program on N ranks
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Train a model on N ranks
     Train(Box<TrainOptions>),
     /// Try a saved model on a test set
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Man(ManOptions),
     #[command(name = keeper::SUBCOMMAND, hide = true)]
     Keeper,
+    #[command(name = hosts::SUBCOMMAND, hide = true)]
+    Host,
 }
 
 impl Arguments {
@@ -176,7 +179,7 @@ mod tests {
 
     fn run_of(line: &str) -> (usize, Vec<OsString>) {
         match parse(line).unwrap().unwrap().command {
-            Command::Run(options) => (options.ranks.number(), options.command),
+            Command::Run(options) => (options.ranks.unwrap().number(), options.command),
             other => panic!("{other:?}"),
         }
     }

@@ -1,6 +1,7 @@
 //! One start of all ranks, and what came of it; nothing of it stays behind.
 
 use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,19 +17,23 @@ use crate::announcer::Announcer;
 use crate::binding::Binding;
 use crate::directory;
 use crate::ending::at_fault;
-use crate::environment::{Environment, REPORT};
+use crate::environment::{Environment, MARK, REPORT};
 use crate::error::Error;
+use crate::hosts::words::{self, Word};
 use crate::input;
-use crate::job::{Job, Kind};
+use crate::job::{Job, Kind, Place};
 use crate::journal::{Entry, Journal};
 use crate::keeper::Keeper;
 use crate::kill_every::KillEvery;
 use crate::lines::Lines;
 use crate::logs::Log;
-use crate::output::{Logged, Output, Source, Stream};
+use crate::meeting::Meeting;
+use crate::output::{Logged, Output, Shape, Source, Stream};
 use crate::port::Port;
+use crate::random;
 use crate::rank::{Rank, watch};
 use crate::report::Report;
+use crate::share::{Ruler, Share};
 use crate::supervisor::{Event, Supervisor, Surroundings};
 use crate::verdict::{Outcome, verdict};
 
@@ -59,9 +64,19 @@ impl Attempt<'_> {
         sender: mpsc::Sender<Event>,
         events: &mpsc::Receiver<Event>,
     ) -> Result<End, Error> {
-        let keeper = Keeper::start(self.name).map_err(Error::system("cannot start the keeper"))?;
+        let mark = match &self.job.place {
+            Place::Share(_) => Some(random::hex().map_err(Error::system("no random numbers"))?),
+            Place::Here | Place::Hosts(_) => None,
+        };
+        let variable = match &mark {
+            // Launchers of the same job may be on one host.
+            Some(mark) => format!("{MARK}={mark}"),
+            None => format!("ALLFOLD_JOB={}", self.name),
+        };
+        let keeper = Keeper::start(self.name, &variable)
+            .map_err(Error::system("cannot start the keeper"))?;
         let mut place = None;
-        let end = self.run_in(&keeper, &mut place, sender, events);
+        let end = self.run_in(&keeper, mark.as_deref(), &mut place, sender, events);
         keeper.finish(place.as_deref());
         end
     }
@@ -69,6 +84,7 @@ impl Attempt<'_> {
     fn run_in(
         &self,
         keeper: &Keeper,
+        mark: Option<&str>,
         place: &mut Option<PathBuf>,
         sender: mpsc::Sender<Event>,
         events: &mpsc::Receiver<Event>,
@@ -77,30 +93,33 @@ impl Attempt<'_> {
         let directory = directory::create(|path| keeper.watch_directory(path))
             .map_err(Error::system("cannot make a private directory"))?;
         let directory = place.insert(directory).as_path();
-        let secret = directory::write_secret(directory, &Secret::random()?.to_line())
-            .map_err(Error::system("cannot write the secret's file"))?;
-        let port = Port::find().map_err(Error::system("no free port on 127.0.0.1"))?;
+        let secret = self.write_secret(directory)?;
+        let Bound { meeting, rendezvous, tcp } = self.meet()?;
         let environment = Environment {
             ranks: size,
-            rendezvous: port.address,
+            here: self.job.started(),
+            rendezvous: &meeting,
             job: self.name,
             directory,
-            secret: &secret,
+            secret: secret.as_deref(),
+            mark,
             restart: self.restart,
             variables: &self.job.variables,
         };
         let socket = directory::socket(directory);
-        let announcer = Announcer::start(&socket, port.udp, size)
+        let announcer = Announcer::start(&socket, rendezvous, size)
             .map_err(Error::system("cannot listen for the ranks"))?;
         let done = sender.clone();
-        let output = Output::start(move |problem| {
+        let done = move |problem| {
             let _ = done.send(Event::OutputDone(problem));
-        })
-        .map_err(Error::system("cannot print"))?;
+        };
+        let output = if self.is_led() { Output::start_led(done) } else { Output::start(done) };
+        let output = output.map_err(Error::system("cannot print"))?;
 
-        drop(port.tcp);
-        let mut ranks = Vec::with_capacity(size);
-        let started = (0..size).try_for_each(|rank| {
+        drop(tcp);
+        let here = self.job.started();
+        let mut ranks = Vec::with_capacity(here.len());
+        let started = here.clone().try_for_each(|rank| {
             ranks.push(self.start(rank, &environment, &output, keeper)?);
             Ok(())
         });
@@ -122,6 +141,8 @@ impl Attempt<'_> {
             keeper,
             journal: self.journal,
             kind: self.job.kind,
+            is_whole: here.len() == size,
+            is_led: self.is_led(),
             grace: self.job.options.grace,
             kills: self.kills,
             reports: &reports,
@@ -147,12 +168,16 @@ impl Attempt<'_> {
         }
         let streams = self.connect(rank, &mut command);
         let fail = |problem| Error::Start { rank, program: self.job.program.name(), problem };
-        let bound = self.binding.enter(rank).map_err(fail)?;
+        let local_rank = rank - environment.here.start;
+        let bound = self.binding.enter(local_rank).map_err(fail)?;
         let mut child = command.process_group(0).spawn().map_err(fail)?;
         drop(bound);
         let pid = Pid::from_child(&child);
         keeper.watch_group(pid);
-        self.journal.note(&Entry::RankStarted { rank, pid: pid.as_raw_pid() });
+        self.journal.note(&Entry::RankStarted { rank, pid: pid.as_raw_pid(), host: None });
+        if self.is_led() {
+            output.tell(words::line(&Word::Started { rank, pid: pid.as_raw_pid() }));
+        }
         if let Some(stdin) = child.stdin.take() {
             input::relay(stdin.into()).map_err(fail)?;
         }
@@ -160,11 +185,11 @@ impl Attempt<'_> {
         let stderr = child.stderr.take().map(OwnedFd::from);
         for (stream, pipe) in [(Stream::Out, stdout), (Stream::Err, stderr)] {
             if let Some(pipe) = pipe {
-                let shown = self.lines(rank, streams);
-                let log = self.logs.get(rank).map(|log| Logged {
-                    lines: Lines::plain().stamped(self.job.output.timestamp),
-                    log: log.clone(),
-                });
+                let shown = match self.is_led() {
+                    true => Some(Shape::Words { rank, stream }),
+                    false => self.lines(rank, streams).map(Shape::Lines),
+                };
+                let log = self.logged(rank);
                 output.add(stream, Source { rank, pipe, shown, log });
             }
         }
@@ -173,7 +198,9 @@ impl Attempt<'_> {
 
     /// Where the rank's standard streams lead.
     fn connect(&self, rank: usize, command: &mut Command) -> Streams {
-        command.stdin(if rank == 0 { input::of_rank_0() } else { Stdio::null() });
+        // Standard input of one that is led is for its leader.
+        let gets_input = rank == 0 && !self.is_led();
+        command.stdin(if gets_input { input::of_rank_0() } else { Stdio::null() });
         match (self.job.kind, rank) {
             (Kind::Program, _) => {
                 let is_read = self.job.output.shows(rank) || !self.logs.is_empty();
@@ -182,8 +209,10 @@ impl Attempt<'_> {
                 if self.job.output.has_prefix() { Streams::Prefixed } else { Streams::Plain }
             }
             (Kind::Copies, 0) => {
-                let stdout = terminal_or_pipe(stops_writers(io::stdout()));
-                command.stdout(stdout).stderr(terminal_or_pipe(stops_writers(io::stderr())));
+                let is_pipe = |stops_writers| stops_writers || self.is_led();
+                let stdout = terminal_or_pipe(is_pipe(stops_writers(io::stdout())));
+                let stderr = terminal_or_pipe(is_pipe(stops_writers(io::stderr())));
+                command.stdout(stdout).stderr(stderr);
                 Streams::Plain
             }
             (Kind::Copies, _) => {
@@ -194,7 +223,7 @@ impl Attempt<'_> {
     }
 
     /// How a rank's lines are shown; None where they are not.
-    fn lines(&self, rank: usize, streams: Streams) -> Option<Lines> {
+    pub(crate) fn lines(&self, rank: usize, streams: Streams) -> Option<Lines> {
         let output = &self.job.output;
         let lines = match streams {
             Streams::Plain => Lines::plain(),
@@ -204,12 +233,62 @@ impl Attempt<'_> {
     }
 
     fn reports(&self, directory: &Path) -> Vec<Option<Report>> {
-        (0..self.job.ranks).map(|rank| Report::read(&directory::report(directory, rank))).collect()
+        let here = self.job.started();
+        let read = |rank| Report::read(&directory::report(directory, rank));
+        (0..self.job.ranks).map(|rank| here.contains(&rank).then(|| read(rank)).flatten()).collect()
+    }
+
+    /// Where the rank's lines are written as well.
+    pub(crate) fn logged(&self, rank: usize) -> Option<Logged> {
+        let log = self.logs.get(rank.checked_sub(self.job.started().start)?)?;
+        let lines = Lines::plain().stamped(self.job.output.timestamp);
+        Some(Logged { lines, log: log.clone() })
+    }
+
+    /// Whether another launcher leads, and hears of everything.
+    fn is_led(&self) -> bool {
+        matches!(&self.job.place, Place::Share(Share { ruler: Ruler::Launcher { .. }, .. }))
+    }
+
+    /// The file with the job's secret; None where the ranks find it by themselves.
+    fn write_secret(&self, directory: &Path) -> Result<Option<PathBuf>, Error> {
+        let written = match &self.job.place {
+            Place::Share(Share { ruler: Ruler::User { .. }, .. }) => return Ok(None),
+            Place::Share(Share { ruler: Ruler::Launcher { secret }, .. }) => {
+                directory::write_secret(directory, secret)
+            }
+            Place::Here | Place::Hosts(_) => {
+                directory::write_secret(directory, &Secret::random()?.to_line())
+            }
+        };
+        written.map(Some).map_err(Error::system("cannot write the secret's file"))
+    }
+
+    /// Where all ranks meet, and what is bound there.
+    fn meet(&self) -> Result<Bound, Error> {
+        if let Place::Share(share) = &self.job.place {
+            let rendezvous = share.rendezvous.as_ref().map(UdpSocket::try_clone).transpose();
+            let rendezvous = rendezvous.map_err(Error::system("cannot share a socket"))?;
+            return Ok(Bound { meeting: share.meeting.clone(), rendezvous, tcp: None });
+        }
+        let port = Port::find().map_err(Error::system("no free port on 127.0.0.1"))?;
+        let meeting = port.address.into();
+        Ok(Bound { meeting, rendezvous: Some(port.udp), tcp: Some(port.tcp) })
     }
 }
 
+/// The rendezvous.
+struct Bound {
+    meeting: Meeting,
+    /// Where rank 0 is one of this host's.
+    rendezvous: Option<UdpSocket>,
+    /// Kept until the ranks start.
+    tcp: Option<TcpListener>,
+}
+
+/// How the lines of a rank's streams look.
 #[derive(Clone, Copy)]
-enum Streams {
+pub(crate) enum Streams {
     Plain,
     Prefixed,
 }
@@ -226,7 +305,7 @@ fn terminal_or_pipe(is_pipe: bool) -> Stdio {
 
 /// Returns when both streams are printed, or when the user no longer wants to wait for a reader
 /// that has stalled.
-fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outcome {
+pub(crate) fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outcome {
     let mut open_streams = 2;
     while open_streams > 0 {
         match events.recv() {

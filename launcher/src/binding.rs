@@ -21,10 +21,15 @@ pub(crate) struct Binding {
 pub(crate) struct Bound(Option<CpuSet>);
 
 impl Binding {
+    /// Of ranks that this launcher does not start itself.
+    pub(crate) fn none() -> Self {
+        Self { sets: Vec::new(), own: CpuSet::new(), warning: None }
+    }
+
     /// Shares out what this process may use.
     pub(crate) fn plan(bind: Bind, ranks: usize) -> Result<Self, Error> {
         if bind == Bind::None {
-            return Ok(Self { sets: Vec::new(), own: CpuSet::new(), warning: None });
+            return Ok(Self::none());
         }
         let own = sched_getaffinity(None).map_err(|problem| {
             Error::system("cannot see which CPUs may be used")(problem.into())

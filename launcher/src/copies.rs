@@ -6,9 +6,10 @@ use allfold_trainer::Resume;
 
 use crate::environment::RESTART;
 use crate::error::Error;
-use crate::job::{Job, Kind, check_ranks};
+use crate::hosts::{self, Hosts};
+use crate::job::{Job, Kind, Place, check_ranks};
 use crate::log;
-use crate::options::{JobOptions, OutputOptions, PeerOptions};
+use crate::options::{HostOptions, JobOptions, OutputOptions, PeerOptions};
 use crate::program::Program;
 use crate::report;
 use crate::signals;
@@ -64,6 +65,11 @@ pub(crate) fn join_or_start<C: Collective>(
             collective.take_part(input, identity)
         }
         Role::Starter => {
+            hosts::refuse_without(&options.hosts, false)?;
+            if let Some(hosts) = Hosts::of(&options.hosts, collective.ranks())? {
+                // What the ranks read is there.
+                return start(options, hosts.ranks(), Place::Hosts(hosts));
+            }
             let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
             check_ranks(ranks, C::RANKS_OPTION)?;
             if given.is_none() {
@@ -88,10 +94,26 @@ pub(crate) fn join_or_start<C: Collective>(
             }
             // Each rank reads its own.
             drop(input);
-            let (program, kind) = (Program::own_copy(), Kind::Copies);
-            let (options, output) = (options.clone(), OutputOptions::default());
-            Job { ranks, program, kind, options, output, variables: Vec::new() }.run()
+            start(options, ranks, Place::Here)
         }
+    }
+}
+
+/// Starts copies of this process as ranks.
+fn start(options: &JobOptions, ranks: usize, place: Place) -> Result<(), Error> {
+    let (program, kind) = (Program::own_copy(), Kind::Copies);
+    let (options, output) = (options.clone(), OutputOptions::default());
+    Job { ranks, program, kind, options, output, variables: Vec::new(), place }.run()
+}
+
+/// For what one process does alone.
+pub(crate) fn refuse_hosts(hosts: &HostOptions) -> Result<(), Error> {
+    match hosts.first_given() {
+        None => Ok(()),
+        Some(option) => Err(Error::Usage {
+            problem: format!("one process does this alone, and {option} is for several"),
+            help: Some(format!("drop {option}")),
+        }),
     }
 }
 

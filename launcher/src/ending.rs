@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitIdStatus};
+use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGKILL;
 
 use crate::exit_code;
@@ -21,7 +22,7 @@ pub(crate) struct Ending {
 }
 
 /// Exit code or signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum How {
     /// It exited with this code.
     Exit(u8),

@@ -1,7 +1,7 @@
 //! The variables that a rank is started with.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::thread::available_parallelism;
@@ -9,15 +9,22 @@ use std::thread::available_parallelism;
 use allfold::identity::Findings;
 
 use crate::directory;
+use crate::meeting::Meeting;
 use crate::variables::Variable;
 
-/// What all ranks of one job have in common.
+/// What all ranks of one job on this host have in common.
 pub(crate) struct Environment<'a> {
+    /// The world size.
     pub(crate) ranks: usize,
-    pub(crate) rendezvous: SocketAddr,
+    /// Which of them are on this host.
+    pub(crate) here: Range<usize>,
+    pub(crate) rendezvous: &'a Meeting,
     pub(crate) job: &'a str,
     pub(crate) directory: &'a Path,
-    pub(crate) secret: &'a Path,
+    /// None where the ranks find one by themselves, or certificates.
+    pub(crate) secret: Option<&'a Path>,
+    /// By which the keeper knows the ranks where the job's name is not this launcher's alone.
+    pub(crate) mark: Option<&'a str>,
     /// How often the ranks have been started before.
     pub(crate) restart: usize,
     /// What the user sets; none of the names below.
@@ -29,8 +36,11 @@ impl Environment<'_> {
     pub(crate) fn apply(&self, rank: usize, command: &mut Command) {
         // A secret in the environment would go before the file, and show in /proc; so would
         // certificates, which are for the names of jobs that live longer than one start.
-        for name in CREDENTIALS {
-            command.env_remove(name);
+        if let Some(secret) = self.secret {
+            for name in CREDENTIALS {
+                command.env_remove(name);
+            }
+            command.env("ALLFOLD_SECRET_FILE", secret);
         }
         // The ranks of another job.
         command.env_remove("ALLFOLD_PEERS");
@@ -41,7 +51,8 @@ impl Environment<'_> {
             Some(launchers) => command.env(WITHIN, launchers),
             None => command.env_remove(WITHIN),
         };
-        let threads = threads(self.ranks).to_string();
+        command.envs(self.mark.map(|mark| (MARK, mark)));
+        let threads = threads(self.here.len()).to_string();
         for name in THREADS {
             if std::env::var_os(name).is_none() {
                 command.env(name, &threads);
@@ -51,25 +62,26 @@ impl Environment<'_> {
     }
 
     fn contract(&self, rank: usize) -> Vec<(&'static str, OsString)> {
+        let local_rank = OsString::from(rank.saturating_sub(self.here.start).to_string());
+        let local_size = OsString::from(self.here.len().to_string());
         let rank = OsString::from(rank.to_string());
         let ranks = OsString::from(self.ranks.to_string());
         vec![
             ("ALLFOLD_RANK", rank.clone()),
             ("ALLFOLD_WORLD_SIZE", ranks.clone()),
-            ("ALLFOLD_LOCAL_RANK", rank.clone()),
-            ("ALLFOLD_LOCAL_WORLD_SIZE", ranks.clone()),
+            ("ALLFOLD_LOCAL_RANK", local_rank.clone()),
+            ("ALLFOLD_LOCAL_WORLD_SIZE", local_size.clone()),
             ("ALLFOLD_RENDEZVOUS", self.rendezvous.to_string().into()),
             ("ALLFOLD_JOB", self.job.into()),
-            ("ALLFOLD_SECRET_FILE", self.secret.into()),
             ("ALLFOLD_LAUNCHER", directory::socket(self.directory).into()),
             (RESTART, self.restart.to_string().into()),
             // torchrun's contract, for programs that know nothing of allfold.
-            ("RANK", rank.clone()),
-            ("WORLD_SIZE", ranks.clone()),
-            ("LOCAL_RANK", rank),
-            ("LOCAL_WORLD_SIZE", ranks),
-            ("MASTER_ADDR", self.rendezvous.ip().to_string().into()),
-            ("MASTER_PORT", self.rendezvous.port().to_string().into()),
+            ("RANK", rank),
+            ("WORLD_SIZE", ranks),
+            ("LOCAL_RANK", local_rank),
+            ("LOCAL_WORLD_SIZE", local_size),
+            ("MASTER_ADDR", self.rendezvous.host.clone().into()),
+            ("MASTER_PORT", self.rendezvous.port.to_string().into()),
         ]
     }
 }
@@ -85,6 +97,8 @@ pub(crate) fn threads(ranks: usize) -> usize {
 pub(crate) const REPORT: &str = "_ALLFOLD_REPORT";
 /// How often the ranks have been started before.
 pub(crate) const RESTART: &str = "ALLFOLD_RESTART";
+/// What marks the ranks of one launcher of several that start a job; not the library's either.
+pub(crate) const MARK: &str = "_ALLFOLD_SHARE";
 /// What the launcher itself sets or removes, so that the user cannot.
 pub(crate) const OWN_NAMES: [&str; 21] = [
     "ALLFOLD_RANK",
@@ -123,13 +137,15 @@ mod tests {
 
     use super::*;
 
-    fn command(rank: usize) -> Command {
+    fn command(rank: usize, here: Range<usize>, secret: Option<&Path>) -> Command {
         let environment = Environment {
             ranks: 4,
-            rendezvous: "127.0.0.1:29501".parse().unwrap(),
+            here,
+            rendezvous: &"127.0.0.1:29501".parse().unwrap(),
             job: "run-00000000000000ff",
             directory: Path::new("/run/d"),
-            secret: Path::new("/run/d/secret"),
+            secret,
+            mark: None,
             restart: 1,
             variables: &[("OMP_NUM_THREADS".into(), "3".into())],
         };
@@ -138,13 +154,38 @@ mod tests {
         command
     }
 
+    /// None where nothing is done about the variable, and within it where it is removed.
+    fn value<'a>(command: &'a Command, name: &str) -> Option<Option<&'a str>> {
+        let mut variables = command.get_envs();
+        let (_, value) = variables.find(|(key, _)| *key == name)?;
+        Some(value.and_then(OsStr::to_str))
+    }
+
+    #[test]
+    fn ranks_of_one_host_of_several_count_twice() {
+        let command = command(3, 2..4, None);
+        for (name, expected) in [
+            ("ALLFOLD_RANK", "3"),
+            ("ALLFOLD_WORLD_SIZE", "4"),
+            ("ALLFOLD_LOCAL_RANK", "1"),
+            ("ALLFOLD_LOCAL_WORLD_SIZE", "2"),
+            ("RANK", "3"),
+            ("WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "1"),
+            ("LOCAL_WORLD_SIZE", "2"),
+        ] {
+            assert_eq!(value(&command, name), Some(Some(expected)), "{name}");
+        }
+        // What all hosts have in common stays.
+        for name in CREDENTIALS.into_iter().chain(["ALLFOLD_SECRET_FILE"]) {
+            assert_eq!(value(&command, name), None, "{name}");
+        }
+    }
+
     #[test]
     fn a_rank_finds_both_contracts() {
-        let command = command(2);
-        let value = |name: &str| {
-            let mut variables = command.get_envs();
-            variables.find(|(key, _)| *key == name).unwrap().1.and_then(OsStr::to_str)
-        };
+        let command = command(2, 0..4, Some(Path::new("/run/d/secret")));
+        let value = |name: &str| value(&command, name).unwrap();
         for (name, expected) in [
             ("ALLFOLD_RANK", "2"),
             ("ALLFOLD_WORLD_SIZE", "4"),

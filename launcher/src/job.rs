@@ -1,6 +1,7 @@
-//! A job on this host: its ranks are started, and started anew where that may help.
+//! A job: its ranks are started, and started anew where that may help.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use crate::binding::Binding;
 use crate::ending::at_fault;
 use crate::error::{Error, MAX_RANKS};
 use crate::exit_code;
+use crate::hosts::{Hosts, leading};
 use crate::journal::{Entry, Journal};
 use crate::kill_every::KillEvery;
 use crate::log;
@@ -20,6 +22,7 @@ use crate::logs::{self, Log};
 use crate::options::{JobOptions, OutputOptions};
 use crate::program::Program;
 use crate::random;
+use crate::share::{self, Ruler, Share};
 use crate::signals;
 use crate::supervisor::Event;
 use crate::unwritten::Unwritten;
@@ -28,12 +31,24 @@ use crate::verdict::{Outcome, Restart, stopped};
 
 /// What to run, and how.
 pub(crate) struct Job {
+    /// The world size.
     pub(crate) ranks: usize,
     pub(crate) program: Program,
     pub(crate) kind: Kind,
     pub(crate) options: JobOptions,
     pub(crate) output: OutputOptions,
     pub(crate) variables: Vec<Variable>,
+    pub(crate) place: Place,
+}
+
+/// Where its ranks run.
+pub(crate) enum Place {
+    /// All on this host.
+    Here,
+    /// Some on this host, and the others where other launchers start them.
+    Share(Share),
+    /// Where this launcher starts others.
+    Hosts(Hosts),
 }
 
 /// Whose program it is.
@@ -55,7 +70,14 @@ impl Job {
     /// Runs it to its end, whichever that is, and leaves nothing behind.
     pub(crate) fn run(&self) -> Result<(), Error> {
         let unwritten = Arc::default();
-        let binding = Binding::plan(self.options.binding.bind, self.ranks)?;
+        share::check_ports(self.most_on_a_host(), |name| self.variable(name))?;
+        let binding = match &self.place {
+            // Each host has its own.
+            Place::Hosts(_) => Binding::none(),
+            Place::Here | Place::Share(_) => {
+                Binding::plan(self.options.binding.bind, self.most_on_a_host())?
+            }
+        };
         let journal = Journal::open(self.options.json_events.as_deref(), &unwritten)?;
         let logs = self.create_logs(0, &unwritten)?;
 
@@ -88,7 +110,7 @@ impl Job {
         (sender, events): (mpsc::Sender<Event>, &mpsc::Receiver<Event>),
     ) -> Result<(), Error> {
         let limit = self.options.max_restarts;
-        let mut name = new_name()?;
+        let mut name = self.new_name()?;
         let (ranks, pid) = (self.ranks, getpid().as_raw_pid());
         let program = &self.program.words();
         journal.note(&Entry::JobStarted { job: &name, ranks, pid, program });
@@ -100,7 +122,10 @@ impl Job {
             allfold::report::name_job(&name);
             let attempt =
                 Attempt { job: self, name: &name, restart, binding, journal, kills, logs };
-            let End { outcome, result } = attempt.run(sender.clone(), events)?;
+            let End { outcome, result } = match &self.place {
+                Place::Here | Place::Share(_) => attempt.run(sender.clone(), events)?,
+                Place::Hosts(hosts) => leading::run(&attempt, hosts, sender.clone(), events)?,
+            };
             let Err(error) = result else {
                 return Ok(());
             };
@@ -122,7 +147,7 @@ impl Job {
                 return Err(stopped(signal, &Outcome::default()));
             }
             restart += 1;
-            name = new_name()?;
+            name = self.new_name()?;
             logs = self.create_logs(restart, unwritten)?;
             let after = error.to_string();
             journal.note(&Entry::Restart { restart, of: limit, job: &name, after: &after });
@@ -137,9 +162,39 @@ impl Job {
         unwritten: &Arc<Unwritten>,
     ) -> Result<Vec<Arc<Log>>, Error> {
         match &self.output.log_dir {
-            Some(directory) => logs::create(directory, self.ranks, restart, unwritten),
+            Some(directory) => logs::create(directory, self.started(), restart, unwritten),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// The ranks that this launcher starts, on whatever host.
+    pub(crate) fn started(&self) -> Range<usize> {
+        match &self.place {
+            Place::Here | Place::Hosts(_) => 0..self.ranks,
+            Place::Share(share) => share.here.clone(),
+        }
+    }
+
+    fn most_on_a_host(&self) -> usize {
+        match &self.place {
+            Place::Here | Place::Share(_) => self.started().len(),
+            Place::Hosts(hosts) => hosts.most(),
+        }
+    }
+
+    /// As the ranks will see it.
+    fn variable(&self, name: &str) -> Option<String> {
+        let given = self.variables.iter().rev().find(|(given, _)| *given == *name);
+        let value = given.map(|(_, value)| value.clone()).or_else(|| std::env::var_os(name))?;
+        value.into_string().ok()
+    }
+
+    /// One that no other job has, unless it is the user who gives it.
+    fn new_name(&self) -> Result<String, Error> {
+        if let Place::Share(Share { ruler: Ruler::User { job }, .. }) = &self.place {
+            return Ok(job.clone());
+        }
+        Ok(format!("run-{}", random::hex().map_err(Error::system("no random numbers"))?))
     }
 
     /// Where to read what the rank at fault has printed.
@@ -159,10 +214,6 @@ impl Job {
             let _ = io::stderr().write_all(b"\r\x1b[K");
         }
     }
-}
-
-fn new_name() -> Result<String, Error> {
-    Ok(format!("run-{}", random::hex().map_err(Error::system("no random numbers"))?))
 }
 
 fn stop_signal(event: Event) -> Option<i32> {

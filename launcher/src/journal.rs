@@ -30,7 +30,13 @@ pub(crate) enum Entry<'a> {
     /// Before the first rank starts.
     JobStarted { job: &'a str, ranks: usize, pid: i32, program: &'a [String] },
     /// A rank's process is there.
-    RankStarted { rank: usize, pid: i32 },
+    RankStarted {
+        rank: usize,
+        pid: i32,
+        /// Where it is not this one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<&'a str>,
+    },
     /// A rank's process is gone.
     RankEnded {
         rank: usize,
@@ -66,6 +72,11 @@ struct Line<'a> {
 }
 
 impl Journal {
+    /// None.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
     /// Makes the file, or empties it.
     pub(crate) fn open(path: Option<&Path>, unwritten: &Arc<Unwritten>) -> Result<Self, Error> {
         let Some(path) = path else {

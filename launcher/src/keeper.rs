@@ -28,13 +28,14 @@ use crate::remains::Remains;
 pub(crate) struct Keeper {
     child: Child,
     pipe: Option<PipeWriter>,
-    job: String,
+    variable: Vec<u8>,
     spared: HashSet<Process>,
 }
 
 impl Keeper {
-    /// Returns once the keeper can no longer be hit by a Ctrl-C.
-    pub(crate) fn start(job: &str) -> io::Result<Self> {
+    /// Returns once the keeper can no longer be hit by a Ctrl-C. `variable`, `NAME=value`, is in the
+    /// environment of every rank, and of nobody else.
+    pub(crate) fn start(job: &str, variable: &str) -> io::Result<Self> {
         let (read, write) = pipe()?;
         let mut child = Command::new(own_binary())
             .arg0(format!("allfold keeper of {job}"))
@@ -53,13 +54,13 @@ impl Keeper {
         let keeper = Self {
             child,
             pipe: Some(write),
-            job: job.into(),
+            variable: variable.into(),
             // No rank has been started: these are the keeper, and what a shell had started that
             // then became this process by exec.
             spared: children(getpid()),
         };
         keeper.tell(LAUNCHER, getpid().as_raw_pid().to_string().as_bytes());
-        keeper.tell(VARIABLE, &variable(job));
+        keeper.tell(VARIABLE, variable.as_bytes());
         Ok(keeper)
     }
 
@@ -81,7 +82,7 @@ impl Keeper {
     /// What remains of the job, for the launcher to end itself.
     pub(crate) fn remains(&self, groups: HashSet<Pid>) -> Remains {
         Remains {
-            variable: variable(&self.job),
+            variable: self.variable.clone(),
             groups,
             launcher: Some(getpid()),
             spared: self.spared.clone(),
@@ -186,10 +187,6 @@ fn obey(line: &[u8], remains: &mut Remains, path: &mut Option<PathBuf>) {
         }
         _ => {}
     }
-}
-
-fn variable(job: &str) -> Vec<u8> {
-    format!("ALLFOLD_JOB={job}").into_bytes()
 }
 
 /// What would end the keeper before the launcher: it must see the launcher's end first.

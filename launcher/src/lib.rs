@@ -7,7 +7,8 @@
 //! `port` (what the library in a rank needs), `output`, `logs` and `input` (the ranks' streams),
 //! `journal` (events for programs), `binding` (who runs where), `keeper` and `remains` (nothing
 //! stays behind). `script` says the same in shell, `manifest` in Kubernetes' words, `manual` prints
-//! pages, `identify` what launchers say.
+//! pages, `identify` what launchers say. `hosts` has the ranks on several hosts, and `share` is one
+//! host's of them.
 
 mod announcer;
 mod arguments;
@@ -22,6 +23,7 @@ mod ending;
 mod environment;
 mod error;
 mod exit_code;
+mod hosts;
 mod identify;
 mod input;
 mod job;
@@ -34,6 +36,7 @@ mod logs;
 mod mailbox;
 mod manifest;
 mod manual;
+mod meeting;
 mod memory;
 mod options;
 mod output;
@@ -46,6 +49,7 @@ mod rank;
 mod remains;
 mod report;
 mod script;
+mod share;
 mod signals;
 mod supervisor;
 mod topology;
@@ -60,12 +64,14 @@ use clap::CommandFactory;
 
 use crate::arguments::{Arguments, Command};
 use crate::error::Error;
-use crate::job::{Job, Kind};
+use crate::hosts::Hosts;
+use crate::job::{Job, Kind, Place};
 use crate::manifest::{Manifest, ManifestOptions};
-use crate::options::{JobOptions, RunOptions};
+use crate::options::{JobOptions, Ranks, RunOptions};
 use crate::program::Program;
 use crate::report::Report;
 use crate::script::Script;
+use crate::share::Share;
 
 /// The whole program; returns the exit code of DESIGN's table.
 pub fn main() -> ExitCode {
@@ -87,16 +93,17 @@ fn execute() -> Result<(), Error> {
     };
     log::start()?;
     match arguments.command {
-        Command::Run(options) => run(options),
+        Command::Run(options) => run(*options),
         Command::Train(options) => {
             copies::join_or_start(&options.trainer, &options.peers, &options.job()?)
         }
         Command::Bench(options) if options.bench.is_alone() => {
             copies::refuse_peers(&options.peers)?;
+            copies::refuse_hosts(&options.hosts)?;
             Ok(options.bench.run_alone()?)
         }
         Command::Bench(options) => {
-            let job = JobOptions::bound(options.binding);
+            let job = JobOptions::bound(options.binding, options.hosts);
             copies::join_or_start(&options.bench, &options.peers, &job)
         }
         Command::Eval(options) => Ok(allfold_trainer::eval(&options)?),
@@ -109,14 +116,14 @@ fn execute() -> Result<(), Error> {
         Command::Completions(options) => manual::print_completions(&options, &Arguments::command()),
         Command::Man(options) => manual::print_page(&options, &Arguments::command()),
         Command::Keeper => keeper::keep().map_err(Error::system("the keeper failed")),
+        Command::Host => hosts::led::follow(),
     }
 }
 
 fn run(options: RunOptions) -> Result<(), Error> {
-    let ranks = options.ranks.number();
-    job::check_ranks(ranks, "-n")?;
-    options.output.check(ranks)?;
     let variables = variables::parse(&options.variables)?;
+    let (ranks, place) = place(&options)?;
+    options.output.check(ranks)?;
     if options.dry_run {
         let (command, output, job) = (&options.command, &options.output, &options.job);
         let variables = &variables;
@@ -125,9 +132,53 @@ fn run(options: RunOptions) -> Result<(), Error> {
     let Some((name, arguments)) = options.command.split_first() else {
         return Ok(());
     };
-    let program = Program::find(name, arguments)?;
+    let program = match &place {
+        Place::Hosts(_) => Program::elsewhere(&options.command),
+        Place::Here | Place::Share(_) => Program::find(name, arguments)?,
+    };
     let (kind, output, options) = (Kind::Program, options.output, options.job);
-    Job { ranks, program, kind, options, output, variables }.run()
+    Job { ranks, program, kind, options, output, variables, place }.run()
+}
+
+/// How many ranks there are, and where.
+fn place(options: &RunOptions) -> Result<(usize, Place), Error> {
+    let (nodes, hosts) = (&options.nodes, &options.job.hosts);
+    let refuse = |problem: &str, help: &str| {
+        Err(Error::Usage { problem: problem.into(), help: Some(help.into()) })
+    };
+    let is_spread = nodes.nnodes.is_some() || hosts.hosts.is_some() || hosts.hostfile.is_some();
+    if is_spread && options.dry_run {
+        return refuse(
+            "--dry-run prints the script of one host, and ranks on several are asked for",
+            "drop --dry-run, or ask for one host with -n alone",
+        );
+    }
+    if nodes.nnodes.is_some() && options.job.max_restarts > 0 {
+        return refuse(
+            "--max-restarts needs one launcher for all hosts, and --nnodes has one on each",
+            "start all from one host with --hosts, or drop --max-restarts",
+        );
+    }
+    hosts::refuse_without(hosts, nodes.nnodes.is_some())?;
+    if let (Some(_), Some(meeting)) = (nodes.nnodes, &hosts.rdzv) {
+        let (ranks, share) = Share::by_hand(nodes, meeting)?;
+        return Ok((ranks, Place::Share(share)));
+    }
+    let asked = match options.ranks {
+        Some(Ranks::Auto) if is_spread => {
+            return refuse(
+                "-n auto counts the cores of this host, and the ranks are on others",
+                "drop it: there are as many ranks as slots",
+            );
+        }
+        ranks => ranks.map(Ranks::number),
+    };
+    if let Some(hosts) = Hosts::of(hosts, asked)? {
+        return Ok((hosts.ranks(), Place::Hosts(hosts)));
+    }
+    let ranks = asked.unwrap_or(0);
+    job::check_ranks(ranks, "-n")?;
+    Ok((ranks, Place::Here))
 }
 
 fn print_script(script: &Script<'_>) -> Result<(), Error> {

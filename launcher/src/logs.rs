@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +18,10 @@ pub(crate) struct Log {
     unwritten: Arc<Unwritten>,
 }
 
-/// The logs of all ranks, empty; `restart` is 0 for the first ones.
+/// The logs of these ranks, empty; `restart` is 0 for the first ones.
 pub(crate) fn create(
     directory: &Path,
-    ranks: usize,
+    ranks: Range<usize>,
     restart: usize,
     unwritten: &Arc<Unwritten>,
 ) -> Result<Vec<Arc<Log>>, Error> {
@@ -35,7 +36,7 @@ pub(crate) fn create(
         let (is_given_up, unwritten) = (AtomicBool::new(false), unwritten.clone());
         Ok(Arc::new(Log { path, file, is_given_up, unwritten }))
     };
-    (0..ranks).map(open).collect()
+    ranks.map(open).collect()
 }
 
 /// Where it lies. Earlier attempts stay.

@@ -6,6 +6,7 @@ use clap::Command;
 use clap_complete::Shell;
 
 use crate::error::Error;
+use crate::hosts;
 use crate::keeper;
 
 /// `allfold completions`
@@ -68,8 +69,9 @@ fn names(command: &Command) -> Vec<&str> {
 
 /// The command line without what is not for users: completions show hidden subcommands too.
 fn shown(command: &Command) -> Command {
+    let hidden = [keeper::SUBCOMMAND, hosts::SUBCOMMAND];
     let subcommands =
-        command.get_subcommands().filter(|part| part.get_name() != keeper::SUBCOMMAND).cloned();
+        command.get_subcommands().filter(|part| !hidden.contains(&part.get_name())).cloned();
     let shown = Command::new("allfold")
         .bin_name("allfold")
         .disable_help_subcommand(true)

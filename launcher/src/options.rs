@@ -8,8 +8,10 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::meeting::Meeting;
 
 /// `allfold run`
 #[derive(clap::Args, Debug)]
@@ -18,7 +20,8 @@ pub(crate) struct RunOptions {
     /// Number of ranks; auto: one for each core this process may use (also -np)
     #[arg(short = 'n', long, visible_alias = "np", value_name = "N|auto")]
     #[arg(allow_negative_numbers = true)]
-    pub(crate) ranks: Ranks,
+    #[arg(required_unless_present_any = ["hosts", "hostfile", "nnodes"])]
+    pub(crate) ranks: Option<Ranks>,
 
     /// Set a variable for all ranks; without a value: insist that it is set (also -x)
     #[arg(short = 'x', long = "env", value_name = "NAME[=V]")]
@@ -33,6 +36,9 @@ pub(crate) struct RunOptions {
 
     #[command(flatten)]
     pub(crate) job: JobOptions,
+
+    #[command(flatten)]
+    pub(crate) nodes: NodeOptions,
 
     /// The program and its arguments; standard input goes to rank 0 only
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
@@ -83,6 +89,54 @@ pub(crate) struct JobOptions {
     /// An option of `train` only.
     #[arg(skip)]
     pub(crate) kill_every: Option<Duration>,
+
+    #[command(flatten)]
+    pub(crate) hosts: HostOptions,
+}
+
+/// Ranks on several hosts.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct HostOptions {
+    /// Start the ranks on these hosts by ssh; as many as there are slots, unless fewer are asked
+    /// for. A host without a number has one slot
+    #[arg(long, value_name = "HOST:SLOTS,..", help_heading = HOSTS, conflicts_with = "hostfile")]
+    pub(crate) hosts: Option<String>,
+
+    /// The same from a file, with lines such as `h0 slots=2` or `h0:2`
+    #[arg(long, value_name = "FILE", help_heading = HOSTS)]
+    pub(crate) hostfile: Option<PathBuf>,
+
+    /// How to call ssh, an OpenSSH client, as in "ssh -F FILE -p PORT" [default: ssh]
+    #[arg(long, value_name = "COMMAND", help_heading = HOSTS)]
+    pub(crate) ssh: Option<String>,
+
+    /// Where allfold is on the hosts [default: where it is here]
+    #[arg(long, value_name = "PATH", help_heading = HOSTS)]
+    pub(crate) remote_path: Option<String>,
+
+    /// Where rank 0 is met [default with --hosts: the first host's name and a free port]
+    #[arg(long, visible_alias = "rdzv-endpoint", value_name = "HOST:PORT", help_heading = HOSTS)]
+    pub(crate) rdzv: Option<Meeting>,
+}
+
+/// One launcher on each host, started by hand.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct NodeOptions {
+    /// Number of hosts, each with a launcher that is started by hand; all have the same secret
+    #[arg(long, value_name = "N", help_heading = HOSTS, allow_negative_numbers = true)]
+    #[arg(requires_all = ["node_rank", "nproc_per_node", "rdzv"])]
+    #[arg(conflicts_with_all = ["ranks", "hosts", "hostfile"])]
+    pub(crate) nnodes: Option<usize>,
+
+    /// Which of these hosts this one is, from 0
+    #[arg(long, value_name = "I", help_heading = HOSTS, requires = "nnodes")]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) node_rank: Option<usize>,
+
+    /// Number of ranks on each of these hosts
+    #[arg(long, value_name = "N", help_heading = HOSTS, requires = "nnodes")]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) nproc_per_node: Option<usize>,
 }
 
 /// Where the ranks run.
@@ -140,6 +194,8 @@ pub(crate) struct BenchOptions {
     pub(crate) peers: PeerOptions,
     #[command(flatten)]
     pub(crate) binding: BindOptions,
+    #[command(flatten)]
+    pub(crate) hosts: HostOptions,
 }
 
 impl OutputOptions {
@@ -203,9 +259,9 @@ impl PeerOptions {
 }
 
 impl JobOptions {
-    /// Only a binding.
-    pub(crate) fn bound(binding: BindOptions) -> Self {
-        Self { binding, ..Self::default() }
+    /// Only a binding, and hosts.
+    pub(crate) fn bound(binding: BindOptions, hosts: HostOptions) -> Self {
+        Self { binding, hosts, ..Self::default() }
     }
 
     /// An option that was given and needs a launcher of our own.
@@ -216,6 +272,21 @@ impl JobOptions {
             ("--bind", self.binding.bind != Bind::None),
             ("--json-events", self.json_events.is_some()),
             ("--kill-every", self.kill_every.is_some()),
+        ];
+        let given = given.into_iter().find_map(|(option, is_given)| is_given.then_some(option));
+        given.or(self.hosts.first_given())
+    }
+}
+
+impl HostOptions {
+    /// An option that was given.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--hosts", self.hosts.is_some()),
+            ("--hostfile", self.hostfile.is_some()),
+            ("--ssh", self.ssh.is_some()),
+            ("--remote-path", self.remote_path.is_some()),
+            ("--rdzv", self.rdzv.is_some()),
         ];
         given.into_iter().find_map(|(option, is_given)| is_given.then_some(option))
     }
@@ -269,7 +340,7 @@ pub(crate) enum Prefix {
 }
 
 /// What a rank is bound to.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Bind {
     /// Nothing: the kernel moves it as it likes
     #[default]
@@ -286,6 +357,7 @@ signal killed it; 130 and 143 after Ctrl-C and SIGTERM; 1 when the ranks are don
 the events are not whole; 2 for usage, input or output that would fail again; 75 when another try \
 may help.";
 const BY_HAND: &str = "By hand, on each host";
+const HOSTS: &str = "Several hosts";
 const OUTPUT: &str = "Output";
 const RANKS: &str = "Starting and watching the ranks";
 

@@ -7,7 +7,9 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
+use crate::hosts::words;
 use crate::lines::Lines;
 use crate::logs::Log;
 use crate::mailbox::{Receiver, Sender, mailbox};
@@ -19,7 +21,7 @@ pub(crate) struct Output {
 }
 
 /// Which of the two.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Stream {
     /// Standard output.
     Out,
@@ -33,6 +35,22 @@ impl Output {
     pub(crate) fn start(done: impl Fn(Option<Errno>) + Clone + Send + 'static) -> io::Result<Self> {
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        Self::start_on(stdout, stderr, done)
+    }
+
+    /// The same where both are words to the launcher that leads, on standard output.
+    pub(crate) fn start_led(
+        done: impl Fn(Option<Errno>) + Clone + Send + 'static,
+    ) -> io::Result<Self> {
+        let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+        Self::start_on(stdout.try_clone()?, stdout, done)
+    }
+
+    fn start_on(
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        done: impl Fn(Option<Errno>) + Clone + Send + 'static,
+    ) -> io::Result<Self> {
         // Where both are one terminal or one pipe, two long writes at once would tear lines;
         // where they differ, a reader that stalls one must not stall the other.
         let turn = Arc::new(Mutex::new(()));
@@ -55,6 +73,16 @@ impl Output {
         self.stderr.send(Order::Drain(rank));
     }
 
+    /// Tells the launcher that leads, behind what the ranks have printed so far on that stream.
+    pub(crate) fn tell(&self, line: String) {
+        self.stdout.send(Order::Say(line));
+    }
+
+    /// Nobody reads this stream any more: ranks that write there see a broken pipe.
+    pub(crate) fn close(&self, stream: Stream) {
+        self.of(stream).send(Order::Close);
+    }
+
     /// Prints a line of the launcher's own on stderr, between those of the ranks.
     pub(crate) fn say(&self, line: String) {
         self.stderr.send(Order::Say(line));
@@ -72,6 +100,7 @@ enum Order {
     Add(Source),
     Drain(usize),
     Say(String),
+    Close,
 }
 
 /// One stream of one rank, and where it goes.
@@ -79,8 +108,32 @@ pub(crate) struct Source {
     pub(crate) rank: usize,
     pub(crate) pipe: OwnedFd,
     /// None where it is not shown.
-    pub(crate) shown: Option<Lines>,
+    pub(crate) shown: Option<Shape>,
     pub(crate) log: Option<Logged>,
+}
+
+/// How a stream is shown.
+pub(crate) enum Shape {
+    /// To people.
+    Lines(Lines),
+    /// To the launcher that leads: as it comes, and whose it is.
+    Words { rank: usize, stream: Stream },
+}
+
+impl Shape {
+    fn push(&mut self, bytes: &[u8], shown: &mut Vec<u8>) {
+        match self {
+            Self::Lines(lines) => lines.push(bytes, shown),
+            Self::Words { rank, stream } => words::print(*rank, *stream, bytes, shown),
+        }
+    }
+
+    fn finish(&mut self, shown: &mut Vec<u8>) {
+        match self {
+            Self::Lines(lines) => lines.finish(shown),
+            Self::Words { .. } => {}
+        }
+    }
 }
 
 /// The lines of a log are the rank's own, without its number.
@@ -92,8 +145,8 @@ pub(crate) struct Logged {
 impl Source {
     /// Appends to `shown` the lines that `bytes` complete, and logs them.
     fn push(&mut self, bytes: &[u8], shown: &mut Vec<u8>) {
-        if let Some(lines) = &mut self.shown {
-            lines.push(bytes, shown);
+        if let Some(shape) = &mut self.shown {
+            shape.push(bytes, shown);
         }
         if let Some(logged) = &mut self.log {
             let mut text = Vec::new();
@@ -104,8 +157,8 @@ impl Source {
 
     /// The same for a last line without an end.
     fn finish(&mut self, shown: &mut Vec<u8>) {
-        if let Some(lines) = &mut self.shown {
-            lines.finish(shown);
+        if let Some(shape) = &mut self.shown {
+            shape.finish(shown);
         }
         if let Some(logged) = &mut self.log {
             let mut text = Vec::new();
@@ -177,6 +230,7 @@ impl Printer {
                     Order::Add(source) if source.shown.is_some() && self.destination.is_none() => {}
                     Order::Add(source) => self.sources.push(source),
                     Order::Drain(rank) => self.drain(|source| source.rank == rank),
+                    Order::Close => self.sources.clear(),
                     Order::Say(line) => {
                         self.text.extend_from_slice(line.as_bytes());
                         self.print();
@@ -294,7 +348,7 @@ mod tests {
     }
 
     fn source(pipe: PipeReader, lines: Lines) -> Source {
-        Source { rank: 1, pipe: pipe.into(), shown: Some(lines), log: None }
+        Source { rank: 1, pipe: pipe.into(), shown: Some(Shape::Lines(lines)), log: None }
     }
 
     #[test]

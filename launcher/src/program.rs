@@ -26,11 +26,23 @@ impl Program {
 
     /// This program again, with the same arguments.
     pub(crate) fn own_copy() -> Self {
-        let mut arguments = std::env::args_os();
+        Self::copy_of(std::env::args_os().collect())
+    }
+
+    /// This program with the words of another's command line.
+    pub(crate) fn copy_of(words: Vec<OsString>) -> Self {
+        let mut words = words.into_iter();
+        let name = words.next().unwrap_or_else(|| "allfold".into());
+        Self { path: own_binary(), name, arguments: words.collect() }
+    }
+
+    /// For another host, where it may be elsewhere: what the user gave, looked up there.
+    pub(crate) fn elsewhere(words: &[OsString]) -> Self {
+        let name = words.first().cloned().unwrap_or_default();
         Self {
-            path: own_binary(),
-            name: arguments.next().unwrap_or_else(|| "allfold".into()),
-            arguments: arguments.collect(),
+            path: PathBuf::from(&name),
+            name,
+            arguments: words.iter().skip(1).cloned().collect(),
         }
     }
 
@@ -45,6 +57,11 @@ impl Program {
     pub(crate) fn words(&self) -> Vec<String> {
         let arguments = self.arguments.iter().map(|argument| argument.display().to_string());
         std::iter::once(self.name()).chain(arguments).collect()
+    }
+
+    /// The same as the system takes them.
+    pub(crate) fn os_words(&self) -> Vec<OsString> {
+        std::iter::once(&self.name).chain(&self.arguments).cloned().collect()
     }
 
     /// The name for messages.

@@ -10,7 +10,7 @@ use crate::process::{Entry, Process, table};
 
 /// What makes a process part of the job.
 pub(crate) struct Remains {
-    /// `ALLFOLD_JOB=...`, which every descendant of a rank has in its environment.
+    /// `NAME=value`, which every descendant of a rank has in its environment.
     pub(crate) variable: Vec<u8>,
     /// The process groups of the ranks, for those that scrub their environment.
     pub(crate) groups: HashSet<Pid>,

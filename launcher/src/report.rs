@@ -7,13 +7,14 @@ use std::panic::{self, PanicHookInfo};
 use std::path::Path;
 
 use allfold::report::Format;
+use serde::{Deserialize, Serialize};
 
 use crate::environment::REPORT;
 use crate::error::Error;
 use crate::exit_code;
 
 /// An error in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) message: String,
     pub(crate) help: Option<String>,

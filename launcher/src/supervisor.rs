@@ -13,13 +13,15 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SI
 use crate::announcer::Announcer;
 use crate::duration;
 use crate::ending::{Ending, How, at_fault, order_simultaneous};
+use crate::hosts::News;
+use crate::hosts::words::{self, Word};
 use crate::job::Kind;
 use crate::journal::{Entry, Journal, signal_text};
 use crate::keeper::Keeper;
 use crate::kill_every::KillEvery;
 use crate::log;
 use crate::memory::Killings;
-use crate::output::Output;
+use crate::output::{Output, Stream};
 use crate::process::{has_group, table};
 use crate::rank::{Leaving, Rank, State};
 use crate::report::Report;
@@ -33,6 +35,12 @@ pub(crate) enum Event {
     Signal(i32),
     /// One of the two streams is printed to its end, or could not be.
     OutputDone(Option<Errno>),
+    /// A rank of another host has ended; None where the job has failed there in another way.
+    Elsewhere(Option<Ending>),
+    /// Nobody reads that stream any more, where another launcher leads.
+    Unread(Stream),
+    /// A host of several says something.
+    OfHost(usize, News),
 }
 
 /// The ranks, and what is decided about them.
@@ -53,6 +61,10 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) keeper: &'a Keeper,
     pub(crate) journal: &'a Journal,
     pub(crate) kind: Kind,
+    /// Whether these are all ranks of the job.
+    pub(crate) is_whole: bool,
+    /// Whether another launcher leads, and is told everything.
+    pub(crate) is_led: bool,
     /// Between SIGTERM and SIGKILL, where the user says it.
     pub(crate) grace: Option<Duration>,
     /// Where the user wants to see ranks killed.
@@ -62,15 +74,15 @@ pub(crate) struct Surroundings<'a> {
 }
 
 /// The user's signal that the job shall end.
-struct Stop {
-    signal: i32,
-    since: Instant,
+pub(crate) struct Stop {
+    pub(crate) signal: i32,
+    pub(crate) since: Instant,
 }
 
 impl Stop {
     /// Whether this signal is no second one: `timeout` and systemd signal a process and its whole
     /// group.
-    fn is_same_wish(&self, signal: i32, now: Instant) -> bool {
+    pub(crate) fn is_same_wish(&self, signal: i32, now: Instant) -> bool {
         let within = if signal == SIGTERM { SAME_WISH } else { SAME_KEY };
         self.signal == signal && now.saturating_duration_since(self.since) < within
     }
@@ -107,8 +119,11 @@ impl<'a> Supervisor<'a> {
                 Some(timeout) => events.recv_timeout(timeout).ok(),
                 None => events.recv().ok(),
             };
-            if let Some(Event::Signal(signal)) = event {
-                self.obey(signal);
+            match event {
+                Some(Event::Signal(signal)) => self.obey(signal),
+                Some(Event::Elsewhere(ending)) => self.hear(ending),
+                Some(Event::Unread(stream)) => self.around.output.close(stream),
+                _ => {}
             }
             self.collect();
             self.kill_in_turn();
@@ -148,7 +163,7 @@ impl<'a> Supervisor<'a> {
             return Some(stop.since + self.around.grace.unwrap_or(STOP_GRACE));
         }
         let latest = since + GRACE;
-        if others.is_some() {
+        if others.is_some() || !self.around.is_whole {
             return Some(latest);
         }
         // It was the last one to matter, and nobody is left that it could wait for.
@@ -189,6 +204,21 @@ impl<'a> Supervisor<'a> {
                 let _ = kill_process(getpid(), Signal::STOP);
             }
             _ => self.forward(signal),
+        }
+    }
+
+    /// What happens on other hosts counts as if it were here.
+    fn hear(&mut self, ending: Option<Ending>) {
+        match ending {
+            Some(ending) => {
+                self.around.announcer.announce(ending);
+                self.outcome.endings.push(ending);
+                self.see_failure();
+            }
+            None if matches!(self.stage, Stage::Running) => {
+                self.stage = Stage::Grace(Instant::now());
+            }
+            None => {}
         }
     }
 
@@ -265,8 +295,17 @@ impl<'a> Supervisor<'a> {
             let report = reports.get(ending.rank).and_then(Option::as_ref);
             let said = report.map(|report| report.message.as_str());
             self.around.journal.note(&Entry::of_ending(&ending, said));
+            if self.around.is_led {
+                let (ended, report) = (ending.into(), report.cloned());
+                self.around.output.tell(words::line(&Word::Ended { ended, report }));
+            }
             self.outcome.endings.push(ending);
         }
+        self.see_failure();
+    }
+
+    /// The first failure puts an end to all.
+    fn see_failure(&mut self) {
         if matches!(self.stage, Stage::Running)
             && let Some(&ending) = at_fault(&self.outcome.endings)
         {
@@ -279,16 +318,10 @@ impl<'a> Supervisor<'a> {
     fn warn(&self, ending: Ending) {
         if self.around.kind == Kind::Program
             && self.stop.is_none()
+            && !self.around.is_led
             && self.running().next().is_some()
         {
-            let Ending { rank, pid, how, .. } = ending;
-            let end = match how {
-                How::Exit(code) => format!("ended with code {code}"),
-                How::Signal(_) | How::OutOfMemory => how.to_string(),
-            };
-            let grace = duration::text(GRACE);
-            let message = format!("rank {rank} (pid {pid}) {end}; the others have {grace} to end");
-            self.around.output.say(log::line("warning", &message));
+            self.around.output.say(log::line("warning", &failed(ending)));
         }
     }
 
@@ -384,6 +417,17 @@ impl<'a> Supervisor<'a> {
     fn running(&self) -> impl Iterator<Item = &Rank> {
         self.ranks.iter().filter(|rank| matches!(rank.state, State::Running))
     }
+}
+
+/// What this failure means for the others.
+pub(crate) fn failed(ending: Ending) -> String {
+    let Ending { rank, pid, how, .. } = ending;
+    let end = match how {
+        How::Exit(code) => format!("ended with code {code}"),
+        How::Signal(_) | How::OutOfMemory => how.to_string(),
+    };
+    let grace = duration::text(GRACE);
+    format!("rank {rank} (pid {pid}) {end}; the others have {grace} to end")
 }
 
 /// How long the ranks may take to end by themselves, and say why, after one has failed: the 3 s

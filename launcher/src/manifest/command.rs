@@ -23,7 +23,10 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
     };
     match &options {
         Command::Run(options) => {
-            let ranks = format!("run -n {}", options.ranks.number());
+            let ranks = match options.ranks {
+                Some(ranks) => format!("run -n {}", ranks.number()),
+                None => "run on several hosts".into(),
+            };
             Err(own_ranks(&ranks, "give the program itself as the command"))
         }
         Command::Train(options) => {
