@@ -82,7 +82,12 @@ pub(crate) fn refuse_without(options: &HostOptions, has_nodes: bool) -> Result<(
     match needs_hosts.filter(|option| !(has_nodes && *option == "--rdzv")) {
         None => Ok(()),
         Some(option) => Err(Error::Usage {
-            problem: format!("{option} is for ranks on several hosts, and none are given"),
+            problem: match has_nodes {
+                true => {
+                    format!("{option} is for ranks on several hosts by --hosts, and none are given")
+                }
+                false => format!("{option} is for ranks on several hosts, and none are given"),
+            },
             help: Some(match option {
                 "--rdzv" => "add --hosts, or --nnodes, --node-rank and --nproc-per-node".into(),
                 _ => format!("add --hosts h0:2,h1:2 or --hostfile FILE, or drop {option}"),

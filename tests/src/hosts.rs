@@ -2,6 +2,7 @@
 //! between them. Made of what Linux has (`ip`, `nft`), as root, and gone when dropped.
 
 mod network;
+pub mod ssh;
 
 use std::fs::File;
 use std::net::IpAddr;

@@ -5,6 +5,7 @@ pub mod faults;
 pub mod hosts;
 pub mod networks;
 pub mod rank;
+pub mod slurm;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

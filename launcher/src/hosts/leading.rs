@@ -49,6 +49,7 @@ pub(crate) fn run(
         failure: None,
         stop: None,
         patience: None,
+        has_given_up: false,
     };
     leader.call(&sender)?;
     leader.listen(&sender, events);
@@ -68,8 +69,9 @@ struct Leader<'a> {
     /// What failed before any rank did.
     failure: Option<Error>,
     stop: Option<Stop>,
-    /// When hosts that do not answer are given up.
+    /// When hosts that do not answer, or whose output nobody takes, are given up.
     patience: Option<Instant>,
+    has_given_up: bool,
 }
 
 struct Line {
@@ -125,8 +127,9 @@ impl Leader<'_> {
                 Ok(Event::Signal(signal)) => self.obey(signal),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) if self.patience.is_some_and(is_over) => {
-                    self.patience = None;
                     self.cut();
+                    self.has_given_up = true;
+                    return;
                 }
                 Err(RecvTimeoutError::Timeout) if !has_asked && self.output.is_none() => {
                     has_asked = true;
@@ -149,7 +152,10 @@ impl Leader<'_> {
             return Err(stopped.or(self.failure).unwrap_or_else(nobody));
         };
         drop(output);
-        let outcome = wait_for_output(self.outcome, events);
+        let outcome = match self.has_given_up {
+            true => self.outcome,
+            false => wait_for_output(self.outcome, events),
+        };
         let hosts = self.hosts;
         let result = match self.failure {
             Some(failure) if outcome.stopped_by.is_none() => Err(failure),
@@ -194,7 +200,7 @@ impl Leader<'_> {
             }
             News::Word(Word::Refused { message, help, code }) => {
                 let message = format!("{}: {message}", place.host.destination);
-                self.fail(Error::Job { message, help, code });
+                self.fail(Error::Job { message, help, code: code.max(exit_code::CHECK_FAILED) });
             }
             News::Word(Word::Started { rank, pid }) => {
                 let host = Some(place.host.destination.as_str());
@@ -206,7 +212,8 @@ impl Leader<'_> {
                 if let Some(call) = &mut line.call {
                     call.hang_up();
                 }
-                self.outcome.put_down.extend(put_down);
+                let own = put_down.into_iter().filter(|rank| place.ranks.contains(rank));
+                self.outcome.put_down.extend(own);
             }
             // `Call` prints what ranks print.
             News::Word(Word::Printed { .. }) => {}

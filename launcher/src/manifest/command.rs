@@ -40,11 +40,9 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
         }
         Command::Bench(options) => {
             refuse_peers(&options.peers)?;
-            match options.bench.ranks() {
-                Some(ranks) => {
-                    let given = format!("--ranks {ranks}");
-                    Err(own_ranks(&given, &format!("drop {given}")))
-                }
+            let ranks = options.bench.ranks().map(|ranks| format!("--ranks {ranks}"));
+            match ranks.or(options.hosts.first_given().map(Into::into)) {
+                Some(given) => Err(own_ranks(&given, &format!("drop {given}"))),
                 None => Ok(Vec::new()),
             }
         }

@@ -5,6 +5,7 @@
 mod binding;
 mod ending;
 mod events;
+mod hosts;
 mod identify;
 mod launched;
 mod logs;
