@@ -91,3 +91,21 @@ fn print(text: &[u8]) -> Result<(), Error> {
         written => written.map_err(Error::system("cannot print")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::arguments::Arguments;
+
+    #[test]
+    fn what_is_not_for_users_is_not_shown() {
+        let all = Arguments::command();
+        let shown = shown(&all);
+        for hidden in [keeper::SUBCOMMAND, hosts::SUBCOMMAND] {
+            assert!(names(&all).contains(&hidden), "{hidden}");
+            assert!(!names(&shown).contains(&hidden), "{hidden}");
+        }
+    }
+}

@@ -36,10 +36,17 @@ pub(crate) enum News {
 pub(crate) struct Call {
     child: Child,
     /// None once there is nothing more to say.
-    orders: Option<Sender<Zeroizing<Vec<u8>>>>,
+    orders: Option<Sender<ToSend>>,
     pipes: Pipes,
     said: Arc<Mutex<Vec<String>>>,
     has_said_all: Receiver<()>,
+}
+
+/// What the thread that writes is given.
+enum ToSend {
+    Bytes(Zeroizing<Vec<u8>>),
+    /// It says when all before this is written.
+    Mark(Sender<()>),
 }
 
 /// Where to put what the ranks print.
@@ -107,7 +114,17 @@ impl Call {
 
     fn send(&self, bytes: Zeroizing<Vec<u8>>) {
         if let Some(orders) = &self.orders {
-            let _ = orders.send(bytes);
+            let _ = orders.send(ToSend::Bytes(bytes));
+        }
+    }
+
+    /// Waits until all orders so far are on their way, for a while.
+    pub(crate) fn flush(&self) {
+        let (sender, written) = mpsc::channel();
+        if let Some(orders) = &self.orders
+            && orders.send(ToSend::Mark(sender)).is_ok()
+        {
+            let _ = written.recv_timeout(FLUSH);
         }
     }
 
@@ -152,14 +169,18 @@ fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Writes all that is ordered, and beats between, until nothing more can come.
-fn send(mut to: ChildStdin, orders: &Receiver<Zeroizing<Vec<u8>>>) {
+fn send(mut to: ChildStdin, orders: &Receiver<ToSend>) {
     let beat = words::line(&Order::Beat);
     let mut has_task = false;
     loop {
         let sent = match orders.recv_timeout(BEAT) {
-            Ok(bytes) => {
+            Ok(ToSend::Bytes(bytes)) => {
                 has_task = true;
                 to.write_all(&bytes)
+            }
+            Ok(ToSend::Mark(written)) => {
+                let _ = written.send(());
+                Ok(())
             }
             // Before its first order nobody is there who understands it.
             Err(mpsc::RecvTimeoutError::Timeout) if !has_task => Ok(()),
@@ -231,6 +252,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A host that takes nothing holds nobody up.
+const FLUSH: Duration = Duration::from_secs(1);
 /// A third of what the other side waits for.
 const BEAT: Duration = Duration::from_secs(10);
 /// Between the end of what a host says and ssh's own end, and what it has to say of that.

@@ -408,6 +408,8 @@ impl Leader<'_> {
         }
         self.order_all(&Order::Signal { signal });
         if signal == SIGTSTP {
+            // Else the hosts' ranks would go on, and miss this launcher.
+            self.lines.iter().filter_map(|line| line.call.as_ref()).for_each(Call::flush);
             let _ = kill_process(getpid(), Signal::STOP);
         }
     }

@@ -31,6 +31,8 @@ pub(crate) fn why(
     let find = |marks: &[&str]| {
         said.iter().rev().find(|line| marks.iter().any(|mark| line.contains(mark)))
     };
+    // Not what a host's banner says of connections.
+    let find_own = |marks: &[&str]| find(marks).filter(|line| line.starts_with("ssh: "));
     let code = status.and_then(|status| status.code());
     let usage = |problem: String, help: String| Error::Job {
         message: problem,
@@ -42,7 +44,7 @@ pub(crate) fn why(
         help: Some(help),
         code: exit_code::TRY_AGAIN,
     };
-    if let Some(line) = find(&["Could not resolve hostname"]) {
+    if let Some(line) = find_own(&["Could not resolve hostname"]) {
         let problem = line.rsplit_once(": ").map_or("", |(_, reason)| reason);
         return usage(
             format!("unknown host {name}: {problem}"),
@@ -68,14 +70,14 @@ pub(crate) fn why(
             format!("look at it and accept it once: `ssh {name} true`"),
         );
     }
-    if find(&["Connection refused"]).is_some() {
+    if find_own(&["Connection refused"]).is_some() {
         return try_again(
             format!("{name} refuses ssh's connection: the host is up, and no sshd listens there"),
             format!("start sshd on {name}, or give its port: --ssh \"ssh -p PORT\""),
         );
     }
     let unreachable = ["timed out", "No route to host", "Network is unreachable"];
-    if let Some(line) = find(&unreachable) {
+    if let Some(line) = find_own(&unreachable) {
         return try_again(
             format!("{name} does not answer ssh: {line}"),
             format!("see whether {name} is up and whether a firewall keeps TCP port 22 closed"),

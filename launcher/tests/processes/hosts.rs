@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 
 use rustix::process::Signal;
 
-use crate::launched::{Launched, Scratch, WAIT, finish};
+use crate::launched::{Launched, Scratch, WAIT, finish, wait_until};
 
 #[test]
 fn ranks_of_a_host_are_as_ranks_without_one() {
@@ -53,6 +53,35 @@ fn a_second_signal_kills_what_does_not_heed_the_first() {
     assert_eq!(ended.code(), Some(143));
     assert_eq!(ended.error(), "stopped by SIGTERM; rank 0 did not end and was killed");
     scratch.expect_nothing_left();
+}
+
+#[test]
+fn a_leader_that_is_stopped_stops_its_ranks() {
+    let scratch = Scratch::new();
+    let script = format!("echo pid $$; {WAIT} echo on");
+    let mut launched = Launched::start(scratch.run_with(&["--hosts", "localhost:1"], &script));
+    launched.expect_line("[0] ready");
+    let line = launched.expect(|line| line.starts_with("[0] pid "));
+    let rank = line.rsplit_once(' ').unwrap().1.to_owned();
+    let leader = launched.pid().as_raw_pid().to_string();
+    let is_stopped = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(')').unwrap().1.starts_with(" T")
+    };
+    let wait_for = |stopped: bool| {
+        wait_until("both are as they should be", || {
+            let are = [&rank, &leader].map(|pid| is_stopped(pid));
+            if are == [stopped; 2] { Ok(()) } else { Err(are) }
+        });
+    };
+    launched.signal(Signal::TSTP);
+    wait_for(true);
+    launched.signal(Signal::CONT);
+    wait_for(false);
+    scratch.release(0, "on");
+    let ended = launched.finish();
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+    assert!(ended.lines.contains(&"[0] on".to_owned()), "{:?}", ended.lines);
 }
 
 #[test]

@@ -20,7 +20,6 @@ fn every_shell_has_its_completions() {
         }
         // what is not for users
         assert!(!script.contains("keeper"), "{shell}");
-        assert!(!script.contains("allfold-host"), "{shell}");
     }
 }
 
