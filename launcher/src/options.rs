@@ -17,7 +17,8 @@ use crate::meeting::Meeting;
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXIT_CODES)]
 pub(crate) struct RunOptions {
-    /// Number of ranks; auto: one for each core this process may use (also -np)
+    /// Number of ranks; auto: one for each core this process may use; with --hosts: all slots,
+    /// unless given (also -np)
     #[arg(short = 'n', long, visible_alias = "np", value_name = "N|auto")]
     #[arg(allow_negative_numbers = true)]
     #[arg(required_unless_present_any = ["hosts", "hostfile", "nnodes"])]

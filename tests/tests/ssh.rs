@@ -210,6 +210,18 @@ fn a_connection_that_is_lost_is_told() {
     wait_for(&pids);
 }
 
+/// Nothing says that the connection is gone: both ends miss the other.
+#[test]
+fn a_host_that_is_cut_off_is_told_and_ends_its_ranks() {
+    let _one_at_a_time = machine_lock();
+    let test = "a_host_that_is_cut_off_is_told_and_ends_its_ranks";
+    let Some(cluster) = Cluster::new(test) else { return };
+    let (run, pids) = sleepers(&cluster, &long(5));
+    cluster.hosts.cut_off(1);
+    run.wait().assert_error(75, &["lost the connection to host-1 (ranks 2 to 3): ", "Timeout"]);
+    wait_for(&pids);
+}
+
 #[test]
 fn the_secret_goes_through_standard_input_alone() {
     let _one_at_a_time = machine_lock();
