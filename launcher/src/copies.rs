@@ -67,6 +67,7 @@ pub(crate) fn join_or_start<C: Collective>(
         Role::Starter => {
             hosts::refuse_without(&options.hosts, false)?;
             if let Some(hosts) = Hosts::of(&options.hosts, collective.ranks())? {
+                refuse_kills(options)?;
                 // What the ranks read is there.
                 return start(options, hosts.ranks(), Place::Hosts(hosts));
             }
@@ -96,6 +97,18 @@ pub(crate) fn join_or_start<C: Collective>(
             drop(input);
             start(options, ranks, Place::Here)
         }
+    }
+}
+
+/// Ranks of other hosts are not this launcher's to kill.
+fn refuse_kills(options: &JobOptions) -> Result<(), Error> {
+    match options.kill_every {
+        None => Ok(()),
+        Some(_) => Err(Error::Usage {
+            problem: "--kill-every kills ranks of this host, and --hosts starts them on others"
+                .into(),
+            help: Some("drop one of the two".into()),
+        }),
     }
 }
 

@@ -108,6 +108,7 @@ fn share_of(task: Task, secret: Zeroizing<String>) -> Result<(), Error> {
         restart: task.restart,
         binding: &binding,
         journal: &Journal::none(),
+        kills: None,
         logs: Vec::new(),
     };
     let end = attempt.run(sender, &events)?;
