@@ -1,5 +1,8 @@
 //! Every setting: its builder method, environment variable, default and unit.
 
+mod interfaces;
+
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +18,7 @@ use crate::trust::own::OwnCertificates;
 use crate::trust::secret::Secrets;
 
 pub(crate) use crate::world::Limits;
+pub(crate) use interfaces::Interfaces;
 
 /// How a rank connects. Each setting has an environment variable, `ALLFOLD_` and its name.
 #[derive(Clone, Debug)]
@@ -26,6 +30,8 @@ pub struct Config {
     pub(crate) credentials: Option<Credentials>,
     /// This rank's first port; 0 lets the system choose.
     pub(crate) port: u16,
+    /// None: all that are up.
+    pub(crate) interfaces: Option<Interfaces>,
     pub(crate) connect_timeout: Duration,
     pub(crate) heartbeat: Duration,
     /// None: silence is never death.
@@ -183,6 +189,17 @@ impl Config {
         Ok(self)
     }
 
+    /// By which of this host's interfaces the other ranks find this one: names, addresses or blocks
+    /// of them, `eth0`, `eth0,ib0`, `10.0.0.0/8`; all but those after a `^`. Default: all that are up.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] for what names none. Whether this host has one is seen when the rank
+    /// connects.
+    pub fn interface(mut self, names: &str) -> Result<Self> {
+        self.interfaces = Some(Interfaces::parse(names)?);
+        Ok(self)
+    }
+
     /// This rank's number.
     pub fn rank(&self) -> usize {
         self.identity.rank
@@ -221,8 +238,9 @@ impl Config {
         report::Format::read(environment)?;
         warn_of_unknown(environment);
         let in_kubernetes = environment.in_kubernetes();
+        let default_port = default_port(environment)?;
         let rendezvous = match &identity.rendezvous {
-            Some(rendezvous) => HostPort::parse(rendezvous)?,
+            Some(rendezvous) => HostPort::parse(rendezvous, default_port)?,
             // A world of one needs none.
             None if identity.size == 1 => HostPort { host: "127.0.0.1".into(), port: 0 },
             None => {
@@ -250,7 +268,6 @@ impl Config {
             .into());
         }
         let patient = if in_kubernetes { CONNECT_TIMEOUT_KUBERNETES } else { CONNECT_TIMEOUT };
-        let port = environment.port()?.unwrap_or(0);
         Ok(Self {
             rendezvous,
             job: environment
@@ -259,7 +276,8 @@ impl Config {
                 .or_else(|| identity.job.clone())
                 .unwrap_or_else(|| "default".into()),
             credentials: None,
-            port,
+            port: environment.port()?.unwrap_or(0),
+            interfaces: environment.get("ALLFOLD_INTERFACE").map(Interfaces::parse).transpose()?,
             connect_timeout: duration(environment, "ALLFOLD_CONNECT_TIMEOUT", patient)?,
             heartbeat,
             dead_after,
@@ -276,6 +294,11 @@ impl Config {
             identity,
         })
     }
+}
+
+/// The port of an address that is given without one.
+pub(crate) fn default_port(environment: &Environment) -> Result<u16> {
+    Ok(environment.port()?.unwrap_or(DEFAULT_PORT))
 }
 
 /// Not all ranks share memory, though the setting wants it.
@@ -363,9 +386,14 @@ impl Limits {
 }
 
 impl HostPort {
+    /// The address, where it is one and no name.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+
     /// As [`read`](Self::read), for a rendezvous.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
-        Self::read(text).map_err(|problem| {
+    pub(crate) fn parse(text: &str, default_port: u16) -> Result<Self> {
+        Self::read(text, default_port).map_err(|problem| {
             let help = "it comes from ALLFOLD_RENDEZVOUS, else MASTER_ADDR and MASTER_PORT";
             Error::from(ErrorKind::Setting {
                 name: "rendezvous".into(),
@@ -376,8 +404,8 @@ impl HostPort {
         })
     }
 
-    /// `host`, `host:port`, `address:port` or `[address]:port`; the port defaults to 29500.
-    pub(crate) fn read(text: &str) -> Result<Self, &'static str> {
+    /// `host`, `host:port`, `address:port` or `[address]:port`.
+    pub(crate) fn read(text: &str, default_port: u16) -> Result<Self, &'static str> {
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, "")) => (address, None),
             Some((address, rest)) => (address, rest.strip_prefix(':')),
@@ -393,7 +421,7 @@ impl HostPort {
             return Err("names no host; give host:port");
         }
         let port = match port.map(str::parse) {
-            None => DEFAULT_PORT,
+            None => default_port,
             Some(Ok(port)) if port > 0 => port,
             Some(_) => return Err("the port must be 1 to 65535"),
         };
@@ -496,6 +524,7 @@ const NAMES: [&str; 30] = [
     "TLS_KEY",
     "TLS_CA",
     "PORT",
+    "INTERFACE",
     "CONNECT_TIMEOUT",
     "TIMEOUT",
     "HEARTBEAT",
@@ -543,15 +572,26 @@ mod tests {
     #[test]
     fn addresses_are_read_in_all_forms() {
         let parse =
-            |text| HostPort::parse(text).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
-        assert_eq!(parse("node-0"), Ok(("node-0".into(), 29500)));
-        assert_eq!(parse("10.0.0.1:4711"), Ok(("10.0.0.1".into(), 4711)));
+            |text| HostPort::parse(text, 4711).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
+        assert_eq!(parse("node-0"), Ok(("node-0".into(), 4711)));
+        assert_eq!(parse("10.0.0.1:29500"), Ok(("10.0.0.1".into(), 29500)));
         assert_eq!(parse("[fe80::1]:4711"), Ok(("fe80::1".into(), 4711)));
-        assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 29500)));
+        assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 4711)));
         assert!(parse("fe80::1").unwrap_err().contains("brackets"));
         assert!(parse("node-0:port").unwrap_err().contains("1 to 65535"));
         assert!(parse("node-0:0").unwrap_err().contains("1 to 65535"));
         assert!(parse(":4711").unwrap_err().contains("names no host"));
+    }
+
+    #[test]
+    fn a_rendezvous_without_a_port_has_that_of_the_settings() {
+        let port = |setting: &str| {
+            let identity =
+                Identity { rendezvous: Some("node-0".into()), ..Identity::explicit(0, 2) };
+            let environment = Environment::from([("ALLFOLD_PORT", setting)]);
+            Config::read(identity, &environment).unwrap().rendezvous.port
+        };
+        assert_eq!(["", "0", "4711"].map(port), [29_500, 29_500, 4_711]);
     }
 
     #[test]

@@ -46,7 +46,8 @@ impl Error {
                 "check the name with `getent hosts {name}`, or give an address in \
                  ALLFOLD_RENDEZVOUS or MASTER_ADDR"
             )),
-            ConnectTimeout { .. } => Some(
+            ConnectTimeout { help: Some(help), .. } => Some(help.clone()),
+            ConnectTimeout { help: None, .. } => Some(
                 "check that every rank was started with the same rendezvous address and that UDP \
                  passes between the hosts, in packets of up to 1,252 bytes; \
                  ALLFOLD_CONNECT_TIMEOUT sets the wait"
@@ -209,10 +210,12 @@ pub enum ErrorKind {
     /// Not all ranks met before the deadline.
     #[error("{problem} (waited {waited})")]
     ConnectTimeout {
-        /// Who is missing, or who does not answer.
+        /// Who is missing, or who does not answer and why.
         problem: String,
         /// How long it was tried.
         waited: String,
+        /// What to do, where more is known.
+        help: Option<String>,
     },
 
     /// Another rank refused this process.

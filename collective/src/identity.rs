@@ -45,6 +45,8 @@ pub struct Identity {
     pub rendezvous: Option<String>,
     /// An id that the launcher gives to all ranks of the job alike.
     pub job: Option<String>,
+    /// The port at which this rank listens, where a list of all ranks' addresses names one.
+    pub port: Option<u16>,
     /// Launchers whose variables are set and that did not decide.
     pub ignored: Vec<Ignored>,
 }
@@ -142,6 +144,7 @@ impl Identity {
             launcher: "the program itself".into(),
             rendezvous: None,
             job: None,
+            port: None,
             ignored: Vec::new(),
         }
     }

@@ -6,8 +6,10 @@
 //! What to do is decided in `gathering` (rank 0) and `attending` (the others), which are pure;
 //! `gather` and `attend` have the connections and the timers.
 
+mod addresses;
 mod attend;
 mod attending;
+mod diagnosis;
 mod doorkeeper;
 mod gather;
 mod gathering;
@@ -15,10 +17,12 @@ mod roster;
 #[cfg(test)]
 mod simulated;
 mod sockets;
+#[cfg(test)]
+mod waiting;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,16 +53,14 @@ use crate::report;
 use crate::statistics::Counters;
 use crate::trust::Credentials;
 use crate::trust::certificates::{LeafHash, Membership};
-use crate::trust::hello::{Again, Greeted, Hello, Purpose};
+use crate::trust::hello::{Again, Greeted, Hello, MAX_ADDRESSES, Purpose};
 use crate::trust::secret::fill_random;
 use crate::verdict::Loss;
 use crate::world::{Peer, World};
 
 pub(crate) use attend::Dialled;
 pub use doorkeeper::Doorkeeper;
-use sockets::{
-    Listen, SocketTurn, local_port, port_of, reachable, rendezvous_socket, resolve_patiently,
-};
+use sockets::{Listen, SocketTurn, local_port, port_of, rendezvous_socket};
 
 /// What a communicator is made of.
 pub(crate) struct Joined {
@@ -80,9 +82,9 @@ pub(crate) struct Entry {
     pub(crate) pid: u32,
     pub(crate) habitat: u64,
     pub(crate) incarnation: u128,
-    /// As rank 0 sees it; None for rank 0 itself, which everybody has already found, and where it
-    /// sees a loopback address, which only its own host reaches: the rank is where rank 0 is.
-    pub(crate) address: Option<IpAddr>,
+    /// Where rank 0 sees it, unless that is a loopback address, which only its own host reaches;
+    /// then where it says that it is. At most [`MAX_WAYS`].
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) control_port: u16,
     /// One for each lane.
     pub(crate) lane_ports: Vec<u16>,
@@ -90,17 +92,41 @@ pub(crate) struct Entry {
     pub(crate) door: Option<Door>,
 }
 
+impl Entry {
+    /// The ways to one of its ports: first where it was found already.
+    pub(crate) fn ways(&self, found: Option<SocketAddr>, port: u16) -> Vec<SocketAddr> {
+        let at_port = |mut address: SocketAddr| {
+            address.set_port(port);
+            address
+        };
+        let mut ways: Vec<SocketAddr> = found.map(at_port).into_iter().collect();
+        for ip in &self.addresses {
+            if !ways.iter().any(|way| way.ip() == *ip) {
+                ways.push(SocketAddr::new(*ip, port));
+            }
+        }
+        ways
+    }
+}
+
 /// The outcome of a rendezvous.
 pub(crate) struct Meeting {
     pub(crate) epoch: u64,
     pub(crate) table: Vec<Entry>,
-    /// Where this rank reached rank 0.
-    pub(crate) rank_0: IpAddr,
+    /// Where this rank reached others, or saw them come from.
+    pub(crate) found: BTreeMap<u32, SocketAddr>,
     /// By which all ranks choose their plans.
     pub(crate) costs: CostTable,
     /// By rank: whether it and all others of its home have mapped each other's memory.
     pub(crate) shares: Vec<bool>,
     pub(crate) mapped: Mapped,
+}
+
+impl Meeting {
+    /// The ways to a rank's port, the best first; rank 0 sees itself where the others do.
+    fn ways(&self, entry: &Entry, port: u16) -> Vec<SocketAddr> {
+        entry.ways(self.found.get(&entry.rank).copied(), port)
+    }
 }
 
 /// What became of a rank's attempt to map its neighbours' memory.
@@ -149,7 +175,7 @@ fn neighbours(table: &[Entry], rank: u32) -> Vec<(u32, Door)> {
 struct Knock {
     /// Names its connection.
     link: usize,
-    from: IpAddr,
+    from: SocketAddr,
     hello: Hello,
     leaf: LeafHash,
 }
@@ -158,7 +184,7 @@ impl Knock {
     fn of(greeted: &Greeted) -> Self {
         Self {
             link: greeted.connection.stable_id(),
-            from: endpoint::plain(greeted.connection.remote_address()).ip(),
+            from: endpoint::plain(greeted.connection.remote_address()),
             hello: greeted.hello.clone(),
             leaf: greeted.leaf,
         }
@@ -191,18 +217,21 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let limits = Limits { dead_after: config.dead_after, ..config.limits };
     let (forced, lanes) = (config.algorithm, config.lanes);
     let mut launched = connect_launcher(&config);
-    let address = resolve_patiently(&config)?;
-    let listen = Listen::new(&config.rendezvous.host, address.ip());
+    let here = addresses::of_this_host();
+    let chosen = addresses::chosen(&here, config.interfaces.as_ref())?;
+    let listen = Listen::new(&config, &here)?;
     if let Some(warning) = listen.warning(&config) {
         report::warn(&warning);
     }
-    let lane_socket = |lane| listen.bind(port_of(&config, 1 + lane)?);
+    let told = listen.told(&config, &chosen);
+    let bind = |which| listen.bind(port_of(&config, which)?, &config, &told);
+    let lane_socket = |lane| bind(1 + lane);
     let lane_sockets: Vec<UdpSocket> = (0..lanes).map(lane_socket).collect::<Result<_>>()?;
     let lane_ports = lane_sockets.iter().map(local_port).collect::<Result<_>>()?;
     let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
-        (listen.bind(port_of(&config, 0)?)?, None)
+        (bind(0)?, None)
     };
     let sharing = config.sharing;
     let memory = match (sharing != Sharing::Never).then(share_memory).transpose() {
@@ -225,6 +254,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         habitat: processes::habitat(),
         purpose: Purpose::Join {
             settings: config.job_wide(),
+            addresses: told,
             control_port: local_port(&socket)?,
             lane_ports,
             door: memory.as_ref().map(|(_, doorway)| doorway.door()),
@@ -232,7 +262,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     };
     let (arena, doorway) = memory.unzip();
     let door = arena.clone().zip(doorway);
-    let me = Me { hello: hello.clone(), address: reachable(address) };
+    let me = Me { hello: hello.clone() };
     let place = (socket, turn, door);
     let (control, meeting) =
         start_control(config, counters, membership.clone(), place, launched, me)?;
@@ -241,31 +271,26 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         .iter()
         .map(|entry| {
             let known = Peer::new(entry.rank as usize, &entry.host, entry.pid);
-            let address = Some(entry.address.unwrap_or(meeting.rank_0));
+            let address = meeting.ways(entry, 0).first().map(SocketAddr::ip);
             let shares = meeting.shares.get(entry.rank as usize) == Some(&true);
             let home = entry.door.filter(|_| shares).map(|door| door.home);
             Peer { address, habitat: entry.habitat, home, ..known }
         })
         .collect();
     #[cfg(feature = "faults")]
-    faults::meet_table(&meeting.table, meeting.rank_0);
-    let addresses: Vec<IpAddr> =
-        meeting.table.iter().map(|entry| entry.address.unwrap_or(meeting.rank_0)).collect();
+    faults::meet_table(&meeting.table, &meeting.found);
     // Both sides have checked that there is a port for each lane.
     let of_lane = |lane: u16| -> Vec<LaneAddress> {
-        let ranks = meeting.table.iter().zip(&addresses);
-        let ports = |entry: &Entry| entry.lane_ports.get(usize::from(lane)).copied();
-        ranks
-            .filter_map(|(entry, ip)| {
-                let address = SocketAddr::new(*ip, ports(entry)?);
-                Some(LaneAddress { address, leaf: entry.leaf })
-            })
-            .collect()
+        let at = |entry: &Entry| {
+            let port = entry.lane_ports.get(usize::from(lane)).copied()?;
+            Some(LaneAddress { addresses: meeting.ways(entry, port), leaf: entry.leaf })
+        };
+        meeting.table.iter().filter_map(at).collect()
     };
     let lane_addresses: Vec<_> = (0..lanes).map(of_lane).collect();
     let neighbours = neighbours(&meeting.table, rank).len();
     let shares = neighbours > 0 && meeting.shares.get(rank as usize) == Some(&true);
-    let meets_all = shares && neighbours + 1 == addresses.len();
+    let meets_all = shares && neighbours + 1 == peers.len();
     if sharing == Sharing::Everywhere && !meets_all {
         return Err(config::cannot_share(why_apart(&meeting, rank)));
     }
@@ -274,13 +299,15 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let memory = memory
         .map(|own| Arc::new(HostMemory::new(rank, own, others, cores::suffice(rank, &peers, 1))));
     let several = if lanes > 1 { format!(", {lanes} lanes") } else { String::new() };
-    let transport = match addresses.iter().find(|address| !address.is_loopback()) {
+    let address_of = |rank: u32| peers.get(rank as usize).and_then(|peer| peer.address);
+    let address = address_of(rank).unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let is_loopback = |peer: &Peer| peer.address.is_none_or(|ip| ip.is_loopback());
+    let transport = match peers.iter().all(is_loopback) {
         _ if meets_all => "shared memory".into(),
-        None => format!("quic on {}{several}", meeting.rank_0),
-        Some(_) if shares => format!("shared memory within hosts, quic between them{several}"),
-        Some(_) => format!("quic between hosts{several}"),
+        true => format!("quic on {}{several}", address_of(0).unwrap_or(address)),
+        false if shares => format!("shared memory within hosts, quic between them{several}"),
+        false => format!("quic between hosts{several}"),
     };
-    let address = addresses.get(rank as usize).copied().unwrap_or(meeting.rank_0);
     let choice = Choice { costs: meeting.costs, forced, lanes };
     let epoch = meeting.epoch;
     let world = Arc::new(World::new(rank, epoch, peers, limits, choice, counters.clone()));
@@ -336,8 +363,6 @@ type Place = (UdpSocket, Option<SocketTurn>, Option<(Arc<Arena>, Doorway)>);
 #[derive(Clone)]
 pub(crate) struct Me {
     pub(crate) hello: Hello,
-    /// Where rank 0 is, as it resolved first.
-    pub(crate) address: SocketAddr,
 }
 
 /// Starts the control thread and waits until the ranks have met.
@@ -508,7 +533,9 @@ pub(crate) fn refused(reason: String, again: Again) -> Error {
     if again == Again::Over {
         return ErrorKind::Done { reason }.into();
     }
-    ErrorKind::Refused { reason, retryable: again != Again::Never, help: None }.into()
+    let help = "start the same version on every host, by the same image or the same installation";
+    let help = reason.contains(RUNS).then(|| help.to_string());
+    ErrorKind::Refused { reason, retryable: again != Again::Never, help }.into()
 }
 
 fn incarnation() -> Result<u128> {
@@ -523,6 +550,10 @@ pub(crate) const SAY_EVERY: Duration = Duration::from_secs(10);
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(25);
 /// And one that starts early does not flood a name server.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Of a rank: where rank 0 sees it, and where it says that it is.
+pub(crate) const MAX_WAYS: usize = 1 + MAX_ADDRESSES;
+/// Between a rank and its version, where two differ.
+pub(crate) const RUNS: &str = " runs allfold ";
 /// 28 connections; beyond it the distances 2^k take over.
 pub(crate) const ALL_WATCH_ALL: u32 = 8;
 

@@ -141,6 +141,14 @@ pub(crate) fn decode_control<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Str
     }
 }
 
+/// Reads what a control message begins with; the rest may be of another version.
+pub(crate) fn decode_beginning<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let config = bincode::config::legacy().with_limit::<MAX_HELLO_BYTES>();
+    bincode::serde::decode_from_slice(bytes, config)
+        .map(|(beginning, _)| beginning)
+        .map_err(|error| format!("a control message that cannot be read: {error}"))
+}
+
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

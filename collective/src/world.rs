@@ -34,7 +34,7 @@ pub struct Peer {
     pub host: String,
     /// Its process id on that host.
     pub pid: u32,
-    /// Where rank 0 saw it; None within a process.
+    /// Where this rank has found it, else where rank 0 has; None within a process.
     pub address: Option<IpAddr>,
     /// Where its process id is known (see `control/processes.rs`).
     pub(crate) habitat: u64,

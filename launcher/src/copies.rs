@@ -249,6 +249,7 @@ mod tests {
             launcher: "allfold run".into(),
             rendezvous: None,
             job: None,
+            port: None,
             ignored: Vec::new(),
         }
     }

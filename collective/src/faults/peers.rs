@@ -1,7 +1,7 @@
 //! Which rank listens at which address, as far as this process knows.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::rendezvous::Entry;
@@ -9,24 +9,30 @@ use crate::rendezvous::Entry;
 /// Where a rank's sockets are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sockets {
-    pub(super) control: Option<SocketAddr>,
+    pub(super) control: Vec<SocketAddr>,
     pub(super) lanes: Vec<SocketAddr>,
 }
 
 /// A rank was met before there was a world table.
 pub(crate) fn meet(rank: u32, control: SocketAddr) {
-    book().insert(rank, Sockets { control: Some(control), lanes: Vec::new() });
+    let mut book = book();
+    let known = book.entry(rank).or_default();
+    known.lanes.clear();
+    if !known.control.contains(&control) {
+        known.control.push(control);
+    }
 }
 
-/// The world table: in a process with several worlds the last one counts.
-pub(crate) fn meet_table(table: &[Entry], rank_0: IpAddr) {
+/// The world table, and where this process has found ranks: in a process with several worlds the
+/// last one counts.
+pub(crate) fn meet_table(table: &[Entry], found: &BTreeMap<u32, SocketAddr>) {
     let mut book = book();
     book.clear();
     for entry in table {
-        let ip = entry.address.unwrap_or(rank_0);
+        let at = |port: u16| entry.ways(found.get(&entry.rank).copied(), port);
         let sockets = Sockets {
-            control: Some(SocketAddr::new(ip, entry.control_port)),
-            lanes: entry.lane_ports.iter().map(|port| SocketAddr::new(ip, *port)).collect(),
+            control: at(entry.control_port),
+            lanes: entry.lane_ports.iter().copied().flat_map(at).collect(),
         };
         book.insert(entry.rank, sockets);
     }

@@ -202,16 +202,16 @@ impl Route {
 
 impl Place {
     fn is_at(self, address: SocketAddr) -> bool {
-        let is = |other: Option<SocketAddr>| other.is_some_and(|o| peers::is_same(o, address));
+        let is = |others: &[SocketAddr]| others.iter().any(|o| peers::is_same(*o, address));
         match self {
             Place::Everywhere => true,
             Place::Rank(rank) => {
                 let sockets = peers::sockets(rank);
-                is(sockets.control) || sockets.lanes.into_iter().any(|lane| is(Some(lane)))
+                is(&sockets.control) || is(&sockets.lanes)
             }
-            Place::Control(rank) => is(peers::sockets(rank).control),
-            Place::Lane(rank) => peers::sockets(rank).lanes.into_iter().any(|lane| is(Some(lane))),
-            Place::Address(other) => is(Some(other)),
+            Place::Control(rank) => is(&peers::sockets(rank).control),
+            Place::Lane(rank) => is(&peers::sockets(rank).lanes),
+            Place::Address(other) => is(&[other]),
         }
     }
 }

@@ -33,7 +33,8 @@ fn read_anywhere(environment: &Environment) -> Result<Reading> {
 
 /// Who this is by variables, or options, of these names.
 pub(super) fn claim(environment: &Environment, (rank, peers): (&str, &str)) -> Result<Claim> {
-    let list = environment.get(PEERS).map(|text| Peers::parse(peers, text)).transpose()?;
+    let list =
+        environment.get(PEERS).map(|text| Peers::parse(environment, peers, text)).transpose()?;
     let Some(number) = environment.number(RANK)? else {
         let start = format!("set {rank} on every rank to its place in {peers}, 0 being the first");
         return Err(unset(rank, format!("is not set, but {peers} is"), start));

@@ -29,6 +29,8 @@ pub(super) struct Claim {
     /// An error says what to set where it is not known.
     pub(super) rendezvous: Result<Found<String>>,
     pub(super) job: Option<Found<String>>,
+    /// This rank's own port, where a list of addresses has one for each rank.
+    pub(super) port: Option<u16>,
     /// How many agents of the launcher there are, one of which started this process, if it has
     /// agents.
     pub(super) agents: Option<usize>,
@@ -55,6 +57,7 @@ impl Claim {
             local: None,
             rendezvous,
             job: None,
+            port: None,
             agents: None,
             is_guess: false,
             pods: None,

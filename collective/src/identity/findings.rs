@@ -6,7 +6,7 @@ use super::choice::{self, Scope};
 use super::claim::{Claim, Found, Local, check_size, unset};
 use super::peers::Peers;
 use super::{Environment, Identity, by_hand, invalid};
-use crate::config::HostPort;
+use crate::config::{HostPort, default_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::trust::Credentials;
 
@@ -30,6 +30,8 @@ pub struct Findings {
     pub job: Option<Found<String>>,
     /// Launchers whose variables are set and that did not decide.
     pub ignored: Vec<Ignored>,
+    /// The port at which this rank listens, where a list of all ranks' addresses names one.
+    port: Option<u16>,
     /// Why this process cannot be a rank.
     problem: Option<Error>,
     /// Whether the problem is only that what this process runs in does not say how many ranks there
@@ -101,7 +103,8 @@ impl Findings {
     }
 
     fn take(&mut self, environment: &Environment, claim: Claim, checked: Result<()>) {
-        let Claim { rank, size, local, rendezvous, job, .. } = claim;
+        let Claim { rank, size, local, rendezvous, job, port, .. } = claim;
+        self.port = port;
         let is_alone = size.as_ref().is_ok_and(|size| size.value == 1);
         let alone = |value| Found::new(value, "no other rank of this host is known");
         let local = local.unwrap_or_else(|| Local { rank: alone(0), size: alone(1) });
@@ -189,6 +192,7 @@ impl Findings {
             launcher: launcher.clone(),
             rendezvous: self.rendezvous.as_ref().map(|found| found.value.clone()),
             job: self.job.as_ref().map(|found| found.value.clone()),
+            port: self.port,
             ignored: self.ignored.clone(),
         }))
     }
@@ -215,7 +219,7 @@ fn is_unset(error: &Error) -> bool {
 /// Adds what the user set beside the launcher, and looks for contradictions.
 fn settle(environment: &Environment, scope: Scope, claim: &mut Claim) -> Result<()> {
     let peers = environment.get(by_hand::PEERS);
-    let peers = peers.map(|text| Peers::parse(by_hand::PEERS, text)).transpose()?;
+    let peers = peers.map(|text| Peers::parse(environment, by_hand::PEERS, text)).transpose()?;
     // A pod's environment counts pods, and a launcher in it the processes.
     let is_of_others = environment.in_kubernetes() && scope != Scope::Pod;
     if scope != Scope::Given {
@@ -237,8 +241,10 @@ fn settle(environment: &Environment, scope: Scope, claim: &mut Claim) -> Result<
         claim.rendezvous = Ok(place);
     }
     if let Ok(Found { value, from }) = &mut claim.rendezvous {
-        *value =
-            HostPort::read(value).map_err(|problem| invalid(from, value, problem))?.to_string();
+        let port = default_port(environment)?;
+        *value = HostPort::read(value, port)
+            .map_err(|problem| invalid(from, value, problem))?
+            .to_string();
     }
     claim.check(environment)
 }

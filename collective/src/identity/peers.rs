@@ -3,25 +3,28 @@
 use std::collections::BTreeSet;
 
 use super::claim::{Claim, Found, Local};
-use super::{by_hand, invalid};
-use crate::config::HostPort;
+use super::{Environment, by_hand, invalid};
+use crate::config::{HostPort, default_port};
 use crate::error::Result;
 
 pub(super) struct Peers(Vec<HostPort>);
 
 impl Peers {
     /// `a:2222,b:2222`; `name` is where it stands.
-    pub(super) fn parse(name: &str, text: &str) -> Result<Self> {
+    pub(super) fn parse(environment: &Environment, name: &str, text: &str) -> Result<Self> {
         let list = text.trim().trim_end_matches(',').split(',').map(str::trim);
-        Self::of(list).map_err(|problem| invalid(name, text, &problem))
+        Self::of(list, default_port(environment)?).map_err(|problem| invalid(name, text, &problem))
     }
 
     /// An error says what is wrong with the list.
-    pub(super) fn of<'a>(list: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+    pub(super) fn of<'a>(
+        list: impl Iterator<Item = &'a str>,
+        default_port: u16,
+    ) -> Result<Self, String> {
         let mut seen = BTreeSet::new();
         let mut peers = Vec::new();
         for text in list {
-            let peer = HostPort::read(text).map_err(|problem| {
+            let peer = HostPort::read(text, default_port).map_err(|problem| {
                 format!("has the entry `{}`: {problem}", text.escape_default())
             })?;
             if !seen.insert(peer.to_string()) {
@@ -44,6 +47,7 @@ impl Peers {
         if let Some(first) = self.0.first() {
             claim.rendezvous = Ok(Found::new(first.to_string(), format!("{name}, first entry")));
         }
+        claim.port = self.0.get(number).map(|own| own.port);
         claim.local = self.0.get(number).map(|own| {
             let is_here = |peer: &&HostPort| peer.host == own.host;
             Local {

@@ -8,6 +8,7 @@ use super::choice::Reading;
 use super::claim::{Claim, Found, unset};
 use super::peers::Peers;
 use super::{Environment, by_hand, pods};
+use crate::config::{HostPort, default_port};
 use crate::error::{Error, Result};
 
 #[derive(Deserialize)]
@@ -78,7 +79,7 @@ pub(super) fn read(environment: &Environment) -> Result<Reading> {
         _ => index,
     };
     let ranks = ["chief", "master", "worker"].into_iter().flat_map(members).map(String::as_str);
-    let peers = Peers::of(ranks).map_err(|problem| wrong(&problem))?;
+    let peers = Peers::of(ranks, default_port(environment)?).map_err(|problem| wrong(&problem))?;
     let mut claim = peers.claim(Found::new(rank, NAME), NAME)?;
     claim.job = peers.first().and_then(|first| job(&first.host));
     Ok(claim.into())
@@ -118,6 +119,7 @@ fn sparse(
     };
     let mut claim = Claim::new(Found::new(index, NAME), size, by_hand::RENDEZVOUS);
     let Some(own) = known.get(&index.to_string()) else { return Ok(claim) };
+    claim.port = HostPort::read(own, default_port(environment)?).ok().map(|own| own.port);
     let (name, rest) = own.split_at(own.find(['.', ':']).unwrap_or(own.len()));
     if let Some(base) = name.strip_suffix(&format!("-{index}")) {
         let why = format!("{NAME}, with 0 for {index}");

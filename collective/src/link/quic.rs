@@ -11,6 +11,7 @@ mod drops;
 pub(crate) mod endpoint;
 #[cfg(test)]
 mod incast;
+mod race;
 mod socket;
 pub(crate) mod tuning;
 
@@ -35,10 +36,10 @@ use drops::Drops;
 use endpoint::{Complaints, OpenEndpoint};
 use tuning::Traffic;
 
-/// Where a rank's lane listens, and with which certificate.
+/// Where a rank's lane listens, the best address first, and with which certificate.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneAddress {
-    pub(crate) address: SocketAddr,
+    pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) leaf: LeafHash,
 }
 
@@ -212,22 +213,19 @@ impl Shared {
 
     /// Dials until the peer answers. Whether it is late or dead is for the control endpoint.
     async fn dial(self: Rc<Self>, peer: u32) {
-        let Some(LaneAddress { address, leaf }) = self.addresses.get(peer as usize).cloned() else {
+        let Some(LaneAddress { addresses, leaf }) = self.addresses.get(peer as usize).cloned()
+        else {
             return;
         };
         let since = Instant::now();
         let mut has_warned = false;
         loop {
-            let problem = match self.dial_once(peer, address).await {
-                Ok(mut welcomed) if welcomed.leaf == leaf => {
+            let problem = match self.dial_once((peer, leaf), addresses.clone()).await {
+                Ok(mut welcomed) => {
                     self.in_vain.borrow_mut().remove(&peer);
                     // Tells the peer that the welcome came before this end gave up on it.
                     let _ = welcomed.sender.finish();
                     return self.joined(peer, welcomed.connection);
-                }
-                Ok(welcomed) => {
-                    welcomed.connection.close(REFUSED.into(), b"not who was met");
-                    format!("another process answers at {address}")
                 }
                 Err(_) if self.closed.get() => return,
                 Err(DialError::Final(reason) | DialError::Refused(reason, _)) => {
@@ -237,7 +235,7 @@ impl Shared {
                     }
                     reason
                 }
-                Err(DialError::Retry(reason)) => reason,
+                Err(DialError::Elsewhere(reason) | DialError::Retry(reason)) => reason,
             };
             self.in_vain.borrow_mut().insert(peer, (since, problem));
             tokio::time::sleep(DIAL_PAUSE).await;
@@ -246,8 +244,8 @@ impl Shared {
 
     async fn dial_once(
         &self,
-        peer: u32,
-        address: SocketAddr,
+        (peer, leaf): (u32, LeafHash),
+        addresses: Vec<SocketAddr>,
     ) -> std::result::Result<hello::Welcomed, DialError> {
         let mut hello = self.hello.clone();
         hello.purpose = Purpose::Lane { epoch: self.id.epoch, lane: self.id.lane };
@@ -256,7 +254,7 @@ impl Shared {
             membership: &self.membership,
             traffic: self.id.traffic(),
         };
-        caller.dial(peer, address, &hello, DIAL_LIMIT).await
+        caller.dial_any((peer, Some(leaf)), addresses, &hello, DIAL_LIMIT).await
     }
 
     /// Judges a peer that dialled this lane.

@@ -1,15 +1,17 @@
 //! The side of every rank but 0, with connections and timers: feeds what happens to `attending`,
 //! and does what it says.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::attending::{self, Action, Attending, Terms};
-use super::{Knock, Me, Meeting, map, sockets};
+use super::attending::{self, Action, Attending, Terms, Unfound};
+use super::diagnosis::{self, Diagnosis};
+use super::{Knock, LAST_PAUSE, Me, Meeting, addresses, map, sockets};
 #[cfg(feature = "faults")]
 use crate::control::endpoint::Message;
 use crate::control::endpoint::{Control, Event};
@@ -18,12 +20,15 @@ use crate::error::Result;
 use crate::faults;
 use crate::link::quic::{endpoint, tuning::Traffic};
 use crate::report;
+use crate::trust::certificates::LeafHash;
 use crate::trust::hello::{DialError, Greeted, Hello, Purpose, Welcomed};
 
 /// The outcome of a dialling task.
 pub(crate) enum Dialled {
-    /// Rank 0, where it was found.
-    RankZero(std::result::Result<(IpAddr, Box<Welcomed>), DialError>),
+    /// Rank 0, if it was found.
+    RankZero(std::result::Result<Box<Welcomed>, Unfound>),
+    /// What was found out of rank 0's addresses.
+    Probed(Diagnosis),
     /// A rank to watch, in this epoch.
     Watch { epoch: u64, rank: u32, outcome: std::result::Result<Box<Welcomed>, DialError> },
 }
@@ -39,10 +44,16 @@ pub(super) async fn attend(
         size: control.config.size() as u32,
         lanes: control.config.lanes,
         connect_timeout: control.config.connect_timeout,
-        place: control.config.rendezvous.to_string(),
+        place: control.config.rendezvous.clone(),
     };
     let (mut attending, actions) = Attending::new(terms, Instant::now());
-    let mut guest = Guest { control, me, knocking: BTreeMap::new(), dialled: BTreeMap::new() };
+    let mut guest = Guest {
+        control,
+        me,
+        known: Rc::default(),
+        knocking: BTreeMap::new(),
+        dialled: BTreeMap::new(),
+    };
     if let Some(outcome) = guest.carry_out(&mut attending, actions).await {
         return outcome;
     }
@@ -62,6 +73,8 @@ pub(super) async fn attend(
 struct Guest<'a> {
     control: &'a Rc<Control>,
     me: &'a Me,
+    /// Where rank 0's name led last.
+    known: Rc<RefCell<Vec<SocketAddr>>>,
     /// Who has knocked and not been answered, by connection.
     knocking: BTreeMap<usize, Box<Greeted>>,
     /// Who has made this rank welcome and is no link yet, by connection.
@@ -81,7 +94,7 @@ impl Guest<'_> {
                 drop(share);
                 #[cfg(feature = "faults")]
                 if let Message::Prepare { table, .. } = &message {
-                    faults::meet_table(table, self.me.address.ip());
+                    faults::meet_table(table, &BTreeMap::new());
                 }
                 attending::Event::Message(rank, message)
             }
@@ -93,18 +106,20 @@ impl Guest<'_> {
             // Only of a world that has begun.
             Event::Gone(_) | Event::Asked(_) => attending::Event::Time,
             Event::Dialled(Dialled::RankZero(outcome)) => {
-                let found = |(address, welcomed)| (address, self.keep(welcomed));
+                let found = |welcomed: Box<Welcomed>| (welcomed.address(), self.keep(welcomed));
                 attending::Event::RankZero(outcome.map(found))
             }
+            Event::Dialled(Dialled::Probed(diagnosis)) => attending::Event::Probed(diagnosis),
             Event::Dialled(Dialled::Watch { epoch, rank, outcome }) => match outcome {
                 Ok(welcomed) => {
-                    let leaf = welcomed.leaf;
-                    attending::Event::Reached { epoch, rank, link: self.keep(welcomed), leaf }
+                    let (leaf, at) = (welcomed.leaf, welcomed.address());
+                    attending::Event::Reached { epoch, rank, link: self.keep(welcomed), leaf, at }
                 }
                 Err(error) => {
                     // One that refuses runs in another world by now.
                     let again = !matches!(error, DialError::Refused(..));
-                    attending::Event::Unreached { epoch, rank, again }
+                    let problem = error.to_string();
+                    attending::Event::Unreached { epoch, rank, again, problem }
                 }
             },
         }
@@ -151,8 +166,9 @@ impl Guest<'_> {
         let control = self.control;
         match action {
             Action::FindRankZero { after } => self.find_rank_0(after),
-            Action::Dial { epoch, rank, address, after } => {
-                self.dial_peer(epoch, rank, address, after);
+            Action::Probe => self.probe(),
+            Action::Dial { epoch, rank, leaf, ways, after } => {
+                self.dial_peer(epoch, (rank, leaf), ways, after);
             }
             Action::Take { rank, link } => {
                 if let Some(welcomed) = self.dialled.remove(&link) {
@@ -187,44 +203,96 @@ impl Guest<'_> {
 
     /// Looks for rank 0 anew after a pause: its name may lead elsewhere by then.
     fn find_rank_0(&self, after: Duration) {
-        let (control, hello, first) =
-            (self.control.clone(), self.me.hello.clone(), self.me.address);
+        let (control, hello) = (self.control.clone(), self.me.hello.clone());
+        let known = self.known.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(after).await;
-            let place = &control.config.rendezvous;
-            let found = tokio::net::lookup_host((place.host.as_str(), place.port)).await;
-            let address = found.ok().and_then(sockets::preferred).unwrap_or(first);
-            #[cfg(feature = "faults")]
-            faults::meet(0, address);
-            let outcome = dial(&control, &hello, 0, address).await;
-            let outcome = outcome.map(|welcomed| (address.ip(), Box::new(welcomed)));
+            let outcome = match look_up(&control, &known).await {
+                Ok(ways) => {
+                    #[cfg(feature = "faults")]
+                    ways.iter().for_each(|way| faults::meet(0, *way));
+                    let outcome = dial(&control, &hello, (0, None), ways).await;
+                    outcome.map(Box::new).map_err(Unfound::Dial)
+                }
+                Err(problem) => Err(Unfound::Unknown(problem)),
+            };
             let _ = control.events.send(Event::Dialled(Dialled::RankZero(outcome)));
         });
     }
 
-    fn dial_peer(&self, epoch: u64, rank: u32, address: SocketAddr, after: Duration) {
+    fn dial_peer(
+        &self,
+        epoch: u64,
+        (rank, leaf): (u32, LeafHash),
+        ways: Vec<SocketAddr>,
+        after: Duration,
+    ) {
         let (control, mut hello) = (self.control.clone(), self.me.hello.clone());
         hello.purpose = Purpose::Watch { epoch };
         tokio::task::spawn_local(async move {
             tokio::time::sleep(after).await;
-            let outcome = dial(&control, &hello, rank, address).await.map(Box::new);
+            let outcome = dial(&control, &hello, (rank, Some(leaf)), ways).await.map(Box::new);
             let _ = control.events.send(Event::Dialled(Dialled::Watch { epoch, rank, outcome }));
         });
+    }
+
+    /// Finds out why rank 0 does not answer.
+    fn probe(&self) {
+        let (events, known) = (self.control.events.clone(), self.known.borrow().clone());
+        tokio::task::spawn_local(async move {
+            if let Some(diagnosis) = diagnosis::look(known).await {
+                let _ = events.send(Event::Dialled(Dialled::Probed(diagnosis)));
+            }
+        });
+    }
+}
+
+/// Where rank 0's name leads now. While nobody can say, it is where it led last, if that is known:
+/// a pod that is not ready may have no name, and be there.
+///
+/// # Errors
+/// The resolver's word.
+async fn look_up(
+    control: &Control,
+    known: &RefCell<Vec<SocketAddr>>,
+) -> std::result::Result<Vec<SocketAddr>, String> {
+    let place = &control.config.rendezvous;
+    let looking = tokio::net::lookup_host((place.host.as_str(), place.port));
+    let last = known.borrow().clone();
+    let found = match last.is_empty() {
+        true => looking.await,
+        // Name servers that do not answer take the system half a minute.
+        false => match tokio::time::timeout(LAST_PAUSE, looking).await {
+            Ok(found) => found,
+            Err(_) => return Ok(last),
+        },
+    };
+    let problem = match found.map(|found| addresses::of_name(found)) {
+        Ok(found) if !found.is_empty() => {
+            known.borrow_mut().clone_from(&found);
+            return Ok(found);
+        }
+        Ok(_) => "it has no address".to_string(),
+        Err(error) => sockets::resolvers_word(&error),
+    };
+    match last.is_empty() {
+        true => Err(problem),
+        false => Ok(last),
     }
 }
 
 async fn dial(
     control: &Control,
     hello: &Hello,
-    rank: u32,
-    address: SocketAddr,
+    who: (u32, Option<LeafHash>),
+    ways: Vec<SocketAddr>,
 ) -> std::result::Result<Welcomed, DialError> {
     let caller = endpoint::Caller {
         endpoint: &control.endpoint,
         membership: &control.membership,
         traffic: Traffic::Control,
     };
-    caller.dial(rank, address, hello, DIAL_LIMIT).await
+    caller.dial_any(who, ways, hello, DIAL_LIMIT).await
 }
 
 /// One attempt. Rank 0 may need 1.5 s to ask the holder of a rank.

@@ -2,14 +2,16 @@
 //! proposes, and waits for the commit. Pure: events in, actions out, the clock passed in.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::diagnosis::Diagnosis;
 use super::roster::ranks;
 use super::{
-    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, Mapped, Meeting, SAY_EVERY, ended_early, neighbours,
-    refused, watched,
+    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, MAX_WAYS, Mapped, Meeting, SAY_EVERY, ended_early,
+    neighbours, refused, watched,
 };
+use crate::config::HostPort;
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,17 +28,26 @@ pub(super) struct Terms {
     pub(super) lanes: u16,
     pub(super) connect_timeout: Duration,
     /// The rendezvous address, as the user wrote it.
-    pub(super) place: String,
+    pub(super) place: HostPort,
+}
+
+/// Why rank 0 was not found.
+pub(crate) enum Unfound {
+    /// Nobody knows its name; the resolver's word.
+    Unknown(String),
+    Dial(DialError),
 }
 
 /// Something happened to this rank.
 pub(super) enum Event {
     /// The outcome of `FindRankZero`: where it was found, and the connection.
-    RankZero(std::result::Result<(IpAddr, usize), DialError>),
-    /// A `Dial` was made welcome.
-    Reached { epoch: u64, rank: u32, link: usize, leaf: LeafHash },
+    RankZero(std::result::Result<(SocketAddr, usize), Unfound>),
+    /// The outcome of `Probe`.
+    Probed(Diagnosis),
+    /// A `Dial` was made welcome there.
+    Reached { epoch: u64, rank: u32, link: usize, leaf: LeafHash, at: SocketAddr },
     /// A `Dial` was not; `again` where it may yet be.
-    Unreached { epoch: u64, rank: u32, again: bool },
+    Unreached { epoch: u64, rank: u32, again: bool, problem: String },
     /// This rank has tried to map the memory of its neighbours.
     Mapped { epoch: u64, mapped: Mapped },
     /// A peer dialled and said hello; it waits for `Welcome` or `Refuse`.
@@ -59,11 +70,14 @@ pub(super) enum Action {
     FindRankZero {
         after: Duration,
     },
-    /// Dial a rank to watch it.
+    /// Find out why rank 0 does not answer where its name leads.
+    Probe,
+    /// Dial a rank to watch it, at any of these addresses.
     Dial {
         epoch: u64,
         rank: u32,
-        address: SocketAddr,
+        leaf: LeafHash,
+        ways: Vec<SocketAddr>,
         after: Duration,
     },
     /// Take a connection that was dialled as the rank's link.
@@ -106,8 +120,8 @@ pub(super) enum Action {
 /// The state of one rank.
 pub(super) struct Attending {
     terms: Terms,
-    /// Where rank 0 was found; None while it is looked for.
-    rank_0: Option<IpAddr>,
+    /// Where ranks were found; without rank 0 while that is looked for.
+    found: BTreeMap<u32, SocketAddr>,
     /// The connection of every rank this one has a link to.
     links: BTreeMap<u32, usize>,
     /// Who has not come, as rank 0 says.
@@ -123,9 +137,18 @@ pub(super) struct Attending {
     ahead: Vec<(u32, Message)>,
     /// Why the last attempt to reach rank 0 failed.
     problem: String,
+    /// Nobody has known its name yet; the resolver's word.
+    unknown: Option<String>,
+    /// How the connection to it ended, if there was one.
+    lost: Option<String>,
+    /// What was found out of its addresses.
+    diagnosis: Option<Diagnosis>,
+    /// Why ranks that this one dials are not reached.
+    unreached: BTreeMap<u32, String>,
     pause: Duration,
     began: Instant,
     say: Instant,
+    probe: Instant,
     out: Vec<Action>,
 }
 
@@ -134,7 +157,7 @@ impl Attending {
     pub(super) fn new(terms: Terms, now: Instant) -> (Self, Vec<Action>) {
         let attending = Self {
             terms,
-            rank_0: None,
+            found: BTreeMap::new(),
             links: BTreeMap::new(),
             missing: None,
             proposal: None,
@@ -143,9 +166,14 @@ impl Attending {
             early: Vec::new(),
             ahead: Vec::new(),
             problem: "nobody answers".into(),
+            unknown: None,
+            lost: None,
+            diagnosis: None,
+            unreached: BTreeMap::new(),
             pause: FIRST_PAUSE,
             began: now,
             say: now + SAY_EVERY,
+            probe: now + FIRST_PROBE,
             out: Vec::new(),
         };
         (attending, vec![Action::FindRankZero { after: Duration::ZERO }])
@@ -161,16 +189,22 @@ impl Attending {
 
     /// When [`Event::Time`] is due.
     pub(super) fn wake(&self) -> Instant {
-        self.say.min(self.deadline())
+        self.say.min(self.probe).min(self.deadline())
     }
 
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
         match event {
             Event::RankZero(outcome) => return self.found(outcome),
-            Event::Reached { epoch, rank, link, leaf } => self.reached(epoch, rank, link, leaf),
-            Event::Unreached { epoch, rank, again } => {
-                if again && self.epoch() == Some(epoch) {
-                    self.dial(rank, FIRST_PAUSE);
+            Event::Probed(diagnosis) => self.diagnosis = Some(diagnosis),
+            Event::Reached { epoch, rank, link, leaf, at } => {
+                self.reached(epoch, (rank, leaf), link, at);
+            }
+            Event::Unreached { epoch, rank, again, problem } => {
+                if self.epoch() == Some(epoch) {
+                    self.unreached.insert(rank, problem);
+                    if again {
+                        self.dial(rank, FIRST_PAUSE);
+                    }
                 }
             }
             Event::Knocked(knock) => self.consider(knock),
@@ -212,8 +246,13 @@ impl Attending {
     fn pass(&mut self, now: Instant) -> Result<()> {
         let so_far = report::duration(now - self.began);
         if now >= self.deadline() {
-            let (problem, waited) = (self.waiting_for(), so_far);
-            return Err(ErrorKind::ConnectTimeout { problem, waited }.into());
+            return Err(self.give_up(so_far));
+        }
+        if now >= self.probe {
+            self.probe = self.next_probe(now);
+            if self.rank_0().is_none() {
+                self.out.push(Action::Probe);
+            }
         }
         if now >= self.say {
             self.say = now + SAY_EVERY;
@@ -222,35 +261,57 @@ impl Attending {
         Ok(())
     }
 
-    fn found(&mut self, outcome: std::result::Result<(IpAddr, usize), DialError>) -> Result<()> {
-        match outcome {
-            Ok((address, link)) => {
-                self.rank_0 = Some(address);
+    fn found(&mut self, outcome: std::result::Result<(SocketAddr, usize), Unfound>) -> Result<()> {
+        let error = match outcome {
+            Ok((at, link)) => {
+                self.found.insert(0, at);
                 self.pause = FIRST_PAUSE;
+                (self.unknown, self.diagnosis) = (None, None);
                 self.take(0, link);
                 self.out.push(Action::Beat);
-                Ok(())
+                return Ok(());
             }
-            Err(DialError::Retry(problem)) => {
+            Err(Unfound::Unknown(problem)) => {
+                self.unknown = Some(problem);
+                self.look_again();
+                return Ok(());
+            }
+            Err(Unfound::Dial(error)) => error,
+        };
+        self.unknown = None;
+        match error {
+            DialError::Retry(problem) => {
                 self.problem = problem;
-                self.out.push(Action::FindRankZero { after: self.pause });
-                self.pause = (self.pause * 2).min(LAST_PAUSE);
+                self.look_again();
                 Ok(())
             }
-            Err(DialError::Final(reason)) => {
+            // A name may lead to where rank 0 was, and somebody else is by now.
+            DialError::Elsewhere(problem) if self.terms.place.ip().is_none() => {
+                self.problem = problem;
+                self.look_again();
+                Ok(())
+            }
+            DialError::Final(reason) | DialError::Elsewhere(reason) => {
                 let help = "all ranks need one secret (ALLFOLD_SECRET_FILE, ALLFOLD_SECRET, else \
                             ~/.allfold/secret; in Kubernetes one Secret, and pods that were \
                             started after its last change) or certificates of one authority \
                             (ALLFOLD_TLS_*), one ALLFOLD_JOB and one version of allfold";
                 Err(ErrorKind::Refused { reason, retryable: false, help: Some(help.into()) }.into())
             }
-            Err(DialError::Refused(reason, again)) => Err(refused(reason, again)),
+            DialError::Refused(reason, again) => Err(refused(reason, again)),
         }
+    }
+
+    fn look_again(&mut self) {
+        self.out.push(Action::FindRankZero { after: self.pause });
+        self.pause = (self.pause * 2).min(LAST_PAUSE);
     }
 
     fn obey(&mut self, message: Message) -> Result<()> {
         // A word from a connection that is lost already: the next one begins anew.
-        let Some(rank_0) = self.rank_0 else { return Ok(()) };
+        if self.rank_0().is_none() {
+            return Ok(());
+        }
         match message {
             Message::Missing(missing) => self.missing = Some(missing),
             Message::Prepare { epoch, table } => {
@@ -279,12 +340,23 @@ impl Attending {
                 if let Some((_, table)) = self.proposal.take() {
                     let ahead = std::mem::take(&mut self.ahead);
                     let mapped = self.mapped.take().unwrap_or_default();
-                    let meeting = Meeting { epoch, table, rank_0, costs, shares, mapped };
+                    let found = std::mem::take(&mut self.found);
+                    let meeting = Meeting { epoch, table, found, costs, shares, mapped };
                     self.out.push(Action::Finish(Ok(meeting), ahead));
                 }
             }
             Message::Refused { reason, again } => {
-                return Err(refused(report::printable(&reason), again));
+                let reason = report::printable(&reason);
+                return Err(match self.not_reached() {
+                    // Rank 0 cannot know why.
+                    Some(problem) => ErrorKind::Refused {
+                        reason: format!("{reason}; {problem}"),
+                        retryable: again != Again::Never,
+                        help: Some(PORTS_HELP.into()),
+                    }
+                    .into(),
+                    None => refused(reason, again),
+                });
             }
             Message::Commit { .. }
             | Message::Prepared { .. }
@@ -307,6 +379,8 @@ impl Attending {
             format!("a world table of {} ranks, or out of order", table.len())
         } else if let Some(entry) = table.iter().find(|entry| entry.lane_ports.len() != lanes) {
             format!("a world table with {} lanes of rank {}", entry.lane_ports.len(), entry.rank)
+        } else if let Some(entry) = table.iter().find(|entry| entry.addresses.len() > MAX_WAYS) {
+            format!("a world table with {} addresses of rank {}", entry.addresses.len(), entry.rank)
         } else {
             table.iter_mut().for_each(|entry| entry.host = report::printable(&entry.host));
             return Ok(table);
@@ -315,11 +389,13 @@ impl Attending {
     }
 
     /// A rank that this one dialled to watch it has answered.
-    fn reached(&mut self, epoch: u64, rank: u32, link: usize, leaf: LeafHash) {
+    fn reached(&mut self, epoch: u64, (rank, leaf): (u32, LeafHash), link: usize, at: SocketAddr) {
         let Some(entry) = self.entry(epoch, rank) else {
             return self.out.push(Action::Discard { link });
         };
         if entry.leaf == leaf {
+            self.unreached.remove(&rank);
+            self.found.insert(rank, at);
             self.take(rank, link);
             self.acknowledge();
         } else {
@@ -340,7 +416,10 @@ impl Attending {
             return self.early.push(knock);
         }
         let action = match self.entry(epoch, rank) {
-            Some(entry) if entry.leaf == knock.leaf => Action::Welcome { rank, link },
+            Some(entry) if entry.leaf == knock.leaf => {
+                self.found.insert(rank, knock.from);
+                Action::Welcome { rank, link }
+            }
             None if self.epoch() != Some(epoch) => refuse("not in this epoch".into()),
             _ => refuse("not the process that rank 0 met".into()),
         };
@@ -355,9 +434,9 @@ impl Attending {
     fn lose(&mut self, rank: u32, how: &str) {
         self.forget_link(rank);
         if rank == 0 {
-            self.rank_0 = None;
+            self.found.clear();
             self.forget_proposal();
-            self.problem = format!("the connection to it ended ({how})");
+            self.lost = Some(format!("the connection to it ended ({how})"));
             self.out.push(Action::FindRankZero { after: self.pause });
         } else if rank > self.terms.rank {
             // Rank 0 notices too if that rank is gone, and starts over. If only this connection
@@ -381,6 +460,7 @@ impl Attending {
         self.mapped = None;
         self.acknowledged = false;
         self.ahead.clear();
+        self.unreached.clear();
         for rank in self.to_watch() {
             self.forget_link(rank);
         }
@@ -396,20 +476,67 @@ impl Attending {
     fn dial(&mut self, rank: u32, after: Duration) {
         let Some((epoch, table)) = &self.proposal else { return };
         let Some(entry) = table.get(rank as usize) else { return };
-        let Some(ip) = entry.address.or(self.rank_0) else { return };
-        let address = SocketAddr::new(ip, entry.control_port);
-        self.out.push(Action::Dial { epoch: *epoch, rank, address, after });
+        let ways = entry.ways(None, entry.control_port);
+        self.out.push(Action::Dial { epoch: *epoch, rank, leaf: entry.leaf, ways, after });
     }
 
     fn waiting_for(&self) -> String {
         let place = &self.terms.place;
-        match (&self.missing, self.rank_0) {
-            (_, None) => format!("rank 0 is not found at {place}: {}", self.problem),
+        if self.rank_0().is_none() {
+            return format!("rank 0 is not found at {place}: {}", self.why_not_found());
+        }
+        match (&self.missing, self.not_reached()) {
+            (_, Some(problem)) => format!("rank 0 at {place} has met all ranks, but {problem}"),
             (Some(missing), _) if !missing.is_empty() => {
                 format!("rank 0 at {place} still waits for {}", ranks(missing))
             }
             _ => format!("rank 0 at {place} has not begun the world yet"),
         }
+    }
+
+    fn why_not_found(&self) -> String {
+        let seen = self.diagnosis.as_ref().and_then(|d| d.problem(self.lost.is_some()));
+        let unknown = self.unknown.as_ref();
+        let unknown = unknown.map(|problem| format!("its name is unknown so far ({problem})"));
+        let why = unknown.or(seen).unwrap_or_else(|| self.problem.clone());
+        match &self.lost {
+            Some(lost) => format!("{lost}; {why}"),
+            None => why,
+        }
+    }
+
+    /// Which rank this one does not reach in the world that rank 0 proposes, and why.
+    fn not_reached(&self) -> Option<String> {
+        let (rank, problem) = self.unreached.first_key_value()?;
+        let own = self.terms.rank;
+        Some(format!("rank {own} does not reach rank {rank}: {problem}"))
+    }
+
+    fn give_up(&self, waited: String) -> Error {
+        if let Some(problem) = &self.unknown {
+            let (name, problem) = (self.terms.place.host.clone(), problem.clone());
+            return ErrorKind::UnknownHost { name, problem, waited }.into();
+        }
+        let help = match (self.rank_0(), self.not_reached()) {
+            (None, _) => self
+                .diagnosis
+                .as_ref()
+                .and_then(|diagnosis| diagnosis.help(&self.terms.place.host, self.lost.is_some())),
+            (Some(_), Some(_)) => Some(PORTS_HELP.into()),
+            (Some(_), None) => None,
+        };
+        ErrorKind::ConnectTimeout { problem: self.waiting_for(), waited, help }.into()
+    }
+
+    /// Shortly before the next word to the user.
+    fn next_probe(&self, now: Instant) -> Instant {
+        let words = [self.say, self.say + SAY_EVERY, self.deadline()];
+        let moments = words.into_iter().filter_map(|word| word.checked_sub(PROBE_AHEAD));
+        moments.filter(|moment| *moment > now).min().unwrap_or_else(|| self.deadline())
+    }
+
+    fn rank_0(&self) -> Option<SocketAddr> {
+        self.found.get(&0).copied()
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -433,6 +560,13 @@ impl Attending {
     }
 }
 
+const PORTS_HELP: &str = "UDP must pass between all hosts, both ways, on the ports of all ranks: \
+                          ALLFOLD_PORT pins them for a firewall, ALLFOLD_INTERFACE says which \
+                          network they use";
+/// A rank that starts with the others has met rank 0 by then.
+const FIRST_PROBE: Duration = Duration::from_millis(500);
+/// A probe takes a second.
+const PROBE_AHEAD: Duration = Duration::from_millis(1500);
 /// For rank 0's word at its deadline to arrive.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 /// Twenty watchers dial at most; strangers do not get this far.

@@ -2,8 +2,6 @@
 //! and does what it says.
 
 use std::collections::BTreeMap;
-#[cfg(feature = "faults")]
-use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -28,19 +26,21 @@ pub(super) async fn gather(
     me: &Me,
     events: &mut mpsc::UnboundedReceiver<Event>,
 ) -> Result<Meeting> {
-    let (settings, control_port, lane_ports, door) = match &me.hello.purpose {
-        Purpose::Join { settings, control_port, lane_ports, door } => {
-            (settings.clone(), *control_port, lane_ports.clone(), *door)
+    let (settings, addresses, control_port, lane_ports, door) = match &me.hello.purpose {
+        Purpose::Join { settings, addresses, control_port, lane_ports, door } => {
+            (settings.clone(), addresses.clone(), *control_port, lane_ports.clone(), *door)
         }
-        _ => (Vec::new(), 0, Vec::new(), None),
+        _ => (Vec::new(), Vec::new(), 0, Vec::new(), None),
     };
+    let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let listens = format!("on UDP {control_port} of {}", listed.join(", "));
     let own = Entry {
         rank: 0,
         host: me.hello.host.clone(),
         pid: me.hello.pid,
         habitat: me.hello.habitat,
         incarnation: me.hello.incarnation,
-        address: None,
+        addresses,
         control_port,
         lane_ports,
         leaf: control.membership.leaf_hash(),
@@ -54,7 +54,7 @@ pub(super) async fn gather(
         heartbeat: control.config.heartbeat,
         connect_timeout: control.config.connect_timeout,
         place: control.config.rendezvous.to_string(),
-        rank_0: me.address.ip(),
+        listens,
     };
     let mut gathering = Gathering::new(terms, own, draw_epoch, Instant::now());
     let mut door = Door { control, waiting: BTreeMap::new() };
@@ -152,7 +152,7 @@ impl Door<'_> {
             Action::PostAll(message) => {
                 #[cfg(feature = "faults")]
                 if let Message::Prepare { table, .. } = &message {
-                    faults::meet_table(table, Ipv4Addr::UNSPECIFIED.into());
+                    faults::meet_table(table, &BTreeMap::new());
                 }
                 self.control.post_all(&message);
             }

@@ -2,11 +2,11 @@
 //! Pure: events in, actions out, the clock passed in.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::roster::{Claim, Roster, ranks};
-use super::{Entry, Knock, Mapped, Meeting, SAY_EVERY, ended_early, neighbours};
+use super::{Entry, Knock, Mapped, Meeting, RUNS, SAY_EVERY, ended_early, neighbours};
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,7 +14,7 @@ use crate::link::shared_memory::Door;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::report;
-use crate::trust::hello::{Again, Purpose};
+use crate::trust::hello::{Again, MAX_ADDRESSES, Purpose};
 
 /// What all ranks must agree with, and rank 0's own patience.
 pub(super) struct Terms {
@@ -27,8 +27,8 @@ pub(super) struct Terms {
     pub(super) connect_timeout: Duration,
     /// The rendezvous address, as the user wrote it.
     pub(super) place: String,
-    /// Where rank 0 thinks it is.
-    pub(super) rank_0: IpAddr,
+    /// Where rank 0 listens, in words.
+    pub(super) listens: String,
 }
 
 /// Something happened to rank 0.
@@ -82,6 +82,10 @@ pub(super) struct Gathering<D> {
     roster: Roster,
     /// The connection of every rank that has come.
     links: BTreeMap<u32, usize>,
+    /// Where they came from.
+    found: BTreeMap<u32, SocketAddr>,
+    /// Why ranks were refused that have not come since.
+    turned_away: BTreeMap<u32, String>,
     /// The world that is being prepared.
     prepared: Option<(u64, Vec<Entry>)>,
     /// Memory that this rank has mapped for it.
@@ -109,6 +113,8 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         Self {
             roster: Roster::new(terms.size, own),
             links: BTreeMap::new(),
+            found: BTreeMap::new(),
+            turned_away: BTreeMap::new(),
             prepared: None,
             mapped: Mapped::default(),
             challenges: Vec::new(),
@@ -205,12 +211,16 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     /// Takes a newcomer in, or tells it why not, or asks the holder of its rank first.
     fn consider(&mut self, now: Instant, knock: Knock) {
         let rank = knock.hello.rank;
-        let Purpose::Join { settings, control_port, lane_ports, door } = &knock.hello.purpose
+        let Purpose::Join { settings, addresses, control_port, lane_ports, door } =
+            &knock.hello.purpose
         else {
             let reason = "rank 0 is not part of that world any more".to_string();
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Soon });
         };
         if let Some(reason) = self.disagreement(rank, &knock.hello.version, settings) {
+            if rank < self.terms.size {
+                self.turned_away.insert(rank, reason.clone());
+            }
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
         }
         if lane_ports.len() != usize::from(self.terms.lanes) {
@@ -218,13 +228,21 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             let reason = format!("rank {rank} names {ports} data ports for {lanes} lanes");
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
         }
+        if addresses.len() > MAX_ADDRESSES {
+            let named = addresses.len();
+            let reason = format!("rank {rank} names {named} addresses, more than {MAX_ADDRESSES}");
+            return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
+        }
+        let seen = Some(knock.from.ip()).filter(|ip| !ip.is_loopback() || addresses.is_empty());
+        let told = addresses.iter().copied().filter(|ip| Some(*ip) != seen);
+        let from = knock.from;
         let entry = Entry {
             rank,
             host: knock.hello.host.clone(),
             pid: knock.hello.pid,
             habitat: knock.hello.habitat,
             incarnation: knock.hello.incarnation,
-            address: Some(knock.from).filter(|ip| !ip.is_loopback()),
+            addresses: seen.into_iter().chain(told).collect(),
             control_port: *control_port,
             lane_ports: lane_ports.clone(),
             // A process has one leaf for control and data.
@@ -249,6 +267,8 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
                     self.roster.claim(entry);
                     self.refuse_challengers(rank, |_| true);
                 }
+                self.turned_away.remove(&rank);
+                self.found.insert(rank, from);
                 self.welcome(rank, knock.link);
             }
         }
@@ -263,7 +283,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     ) -> Option<String> {
         let ours = &self.terms.version;
         if version != ours {
-            return Some(format!("rank {rank} runs allfold {version}, rank 0 runs {ours}"));
+            return Some(format!("rank {rank}{RUNS}{version}, rank 0 runs {ours}"));
         }
         for (name, value) in &self.terms.settings {
             let theirs = settings.iter().find(|(other, _)| other == name).map(|(_, v)| v.as_str());
@@ -347,6 +367,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     }
 
     fn lose(&mut self, rank: u32) {
+        self.found.remove(&rank);
         if self.links.remove(&rank).is_some() {
             self.out.push(Action::Drop(rank));
         }
@@ -369,16 +390,15 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         if self.roster.ready(rank, epoch, maps)
             && let Some((epoch, table)) = self.prepared.take()
         {
-            let on_this_host = |entry: &Entry| entry.address.is_none_or(|ip| ip.is_loopback());
-            let costs = match table.iter().all(on_this_host) {
+            let costs = match self.found.values().all(|from| from.ip().is_loopback()) {
                 true => CostTable::default(),
                 false => CostTable::network(),
             };
             let shares = self.roster.shares();
             let commit = Message::Commit { epoch, costs: costs.clone(), shares: shares.clone() };
             self.out.push(Action::PostAll(commit));
-            let (rank_0, mapped) = (self.terms.rank_0, std::mem::take(&mut self.mapped));
-            let meeting = Meeting { epoch, table, rank_0, costs, shares, mapped };
+            let (found, mapped) = (self.found.clone(), std::mem::take(&mut self.mapped));
+            let meeting = Meeting { epoch, table, found, costs, shares, mapped };
             self.out.push(Action::Finish(Ok(meeting)));
         }
     }
@@ -389,12 +409,24 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let problem = if missing.is_empty() {
             format!("the ranks could not connect to each other before the deadline at {place}")
         } else {
-            format!("{} did not come to {place}", ranks(&missing))
+            let turned_away = |rank: &u32| self.turned_away.get_key_value(rank);
+            let why =
+                missing.iter().find_map(turned_away).map_or_else(String::new, |(rank, reason)| {
+                    format!("; rank {rank} was refused: {reason}")
+                });
+            format!("{} did not come to {place}{why}", ranks(&missing))
         };
         let (reason, again) = (problem.clone(), Again::Later);
         self.out.push(Action::PostAll(Message::Refused { reason, again }));
         let waited = report::duration(self.terms.connect_timeout);
-        ErrorKind::ConnectTimeout { problem, waited }.into()
+        let help = (!missing.is_empty() && self.turned_away.is_empty()).then(|| {
+            format!(
+                "look at the log of each: it says whether it started, and what it finds at {place}; \
+                 rank 0 listens {}; ALLFOLD_CONNECT_TIMEOUT sets the wait",
+                self.terms.listens
+            )
+        });
+        ErrorKind::ConnectTimeout { problem, waited, help }.into()
     }
 
     fn deadline(&self) -> Instant {

@@ -107,7 +107,7 @@ mod tests {
             pid: 40 + rank,
             habitat: 0,
             incarnation,
-            address: None,
+            addresses: Vec::new(),
             control_port: 1,
             lane_ports: vec![2],
             leaf: [0; 32],

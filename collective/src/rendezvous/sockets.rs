@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use super::{FIRST_PAUSE, LAST_PAUSE, SAY_EVERY};
+use super::addresses::{self, Own};
 use crate::config::{Config, HostPort};
 use crate::control::launched::Launched;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,7 +29,7 @@ pub(super) fn rendezvous_socket(
             Err(error) => report::warn(&format!("no socket from the launcher: {error}")),
         }
     }
-    Ok((listen.bind(config.rendezvous.port)?, None))
+    Ok((listen.bind_rendezvous(config.rendezvous.port)?, None))
 }
 
 /// The right to use the launcher's socket: two communicators at once would take each other's
@@ -57,88 +58,65 @@ impl Drop for SocketTurn {
 
 static SOCKET_TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Resolves rank 0's name, again and again until the deadline: a pod's name appears late.
-pub(super) fn resolve_patiently(config: &Config) -> Result<SocketAddr> {
-    let began = std::time::Instant::now();
-    let mut pause = FIRST_PAUSE;
-    let mut said = false;
-    loop {
-        let problem = match resolve(config) {
-            Ok(address) => return Ok(address),
-            Err(problem) => problem,
-        };
-        // Rank 0 listens on all addresses, so it can begin without knowing its own name.
-        if config.rank() == 0 {
-            report::warn(&format!(
-                "rank 0 cannot resolve its own name `{}` ({problem}); it listens on all addresses",
-                config.rendezvous.host
-            ));
-            return Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.rendezvous.port));
-        }
-        if began.elapsed() + pause >= config.connect_timeout {
-            let waited = report::duration(config.connect_timeout);
-            let name = config.rendezvous.host.clone();
-            return Err(ErrorKind::UnknownHost { name, problem, waited }.into());
-        }
-        if !said && began.elapsed() >= SAY_EVERY {
-            said = true;
-            let name = &config.rendezvous.host;
-            report::warn(&format!(
-                "rank 0's host `{name}` is unknown so far: {problem}; trying on"
-            ));
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(LAST_PAUSE);
-    }
-}
-
-pub(super) fn resolve(config: &Config) -> std::result::Result<SocketAddr, String> {
-    use std::net::ToSocketAddrs;
-    let place = (config.rendezvous.host.as_str(), config.rendezvous.port);
-    let addresses = place.to_socket_addrs().map_err(|error| {
-        let error = error.to_string();
-        error.strip_prefix("failed to lookup address information: ").unwrap_or(&error).to_string()
-    })?;
-    preferred(addresses).ok_or_else(|| "it has no address".into())
-}
-
-/// IPv4 first: a name such as localhost often has both, and only one is listened on. A host may
-/// have a loopback address for its own name beside the one that others know.
-pub(super) fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
-    addresses.min_by_key(|address| (address.ip().is_loopback(), address.is_ipv6()))
-}
-
-/// Where a rank listens.
+/// Where a rank listens, and what it tells of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listen {
     /// The job lives on a loopback address, and says so.
     Loopback(IpAddr),
     Everywhere {
-        /// To what rank 0's name leads here, if that is a loopback address: Debian's /etc/hosts has
-        /// one for the host's own name. The ranks of other hosts come in by another one.
-        loopback: Option<IpAddr>,
+        /// To what rank 0's name leads on its own host.
+        own: Option<IpAddr>,
     },
 }
 
 impl Listen {
-    /// With rank 0 at `host`, which is `address` here.
-    pub(super) fn new(host: &str, address: IpAddr) -> Self {
-        let name = host.trim_end_matches('.').to_ascii_lowercase();
-        // RFC 6761, 6.3: such a name is the host's own everywhere.
-        let is_own = name == "localhost" || name.ends_with(".localhost");
-        match address {
-            ip if ip.is_loopback() && (is_own || name.parse::<IpAddr>().is_ok()) => {
-                Self::Loopback(ip)
-            }
-            ip => Self::Everywhere { loopback: Some(ip).filter(IpAddr::is_loopback) },
+    /// As the settings have it.
+    ///
+    /// # Errors
+    /// Where rank 0 is at an address of IPv6, and `here` is none.
+    pub(super) fn new(config: &Config, here: &[Own]) -> Result<Self> {
+        let place = &config.rendezvous;
+        if let Some(ip) = place.ip() {
+            let is_possible =
+                ip.is_ipv4() || here.is_empty() || here.iter().any(|own| own.ip.is_ipv6());
+            return match is_possible {
+                true if ip.is_loopback() => Ok(Self::Loopback(ip)),
+                true => Ok(Self::Everywhere { own: None }),
+                false => Err(no_ipv6(place)),
+            };
         }
+        let name = place.host.trim_end_matches('.').to_ascii_lowercase();
+        // RFC 6761, 6.3: such a name is the host's own everywhere.
+        if name == "localhost" || name.ends_with(".localhost") {
+            let ip = resolve_soon(place).ok().and_then(|found| Some(found.first()?.ip()));
+            let ip = ip.filter(IpAddr::is_loopback);
+            return Ok(Self::Loopback(ip.unwrap_or(Ipv4Addr::LOCALHOST.into())));
+        }
+        if config.rank() != 0 {
+            return Ok(Self::Everywhere { own: None });
+        }
+        let own = match resolve_soon(place) {
+            Ok(found) => found.first().map(SocketAddr::ip),
+            Err(problem) => {
+                report::warn(&format!(
+                    "rank 0 cannot resolve its own name `{}` ({problem}); it listens on all \
+                     addresses",
+                    place.host
+                ));
+                None
+            }
+        };
+        Ok(Self::Everywhere { own })
     }
 
-    /// What a person should know who waits for other hosts' ranks.
+    /// What a person should know who waits for other hosts' ranks: Debian's /etc/hosts has a
+    /// loopback address for the host's own name. The ranks of other hosts come in by another one.
     pub(super) fn warning(self, config: &Config) -> Option<String> {
         match self {
-            Self::Everywhere { loopback: Some(ip) }
-                if config.rank() == 0 && config.local_size() < config.size() =>
+            Self::Everywhere { own: Some(ip) }
+                if ip.is_loopback()
+                    && config.rank() == 0
+                    && config.local_size() < config.size() =>
             {
                 let name = &config.rendezvous.host;
                 Some(format!(
@@ -150,7 +128,32 @@ impl Listen {
         }
     }
 
-    pub(super) fn bind(self, port: u16) -> Result<UdpSocket> {
+    /// What the others are told, of the addresses that the user has chosen.
+    pub(super) fn told(self, config: &Config, chosen: &[Own]) -> Vec<IpAddr> {
+        match self {
+            Self::Loopback(ip) => vec![ip],
+            Self::Everywhere { own } => {
+                // Which of them leads to rank 0; a name that is not known yet says nothing.
+                let towards = |ip| endpoint::source_of(SocketAddr::new(ip, config.rendezvous.port));
+                let source = own.or_else(|| towards(config.rendezvous.ip()?).ok());
+                addresses::published(chosen, source)
+            }
+        }
+    }
+
+    /// A socket of a lane, or of the control endpoint of a rank other than 0. Where the user has
+    /// chosen a single address, which is all that is told, it is of that one.
+    pub(super) fn bind(self, port: u16, config: &Config, told: &[IpAddr]) -> Result<UdpSocket> {
+        match (self, told) {
+            (Self::Everywhere { .. }, [only]) if config.interfaces.is_some() => {
+                endpoint::bind(SocketAddr::new(*only, port))
+            }
+            _ => self.bind_rendezvous(port),
+        }
+    }
+
+    /// The socket of rank 0, whose own host may have another address for its name than others.
+    fn bind_rendezvous(self, port: u16) -> Result<UdpSocket> {
         match self {
             Self::Loopback(ip) => endpoint::bind(SocketAddr::new(ip, port)),
             Self::Everywhere { .. } => endpoint::bind_everywhere(port),
@@ -158,16 +161,48 @@ impl Listen {
     }
 }
 
-/// Where a rank finds rank 0; rank 0 itself may not know its own name.
-pub(super) fn reachable(rank_0: SocketAddr) -> SocketAddr {
-    match rank_0.ip() {
-        ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), rank_0.port()),
-        _ => rank_0,
+fn no_ipv6(place: &HostPort) -> Error {
+    let help = "give an IPv4 address, or a name that has one, in ALLFOLD_RENDEZVOUS or \
+                MASTER_ADDR; or turn IPv6 on: sysctl net.ipv6.conf.all.disable_ipv6=0";
+    let kind = ErrorKind::Setting {
+        name: "rendezvous".into(),
+        value: Some(place.to_string()),
+        problem: "is an IPv6 address, and this host has no IPv6".into(),
+        help: Some(help.into()),
+    };
+    kind.into()
+}
+
+/// Where the name leads, as far as the system says soon.
+fn resolve_soon(place: &HostPort) -> std::result::Result<Vec<SocketAddr>, String> {
+    use std::net::ToSocketAddrs;
+    let (answer, answered) = std::sync::mpsc::sync_channel(1);
+    let place = (place.host.clone(), place.port);
+    // A name server that does not answer takes the system half a minute.
+    let look_up = move || answer.send((place.0.as_str(), place.1).to_socket_addrs());
+    std::thread::Builder::new()
+        .name("allfold-resolver".into())
+        .spawn(look_up)
+        .map_err(|error| error.to_string())?;
+    match answered.recv_timeout(RESOLVE_LIMIT) {
+        Ok(Ok(found)) => Ok(addresses::of_name(found)),
+        Ok(Err(error)) => Err(resolvers_word(&error)),
+        Err(_) => Err("the name server does not answer".into()),
     }
 }
 
-/// A rank's ports: ALLFOLD_PORT + local rank x (1 + lanes), the control endpoint's first.
+/// The resolver's words, without what goes before them.
+pub(super) fn resolvers_word(error: &std::io::Error) -> String {
+    let error = error.to_string();
+    error.strip_prefix("failed to lookup address information: ").unwrap_or(&error).to_string()
+}
+
+/// A rank's ports: ALLFOLD_PORT + local rank x (1 + lanes), the control endpoint's first, unless a
+/// list of all ranks' addresses names that one.
 pub(super) fn port_of(config: &Config, which: u16) -> Result<u16> {
+    if let (0, Some(port)) = (which, config.identity.port) {
+        return Ok(port);
+    }
     if config.port == 0 {
         return Ok(0);
     }
@@ -195,61 +230,96 @@ pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
     Ok(address.port())
 }
 
+/// A host knows its own name at once, or not at all.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(2);
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn listen(host: &str, address: &str) -> Listen {
-        Listen::new(host, address.parse().unwrap())
+    fn config(rank: usize, place: &str) -> Config {
+        Config::new(rank, 2, place).unwrap()
+    }
+
+    fn own(ip: &str) -> Own {
+        Own { interface: "eth0".into(), ip: ip.parse().unwrap() }
+    }
+
+    fn listen(rank: usize, place: &str) -> Listen {
+        Listen::new(&config(rank, place), &[own("10.0.0.7"), own("fd00::7")]).unwrap()
     }
 
     #[test]
     fn only_a_job_that_says_so_lives_on_loopback() {
-        for (host, address) in [
-            ("127.0.0.1", "127.0.0.1"),
-            ("127.0.0.5", "127.0.0.5"),
-            ("::1", "::1"),
-            ("localhost", "127.0.0.1"),
-            ("LocalHost.", "::1"),
-            ("node.localhost", "127.0.0.1"),
-        ] {
-            assert_eq!(listen(host, address), Listen::Loopback(address.parse().unwrap()), "{host}");
+        let loopback = |ip: &str| Listen::Loopback(ip.parse().unwrap());
+        assert_eq!(listen(1, "127.0.0.1:1"), loopback("127.0.0.1"));
+        assert_eq!(listen(0, "127.0.0.5:1"), loopback("127.0.0.5"));
+        assert_eq!(listen(0, "[::1]:1"), loopback("::1"));
+        for name in ["localhost", "LocalHost.", "node.localhost"] {
+            let listen = listen(1, &format!("{name}:1"));
+            assert!(matches!(listen, Listen::Loopback(_)), "{name}: {listen:?}");
         }
-        for (host, address) in
-            [("10.0.0.7", "10.0.0.7"), ("node-0", "10.0.0.7"), ("node-0", "fd00::7")]
-        {
-            assert_eq!(listen(host, address), Listen::Everywhere { loopback: None }, "{host}");
+        for place in ["10.0.0.7:1", "[fd00::7]:1", "no-such-node.invalid:1"] {
+            assert_eq!(listen(1, place), Listen::Everywhere { own: None }, "{place}");
         }
-        let debian = "127.0.1.1".parse().ok();
-        assert_eq!(listen("node-0", "127.0.1.1"), Listen::Everywhere { loopback: debian });
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_an_error_where_there_is_none() {
+        for rank in [0, 1] {
+            let error = Listen::new(&config(rank, "[fd00::7]:1"), &[own("10.0.0.7")]).unwrap_err();
+            let expected = "rendezvous=[fd00::7]:1: is an IPv6 address, and this host has no IPv6";
+            assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 2));
+            assert!(error.help().is_some());
+        }
     }
 
     #[test]
     fn a_name_that_leads_only_to_the_own_host_is_told_where_there_may_be_others() {
-        let config = |rank, host: &str| Config::new(rank, 2, &format!("{host}:29500")).unwrap();
-        let debian = listen("node-0", "127.0.1.1");
+        let debian = Listen::Everywhere { own: "127.0.1.1".parse().ok() };
         assert_eq!(
-            debian.warning(&config(0, "node-0")).unwrap(),
+            debian.warning(&config(0, "node-0:29500")).unwrap(),
             "rank 0's name `node-0` is 127.0.1.1 on its own host; it listens on all addresses, but \
              ranks on other hosts find it only if `node-0` is another one there"
         );
-        assert_eq!(debian.warning(&config(1, "node-0")), None);
-        assert_eq!(listen("node-0", "10.0.0.7").warning(&config(0, "node-0")), None);
-        assert_eq!(listen("localhost", "127.0.0.1").warning(&config(0, "localhost")), None);
-        let mut alone = config(0, "node-0");
+        assert_eq!(debian.warning(&config(1, "node-0:29500")), None);
+        let other = Listen::Everywhere { own: "10.0.0.7".parse().ok() };
+        assert_eq!(other.warning(&config(0, "node-0:29500")), None);
+        let mut alone = config(0, "node-0:29500");
         alone.identity.local_size = 2;
         assert_eq!(debian.warning(&alone), None);
     }
 
     #[test]
     fn a_rank_that_listens_everywhere_is_found_at_an_address_that_nobody_named() {
-        let socket = listen("node-0", "127.0.1.1").bind(0).unwrap();
+        let config = config(1, "node-0:29500");
+        let everywhere = Listen::Everywhere { own: "127.0.1.1".parse().ok() };
+        let socket = everywhere.bind(0, &config, &[own("10.0.0.7").ip]).unwrap();
+        assert_found_at(&socket, Ipv4Addr::LOCALHOST.into());
+    }
+
+    #[test]
+    fn a_rank_whose_only_address_is_chosen_listens_there() {
+        let config = config(1, "node-0:29500").interface("127.0.0.9").unwrap();
+        let everywhere = Listen::Everywhere { own: None };
+        let socket = everywhere.bind(0, &config, &[own("127.0.0.9").ip]).unwrap();
+        assert_eq!(socket.local_addr().unwrap().ip(), own("127.0.0.9").ip);
+        assert_found_at(&socket, own("127.0.0.9").ip);
+    }
+
+    fn assert_found_at(socket: &UdpSocket, ip: IpAddr) {
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let port = local_port(&socket).unwrap();
-        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        sender.send_to(b"here", ("127.0.0.1", port)).unwrap();
+        let sender = UdpSocket::bind((ip, 0)).unwrap();
+        sender.send_to(b"here", (ip, local_port(socket).unwrap())).unwrap();
         assert_eq!(socket.recv_from(&mut [0; 8]).unwrap().0, 4);
+    }
+
+    #[test]
+    fn a_list_of_addresses_names_the_port_of_the_control_endpoint() {
+        let mut config = config(1, "node-0:2222");
+        config.identity.port = Some(2_223);
+        assert_eq!([0, 1].map(|which| port_of(&config, which).unwrap()), [2_223, 0]);
+        config.port = 4_711;
+        assert_eq!([0, 1, 2].map(|which| port_of(&config, which).unwrap()), [2_223, 4_712, 4_713]);
     }
 }

@@ -255,7 +255,7 @@ impl Membership {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(self.leaves.clone());
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![ALPN.to_vec(), ALPN_OF_ALL.to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_early_data = false;
         Ok(config)
@@ -269,7 +269,7 @@ impl Membership {
             .map_err(|e| failed(&e))?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(self.leaves.clone());
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![ALPN.to_vec(), ALPN_OF_ALL.to_vec()];
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -357,6 +357,9 @@ fn failed(problem: &dyn std::fmt::Display) -> Error {
     Error::system("make the job's certificates", problem)
 }
 
-/// The protocol and its version: a peer that speaks another fails in the handshake.
-pub const PROTOCOL: &str = "allfold/1";
+/// The protocol and its version.
+pub const PROTOCOL: &str = "allfold/2";
 pub(super) const ALPN: &[u8] = PROTOCOL.as_bytes();
+/// What is left between versions: the dialler's hello begins with its version and rank, in all of
+/// them alike, and is refused with both versions named.
+pub(super) const ALPN_OF_ALL: &[u8] = b"allfold";

@@ -122,6 +122,7 @@ fn a_job_goes_on_while_others_are_refused_at_each_of_its_doors() {
         let stranger = of_secrets(&[&secret], 1);
         let join = Purpose::Join {
             settings: settings(1).job_wide(),
+            addresses: Vec::new(),
             control_port: 1,
             lane_ports: vec![1],
             door: None,
@@ -161,6 +162,7 @@ fn a_member_that_reads_nothing_holds_up_no_other_at_the_door() {
     };
     let join = Purpose::Join {
         settings: settings(2).job_wide(),
+        addresses: Vec::new(),
         control_port: 1,
         lane_ports: vec![1],
         door: None,
@@ -197,7 +199,10 @@ fn a_peer_has_one_data_link_and_one_attempt_at_it() {
     on_runtime(async {
         let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = socket.local_addr().unwrap();
-        let of = |membership: &Membership| LaneAddress { address, leaf: membership.leaf_hash() };
+        let of = |membership: &Membership| LaneAddress {
+            addresses: vec![address],
+            leaf: membership.leaf_hash(),
+        };
         let addresses = vec![of(&guest), of(&host)];
         let counters = Arc::new(Counters::new(1, 2, "quic"));
         let links =
@@ -243,7 +248,7 @@ async fn told(guest: &Membership, address: SocketAddr, hello: &Hello) -> String 
             // A reason that may pass; or nobody listens there yet.
             DialError::Retry(told) if !told.contains("127.0.0.1") => return told,
             DialError::Retry(_) => {}
-            DialError::Final(told) => panic!("{told}"),
+            DialError::Final(told) | DialError::Elsewhere(told) => panic!("{told}"),
         }
     }
 }

@@ -49,8 +49,12 @@ fn a_rank_that_cannot_be_dialled_is_worth_one_warning() {
         on_runtime(async {
             let (address, door) = open(&expired);
             let socket = endpoint::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            let own = LaneAddress { address: socket.local_addr().unwrap(), leaf: zero.leaf_hash() };
-            let addresses = vec![own, LaneAddress { address, leaf: expired.leaf_hash() }];
+            let own = LaneAddress {
+                addresses: vec![socket.local_addr().unwrap()],
+                leaf: zero.leaf_hash(),
+            };
+            let addresses =
+                vec![own, LaneAddress { addresses: vec![address], leaf: expired.leaf_hash() }];
             let counters = Arc::new(Counters::new(0, 2, "quic"));
             let links =
                 QuicLinks::new(socket, zero, said_by(0), LaneId::only(1), addresses, counters)

@@ -28,6 +28,11 @@ pub(super) fn why_not_reached(
         return DialError::Retry(format!("{address}: {words}"));
     };
     let shown = seen.get();
+    if let Some(Shown { leaf, refused: Some(refused) }) = &shown
+        && let Some(reason) = who_else(membership, rank, &names_of(leaf), refused)
+    {
+        return DialError::Elsewhere(reason);
+    }
     let reason = match &shown {
         Some(Shown { leaf, refused: Some(refused) }) => {
             let names = names_of(leaf);
@@ -133,14 +138,6 @@ fn why_refused_here(
             NotValidYet | NotValidYetContext { .. } => Some(format!(
                 "the certificate of rank {rank} is not valid yet, or the clock of this host is wrong"
             )),
-            // An authority made of the secret is another one for each job.
-            _ if names_another_rank(membership, rank, names) => {
-                Some(format!("another rank than rank {rank} answers there"))
-            }
-            _ if !membership.names.are_of_job(names) => Some(format!(
-                "another job, under another ALLFOLD_JOB, answers there: its certificate has {}",
-                listed(names)
-            )),
             // The second: of another authority with the same name.
             UnknownIssuer | BadSignature => Some(format!(
                 "the certificate of rank {rank} was not signed by an authority in ALLFOLD_TLS_CA \
@@ -150,6 +147,40 @@ fn why_refused_here(
             NotValidForName => None,
             _ => None,
         }
+    })
+}
+
+/// Who answers in the place of `rank`, as its certificate says, if it is not for that rank.
+fn who_else(
+    membership: &Membership,
+    rank: u32,
+    names: &[String],
+    refused: &rustls::Error,
+) -> Option<String> {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let rustls::Error::InvalidCertificate(problem) = refused else { return None };
+    // Those have reasons of their own, which come first.
+    let has_another_proof = match (&membership.proof, secret_in(names)) {
+        (Proof::Secret(known), Some(theirs)) => !known.iter().any(|own| own == theirs),
+        (Proof::Secret(_), None) | (Proof::Certificate { .. }, Some(_)) => true,
+        (Proof::Certificate { .. }, None) => false,
+    };
+    let is_of_another_day = matches!(
+        problem,
+        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
+    );
+    if has_another_proof || is_of_another_day {
+        return None;
+    }
+    // An authority made of the secret is another one for each job.
+    if names_another_rank(membership, rank, names) {
+        return Some(format!("another rank than rank {rank} answers there"));
+    }
+    (!membership.names.are_of_job(names)).then(|| {
+        format!(
+            "another job, under another ALLFOLD_JOB, answers there: its certificate has {}",
+            listed(names)
+        )
     })
 }
 

@@ -3,18 +3,21 @@
 //! Nothing is trusted before the hello's answer: a TLS 1.3 client believes itself connected before
 //! the server has judged its certificate.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use quinn::{Connecting, Connection, ConnectionError, RecvStream, SendStream};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connecting, Connection, ConnectionError, RecvStream, SendStream, TransportErrorCode};
 use rustls::pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::certificates::{LeafHash, Membership};
+use super::certificates::{ALPN_OF_ALL, LeafHash, Membership};
 use super::handshake;
 use super::verifier::Seen;
 use crate::link::quic::endpoint::{self, Visitor};
 use crate::link::shared_memory::Door;
+use crate::rendezvous::RUNS;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::wire;
@@ -37,6 +40,8 @@ pub(crate) enum Purpose {
     /// To rank 0: take me into the world.
     Join {
         settings: Vec<(String, String)>,
+        /// Where this rank says it is, the best first; at most [`MAX_ADDRESSES`].
+        addresses: Vec<IpAddr>,
         control_port: u16,
         /// One for each lane.
         lane_ports: Vec<u16>,
@@ -54,10 +59,10 @@ impl Hello {
     fn printable(self) -> Self {
         let clean = |words: &str| report::printable(words);
         let purpose = match self.purpose {
-            Purpose::Join { settings, control_port, lane_ports, door } => {
+            Purpose::Join { settings, addresses, control_port, lane_ports, door } => {
                 let both = |(name, value): &(String, String)| (clean(name), clean(value));
                 let settings = settings.iter().map(both).collect();
-                Purpose::Join { settings, control_port, lane_ports, door }
+                Purpose::Join { settings, addresses, control_port, lane_ports, door }
             }
             other => other,
         };
@@ -115,6 +120,13 @@ pub(crate) struct Welcomed {
     pub(crate) receiver: RecvStream,
 }
 
+impl Welcomed {
+    /// Where the peer is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        endpoint::plain(self.connection.remote_address())
+    }
+}
+
 /// Why dialling did not lead to a welcome.
 #[derive(Debug)]
 pub(crate) enum DialError {
@@ -122,28 +134,68 @@ pub(crate) enum DialError {
     Final(String),
     /// The peer has a reason against this process.
     Refused(String, Again),
+    /// Another rank or another job answers there: the address is somebody else's, for now at least.
+    Elsewhere(String),
     /// Nobody answers, or the peer says that it may go better later.
     Retry(String),
 }
 
-/// Greets `rank` on a connection that is being made, and waits for its answer. `seen` belongs to
-/// the connection's verifier.
-pub(crate) async fn introduce(
+/// A connection on which both sides have shown their certificates, and nothing was said yet. TLS
+/// believes itself connected before the server has judged this side's.
+pub(crate) struct Shaken {
+    pub(crate) leaf: LeafHash,
+    pub(crate) address: SocketAddr,
+    connection: Connection,
+    /// Belongs to the connection's verifier.
+    seen: Seen,
+}
+
+impl std::fmt::Display for DialError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Final(reason)
+        | Self::Refused(reason, _)
+        | Self::Elsewhere(reason)
+        | Self::Retry(reason)) = self;
+        f.write_str(reason)
+    }
+}
+
+/// Waits until `rank` has proved, on a connection that is being made, that it is that rank. `seen`
+/// belongs to the connection's verifier.
+pub(crate) async fn shake(
     connecting: Connecting,
     membership: &Membership,
-    seen: &Seen,
+    seen: Seen,
+    rank: u32,
+) -> Result<Shaken, DialError> {
+    let address = endpoint::plain(connecting.remote_address());
+    let connection = connecting
+        .await
+        .map_err(|error| handshake::why_not_reached(membership, rank, address, &seen, &error))?;
+    match identify(&connection, membership, rank) {
+        Some(leaf) => Ok(Shaken { leaf, address, connection, seen }),
+        None => Err(DialError::Retry(format!("{address}: no name"))),
+    }
+}
+
+/// Greets `rank`, and waits for its answer.
+pub(crate) async fn introduce(
+    shaken: Shaken,
+    membership: &Membership,
     rank: u32,
     hello: &Hello,
 ) -> Result<Welcomed, DialError> {
-    let address = endpoint::plain(connecting.remote_address());
+    let Shaken { leaf, address, connection, seen } = shaken;
     let refused = |error: &ConnectionError| {
-        handshake::why_not_reached(membership, rank, address, seen, error)
+        handshake::why_not_reached(membership, rank, address, &seen, error)
     };
     let lost = |error: &dyn std::fmt::Display| {
         DialError::Retry(report::printable(&format!("{address}: {error}")))
     };
-    let connection = connecting.await.map_err(|error| refused(&error))?;
-    let (mut sender, mut receiver) = connection.open_bi().await.map_err(|e| lost(&e))?;
+    let (mut sender, mut receiver) = match connection.open_bi().await {
+        Ok(streams) => streams,
+        Err(error) => return Err(refused(&error)),
+    };
     // One that judges our certificate only now may have hung up; its answer says it.
     let sent = send(&mut sender, hello).await;
     let answer = match sent {
@@ -151,10 +203,7 @@ pub(crate) async fn introduce(
         Err(problem) => Err(problem),
     };
     match answer {
-        Ok(Answer::Welcome) => {
-            let leaf = identify(&connection, membership, rank).ok_or_else(|| lost(&"no name"))?;
-            Ok(Welcomed { leaf, connection, sender, receiver })
-        }
+        Ok(Answer::Welcome) => Ok(Welcomed { leaf, connection, sender, receiver }),
         Ok(Answer::Refused { reason, again }) => {
             let reason = report::printable(&reason);
             Err(match again {
@@ -183,10 +232,16 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
     let mut server_name = None;
     let greeting = async {
         let mut connecting = visitor.accept()?;
-        server_name = name_dialled(&mut connecting).await;
+        let handshake = handshake_data(&mut connecting).await;
+        let protocol = handshake.as_ref().and_then(|data| data.protocol.clone());
+        server_name = handshake.and_then(|data| data.server_name);
         let connection = connecting.await?;
         let (sender, mut receiver) = connection.accept_bi().await?;
-        let said = receive::<Hello>(&mut receiver, wire::MAX_HELLO_BYTES).await;
+        let said = receive_bytes(&mut receiver, wire::MAX_HELLO_BYTES).await;
+        let said = said.and_then(|said| match protocol.as_deref() == Some(ALPN_OF_ALL) {
+            true => wire::decode_beginning(&said).map(Said::InAnotherVersion),
+            false => wire::decode_control(&said).map(Said::Hello),
+        });
         Ok((connection, sender, receiver, said))
     };
     let outcome = match tokio::time::timeout(HANDSHAKE_LIMIT, greeting).await {
@@ -201,7 +256,8 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
         match handshake::why_not_let_in(membership, from, server_name.as_deref(), &error) {
             Some(problem) => Stranger { refusal: Refusal::Untrusted, problem: Some(problem) },
             None => {
-                let problem = (error != ConnectionError::LocallyClosed).then(|| {
+                let has_left = error == ConnectionError::LocallyClosed || has_hung_up(&error);
+                let problem = (!has_left).then(|| {
                     report::printable(&format!("refused a connection from {from}: {error}"))
                 });
                 Stranger { refusal: Refusal::NoHello, problem }
@@ -219,7 +275,13 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
             told = Some(format!("another job, under another ALLFOLD_JOB ({job}), answers there"));
             (Refusal::Untrusted, reason)
         }
-        (Ok(hello), None) => match identify(&connection, membership, hello.rank) {
+        (Ok(Said::InAnotherVersion(Beginning { version, rank })), None) => {
+            let (theirs, ours) = (report::printable(&version), env!("CARGO_PKG_VERSION"));
+            let own = rank_dialled(server_name.as_deref());
+            let reason = format!("rank {rank}{RUNS}{theirs}, {own} runs {ours}");
+            (Refusal::Untrusted, reason)
+        }
+        (Ok(Said::Hello(hello)), None) => match identify(&connection, membership, hello.rank) {
             Some(leaf) => {
                 let hello = hello.printable();
                 return Ok(Greeted { hello, leaf, connection, sender, receiver });
@@ -230,6 +292,21 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
     let problem = format!("refused a process at {from}: {reason}");
     refuse(connection, sender, told.unwrap_or(reason), Again::Never).await;
     Err(Stranger { refusal, problem: Some(problem) })
+}
+
+/// Whether the peer has ended its attempt without a reason, as one does that was faster at another
+/// address.
+fn has_hung_up(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            close.error_code.into_inner() == 0 && close.reason.is_empty()
+        }
+        // So QUIC says the same before the handshake has ended: RFC 9000, 10.2.3.
+        ConnectionError::ConnectionClosed(close) => {
+            close.error_code == TransportErrorCode::APPLICATION_ERROR
+        }
+        _ => false,
+    }
 }
 
 /// Tells the peer why it is not welcome, and stays until it has read that.
@@ -245,10 +322,31 @@ async fn refuse(connection: Connection, mut sender: SendStream, reason: String, 
     });
 }
 
-/// The name that the peer dialled.
-async fn name_dialled(connecting: &mut Connecting) -> Option<String> {
-    let data = connecting.handshake_data().await.ok()?;
-    data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.server_name
+/// What a dialler may say first.
+enum Said {
+    Hello(Hello),
+    InAnotherVersion(Beginning),
+}
+
+/// With what a hello begins in all versions.
+#[derive(Serialize, Deserialize)]
+struct Beginning {
+    version: String,
+    rank: u32,
+}
+
+/// The protocol, and the name that the peer dialled.
+async fn handshake_data(connecting: &mut Connecting) -> Option<Box<HandshakeData>> {
+    connecting.handshake_data().await.ok()?.downcast().ok()
+}
+
+/// Whom the peer dialled: `r0.37a8eec1ce19687d.allfold` is rank 0.
+fn rank_dialled(server_name: Option<&str>) -> String {
+    let rank = server_name.and_then(|name| name.split('.').next()?.strip_prefix('r'));
+    match rank.and_then(|rank| rank.parse::<u32>().ok()) {
+        Some(rank) => format!("rank {rank}"),
+        None => "who answers there".into(),
+    }
 }
 
 /// Sends one control message.
@@ -286,6 +384,8 @@ fn identify(connection: &Connection, membership: &Membership, rank: u32) -> Opti
     membership.identify(identity.first()?, rank)
 }
 
+/// Where a rank may say that it is. A host with eight cards has as many, each in both families.
+pub(crate) const MAX_ADDRESSES: usize = 16;
 /// A peer that has not finished its handshake and said hello by then is dropped.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// A refused peer hangs up once it has read why.

@@ -366,6 +366,7 @@ impl Impostor {
             habitat: 0,
             purpose: Purpose::Join {
                 settings: config.job_wide(),
+                addresses: Vec::new(),
                 control_port,
                 lane_ports: vec![lane_port],
                 door: None,

@@ -76,24 +76,34 @@ fn secrets_rotate_in_any_order() {
 fn another_version_of_the_protocol_is_named_on_both_sides() {
     let secret = Secret::random().unwrap();
     let (host, guest) = (of_secrets(&[&secret], 0), of_secrets(&[&secret], 1));
-    let outcome = on_runtime(async {
-        let (address, host) = open(&host);
-        let (_, endpoint) = open(&guest);
-        let mut tls = guest.client(0, Seen::default()).unwrap();
-        tls.alpn_protocols = vec![b"allfold/2".to_vec()];
-        let connecting = endpoint.connect_with(config(tls), address, &guest.name_of(0)).unwrap();
-        let hello = said_by(1);
-        let seen = Seen::default();
-        let (told, warned) = tokio::join!(
-            hello::introduce(connecting, &guest, &seen, 0, &hello),
-            greet_one(&host, of_secrets(&[&secret], 0)),
-        );
-        (told.err(), warned.err())
-    });
-    let Some(DialError::Final(told)) = outcome.0 else { panic!("not refused: {:?}", outcome.0) };
-    assert_eq!(told, "rank 0 runs another version of allfold: it does not speak allfold/1");
-    let warned = outcome.1.unwrap();
-    assert!(warned.contains("does not speak allfold/1"), "{warned}");
+    let outcome = |protocols: &[&str]| {
+        on_runtime(async {
+            let (address, host) = open(&host);
+            let (_, endpoint) = open(&guest);
+            let mut tls = guest.client(0, Seen::default()).unwrap();
+            tls.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+            let connecting =
+                endpoint.connect_with(config(tls), address, &guest.name_of(0)).unwrap();
+            let hello = Hello { version: "9.9.9".into(), ..said_by(1) };
+            let dialling = async {
+                let shaken = hello::shake(connecting, &guest, Seen::default(), 0).await?;
+                hello::introduce(shaken, &guest, 0, &hello).await
+            };
+            let greeting = greet_one(&host, of_secrets(&[&secret], 0));
+            let (told, warned) = tokio::join!(dialling, greeting);
+            (told.err().unwrap(), warned.unwrap_err())
+        })
+    };
+    // One that knows the way between versions, and one of before.
+    let (told, warned) = outcome(&["allfold/9", "allfold"]);
+    let DialError::Refused(told, Again::Never) = told else { panic!("not refused: {told:?}") };
+    let ours = env!("CARGO_PKG_VERSION");
+    assert_eq!(told, format!("rank 1 runs allfold 9.9.9, rank 0 runs {ours}"));
+    assert!(warned.contains(&told) && warned.contains("127.0.0.1:"), "{warned}");
+    let (told, warned) = outcome(&["allfold/1"]);
+    let DialError::Final(told) = told else { panic!("not refused: {told:?}") };
+    assert_eq!(told, "rank 0 runs another version of allfold: it does not speak allfold/2");
+    assert!(warned.contains("does not speak allfold/2"), "{warned}");
     assert!(warned.contains("127.0.0.1:"), "{warned}");
 }
 

@@ -82,7 +82,7 @@ fn the_reason_of_an_alert_is_shown_as_words() {
         let seen = Seen::default();
         let told = match handshake::why_not_reached(&membership, 0, from, &seen, &error) {
             DialError::Final(told) | DialError::Retry(told) => told,
-            DialError::Refused(..) => panic!("nobody refused"),
+            other => panic!("{other:?}"),
         };
         let warned = handshake::why_not_let_in(&membership, from, None, &error);
         assert_eq!(warned.is_some(), alerts.contains(&error_code));
@@ -100,7 +100,13 @@ fn what_a_hello_says_can_be_shown() {
     let said = Hello {
         version: CUNNING.into(),
         host: CUNNING.into(),
-        purpose: Purpose::Join { settings, control_port: 1, lane_ports: vec![2], door: None },
+        purpose: Purpose::Join {
+            settings,
+            addresses: Vec::new(),
+            control_port: 1,
+            lane_ports: vec![2],
+            door: None,
+        },
         ..said_by(1)
     };
     let heard = on_runtime(async {
@@ -139,7 +145,7 @@ fn rank_0_shows_the_others_only_words() {
             pid: 41,
             habitat: hello.habitat,
             incarnation: hello.incarnation,
-            address: None,
+            addresses: Vec::new(),
             control_port: 1,
             lane_ports: vec![2],
             leaf,
@@ -163,8 +169,9 @@ fn a_rank_that_closes_a_data_link_does_not_write_the_error() {
     let problem = on_runtime(async {
         let (address, door) = open(&one);
         let socket = endpoint::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let own = LaneAddress { address: socket.local_addr().unwrap(), leaf: zero.leaf_hash() };
-        let addresses = vec![own, LaneAddress { address, leaf: one.leaf_hash() }];
+        let own =
+            LaneAddress { addresses: vec![socket.local_addr().unwrap()], leaf: zero.leaf_hash() };
+        let addresses = vec![own, LaneAddress { addresses: vec![address], leaf: one.leaf_hash() }];
         let counters = Arc::new(Counters::new(0, 2, "quic"));
         let links =
             QuicLinks::new(socket, zero, said_by(0), LaneId::only(1), addresses, counters).unwrap();

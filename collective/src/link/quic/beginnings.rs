@@ -65,8 +65,9 @@ fn pair(ip: IpAddr) -> (QuicLinks, QuicLinks) {
     let secret = Secret::random().unwrap().to_line();
     let ends = [0, 1].map(|rank| End::at(ip, rank, &secret));
     let address = |end: &End| {
-        let LaneAddress { address, leaf } = end.address();
-        LaneAddress { address: SocketAddr::new(ip, address.port()), leaf }
+        let LaneAddress { addresses, leaf } = end.address();
+        let at = |address: SocketAddr| SocketAddr::new(ip, address.port());
+        LaneAddress { addresses: addresses.into_iter().map(at).collect(), leaf }
     };
     let addresses: Vec<LaneAddress> = ends.iter().map(address).collect();
     let [dialler, door] = ends.map(|end| end.links(addresses.clone()));

@@ -1,6 +1,6 @@
 //! QUIC endpoints: sockets, configurations, and the door that strangers knock at.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -15,13 +15,14 @@ use quinn::{
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
+use super::race;
 use super::socket::BatchSocket;
 use super::tuning::{self, Path, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
 use crate::statistics::{Counters, Refusal};
-use crate::trust::certificates::{Membership, initial_suite};
-use crate::trust::hello::{self, DialError, Greeted, Hello, Stranger, Welcomed};
+use crate::trust::certificates::{LeafHash, Membership, initial_suite};
+use crate::trust::hello::{self, Again, DialError, Greeted, Hello, Shaken, Stranger, Welcomed};
 use crate::trust::verifier::Seen;
 
 /// An endpoint, and what depends on its socket.
@@ -90,7 +91,8 @@ fn refused(address: SocketAddr, error: &std::io::Error) -> Error {
             let port = address.port();
             format!(
                 "`ss -ulpn 'sport = :{port}'` shows it: another job, or another rank 0? Choose \
-                 another port in ALLFOLD_RENDEZVOUS or MASTER_PORT"
+                 another port where this one comes from: ALLFOLD_RENDEZVOUS or MASTER_PORT, \
+                 ALLFOLD_PORT, or this rank's entry in --peers"
             )
         }),
     };
@@ -116,26 +118,35 @@ pub(super) fn to_send(socket: &UdpSocket) -> usize {
         .map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
 }
 
-/// Whether packets to this address stay within the host: it is one of its own. The system then
-/// sends them from that address, and to others from another one.
-pub(super) fn is_here(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    let any: IpAddr = match ip {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+/// From which of this host's addresses packets to that one leave; an error where there is no way
+/// to it.
+pub(crate) fn source_of(address: SocketAddr) -> std::io::Result<IpAddr> {
+    let mut address = plain(address);
+    address.set_port(ANY_PORT);
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let source = || {
-        let scratch = UdpSocket::bind((any, 0))?;
-        // Nothing is sent: it only asks for the way.
-        scratch.connect((ip, ANY_PORT))?;
-        scratch.local_addr()
-    };
-    ip.is_loopback() || source().is_ok_and(|source| source.ip() == ip)
+    let scratch = UdpSocket::bind((any, 0))?;
+    // Nothing is sent: it only asks for the way.
+    scratch.connect(address)?;
+    Ok(scratch.local_addr()?.ip())
 }
 
-/// A peer's address: one of IPv4 also where the socket is of both families.
+/// Whether packets to this address stay within the host: it is one of its own. The system then
+/// sends them from that address, and to others from another one.
+pub(crate) fn is_here(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback() || source_of(SocketAddr::new(ip, ANY_PORT)).is_ok_and(|source| source == ip)
+}
+
+/// A peer's address: one of IPv4 also where the socket is of both families. A link-local one keeps
+/// the interface that it is of.
 pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    match address.ip().to_canonical() {
+        IpAddr::V6(_) => address,
+        ip => SocketAddr::new(ip, address.port()),
+    }
 }
 
 /// An endpoint that dials and accepts members of the job; to be made inside a runtime.
@@ -217,7 +228,7 @@ pub(crate) struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Dials `rank` at `address` and greets it, within `limit`.
+    /// Dials `rank` at `address` and greets it, each within `limit`.
     pub(crate) async fn dial(
         &self,
         rank: u32,
@@ -225,6 +236,64 @@ impl Caller<'_> {
         hello: &Hello,
         limit: Duration,
     ) -> std::result::Result<Welcomed, DialError> {
+        self.dial_any((rank, None), vec![address], hello, limit).await.map_err(
+            |error| match error {
+                DialError::Elsewhere(reason) => DialError::Final(reason),
+                error => error,
+            },
+        )
+    }
+
+    /// Dials `rank`, of this key if it is known, at all these addresses side by side, and greets it
+    /// at one. The best stand first; each attempt, and the greeting, has so long.
+    pub(crate) async fn dial_any(
+        &self,
+        (rank, leaf): (u32, Option<LeafHash>),
+        mut addresses: Vec<SocketAddr>,
+        hello: &Hello,
+        limit: Duration,
+    ) -> std::result::Result<Welcomed, DialError> {
+        // What is an address of this host may be one of the peer's host too, such as a bridge's
+        // that every host has: packets to it do not leave.
+        addresses.sort_by_key(|address| is_here(address.ip()));
+        // A process that has refused this one is the same at its other addresses.
+        let refused: RefCell<Vec<(LeafHash, String, Again)>> = RefCell::default();
+        let connect = async |way: usize| {
+            let address = addresses[way];
+            let silent = || DialError::Retry(format!("{address} does not answer"));
+            let shaking = tokio::time::timeout(limit, self.connect(rank, address));
+            let shaken = shaking.await.unwrap_or_else(|_| Err(silent()))?;
+            match leaf.is_none_or(|leaf| leaf == shaken.leaf) {
+                true => Ok(shaken),
+                false => Err(DialError::Elsewhere(format!("another process answers at {address}"))),
+            }
+        };
+        let greet = async |shaken: Shaken| {
+            let leaf = shaken.leaf;
+            let earlier = refused.borrow().iter().find(|(of, ..)| *of == leaf).cloned();
+            if let Some((_, reason, again)) = earlier {
+                return Err(DialError::Refused(reason, again));
+            }
+            let silent = DialError::Retry(format!("{} does not answer", shaken.address));
+            let greeting = hello::introduce(shaken, self.membership, rank, hello);
+            let outcome = tokio::time::timeout(limit, greeting).await.unwrap_or(Err(silent));
+            if let Err(DialError::Refused(reason, again)) = &outcome {
+                refused.borrow_mut().push((leaf, reason.clone(), *again));
+            }
+            outcome
+        };
+        race::race(addresses.len(), connect, greet).await
+    }
+
+    /// Connects to `rank` at `address`, and says nothing yet.
+    async fn connect(
+        &self,
+        rank: u32,
+        address: SocketAddr,
+    ) -> std::result::Result<Shaken, DialError> {
+        // quinn waits where the system knows at once.
+        source_of(address)
+            .map_err(|error| DialError::Retry(format!("{address}: {}", plainly(&error))))?;
         let seen = Seen::default();
         let path = Path::new(self.traffic, is_here(address.ip()), self.endpoint.granted);
         let client = client(self.membership, self.traffic, (rank, path), seen.clone())
@@ -232,13 +301,16 @@ impl Caller<'_> {
         let connecting = self
             .endpoint
             .connect_with(client, address, &self.membership.name_of(rank))
-            .map_err(|error| DialError::Final(format!("cannot dial {address}: {error}")))?;
-        let greeting = hello::introduce(connecting, self.membership, &seen, rank, hello);
-        match tokio::time::timeout(limit, greeting).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(DialError::Retry(format!("{address} does not answer"))),
-        }
+            .map_err(|error| DialError::Retry(format!("cannot dial {address}: {error}")))?;
+        hello::shake(connecting, self.membership, seen, rank).await
     }
+}
+
+/// An error of the system in its own words, without its number.
+pub(crate) fn plainly(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let words = text.split(" (os error").next().unwrap_or_default();
+    words[..1].to_ascii_lowercase() + &words[1..]
 }
 
 /// The configuration for dialling a rank.

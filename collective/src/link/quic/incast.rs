@@ -61,7 +61,7 @@ impl End {
 
     pub(super) fn address(&self) -> LaneAddress {
         let address = self.socket.local_addr().unwrap();
-        LaneAddress { address, leaf: self.membership.leaf_hash() }
+        LaneAddress { addresses: vec![address], leaf: self.membership.leaf_hash() }
     }
 
     /// Its links, to be made inside a runtime.

@@ -25,7 +25,7 @@ use crate::probe::wire::Card;
 use crate::statistics::Counters;
 use crate::trust::Credentials;
 use crate::trust::certificates::Membership;
-use crate::trust::hello::{self, Answer, DialError, Greeted, Hello, Purpose};
+use crate::trust::hello::{self, Answer, Greeted, Hello, Purpose};
 use crate::trust::secret::Secrets;
 
 /// What a sender knows at the end.
@@ -197,9 +197,7 @@ async fn send(
     let welcomed = match caller.dial(to, card.address, &hello, DIAL_LIMIT).await {
         Ok(welcomed) if welcomed.leaf == card.leaf => welcomed,
         Ok(_) => return Err(format!("another process answers at {}", card.address)),
-        Err(
-            DialError::Final(reason) | DialError::Refused(reason, _) | DialError::Retry(reason),
-        ) => return Err(reason),
+        Err(error) => return Err(error.to_string()),
     };
     let hello::Welcomed { connection, mut sender, mut receiver, .. } = welcomed;
     let mut outcome = Outcome::default();

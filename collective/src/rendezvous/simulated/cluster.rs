@@ -5,7 +5,7 @@ mod decisions;
 mod lives;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::ledger::Ledger;
@@ -304,9 +304,9 @@ impl Cluster {
     }
 }
 
-fn address_of(slot: u32) -> IpAddr {
+fn address_of(slot: u32) -> SocketAddr {
     let [_, _, high, low] = slot.to_be_bytes();
-    IpAddr::V4(Ipv4Addr::new(10, 0, high, low))
+    SocketAddr::from(([10, 0, high, low], 1))
 }
 
 fn seconds(time: u64) -> f64 {

@@ -67,6 +67,7 @@ impl Process {
     pub(super) fn new(rank: u32, slot: u32, is_impostor: bool, now: Instant) -> Self {
         let purpose = Purpose::Join {
             settings: vec![("ALLFOLD_WORLD_SIZE".into(), "n".into())],
+            addresses: Vec::new(),
             control_port: FIRST_PORT + slot as u16,
             lane_ports: vec![1],
             door: None,

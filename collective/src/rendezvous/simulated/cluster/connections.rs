@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Cluster, DIAL_LIMIT, Event, HEARTBEAT, LOOK_EVERY, Step, Word, address_of};
 use crate::control::endpoint::Message;
+use crate::rendezvous::attending::Unfound;
 use crate::rendezvous::simulated::process::{Link, Role, Target, leaf_of};
 use crate::rendezvous::{Knock, attending, gathering};
 use crate::simulation::FlowId;
@@ -107,10 +108,10 @@ impl Cluster {
         };
         self.close(slot, id);
         let event = match target {
-            Target::RankZero => attending::Event::RankZero(Err(error)),
+            Target::RankZero => attending::Event::RankZero(Err(Unfound::Dial(error))),
             Target::Watch { epoch, rank, .. } => {
                 let again = !matches!(error, DialError::Refused(..));
-                attending::Event::Unreached { epoch, rank, again }
+                attending::Event::Unreached { epoch, rank, again, problem: error.to_string() }
             }
         };
         self.attending_takes(slot, event)
@@ -127,7 +128,13 @@ impl Cluster {
                     Target::RankZero => attending::Event::RankZero(Ok((address_of(0), id))),
                     Target::Watch { epoch, rank, .. } => {
                         let leaf = leaf_of(&self.processes[peer as usize].hello);
-                        attending::Event::Reached { epoch, rank, link: id, leaf }
+                        attending::Event::Reached {
+                            epoch,
+                            rank,
+                            link: id,
+                            leaf,
+                            at: address_of(peer),
+                        }
                     }
                 };
                 self.attending_takes(slot, event)

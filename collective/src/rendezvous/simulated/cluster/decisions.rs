@@ -142,8 +142,10 @@ impl Cluster {
                 let dial = Event::Dial { slot, life, target: Target::RankZero };
                 self.scheduler.after(after.as_nanos() as u64, dial);
             }
-            attending::Action::Dial { epoch, rank, address, after } => {
-                let to = u32::from(address.port() - FIRST_PORT);
+            // What is found out of rank 0's addresses is for people.
+            attending::Action::Probe => {}
+            attending::Action::Dial { epoch, rank, ways, after, .. } => {
+                let to = u32::from(ways[0].port() - FIRST_PORT);
                 let target = Target::Watch { epoch, rank, slot: to };
                 let dial = Event::Dial { slot, life, target };
                 self.scheduler.after(after.as_nanos() as u64, dial);

@@ -1,6 +1,7 @@
 //! How processes start and end, what goes wrong with them, and who starts them again.
 
-use super::{CONNECT_TIMEOUT, Cluster, DEAD_AFTER, Event, HEARTBEAT, address_of, seconds};
+use super::{CONNECT_TIMEOUT, Cluster, DEAD_AFTER, Event, HEARTBEAT, seconds};
+use crate::config::HostPort;
 use crate::error::Result as Outcome;
 use crate::liveness::Judge;
 use crate::rendezvous::Entry;
@@ -81,7 +82,7 @@ impl Cluster {
                 heartbeat: HEARTBEAT,
                 connect_timeout: CONNECT_TIMEOUT,
                 place: "rank-0:1000".into(),
-                rank_0: address_of(0),
+                listens: String::new(),
             };
             let own = Entry {
                 rank,
@@ -89,7 +90,7 @@ impl Cluster {
                 pid: hello.pid,
                 habitat: 0,
                 incarnation,
-                address: None,
+                addresses: Vec::new(),
                 control_port: FIRST_PORT,
                 lane_ports: vec![1],
                 leaf: leaf_of(&hello),
@@ -104,7 +105,7 @@ impl Cluster {
                 rank,
                 size: self.size,
                 connect_timeout: CONNECT_TIMEOUT,
-                place: "rank-0:1000".into(),
+                place: HostPort { host: "rank-0".into(), port: 1000 },
             };
             let (attending, first) = Attending::new(terms, now);
             self.processes[slot as usize].role = Role::Attending(Box::new(attending));
