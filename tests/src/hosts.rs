@@ -143,6 +143,37 @@ impl Hosts {
         (0..self.count).filter(|other| *other != host).for_each(|other| self.cut(host, other));
     }
 
+    /// Runs a program of the system on `host`; what it printed.
+    ///
+    /// # Errors
+    /// What it said instead.
+    pub fn run(&self, host: usize, words: &[&str]) -> Result<String, String> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(host)]).args(words);
+        let ended = command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+        match ended.status.success() {
+            true => Ok(String::from_utf8_lossy(&ended.stdout).into_owned()),
+            false => Err(format!("{words:?}: {}", String::from_utf8_lossy(&ended.stderr))),
+        }
+    }
+
+    /// From now on `host` knows these names, and no others; also for programs that run there.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn name_on(&self, host: usize, names: &[(IpAddr, &str)]) -> Result<(), String> {
+        let lines = names.iter().map(|(ip, name)| format!("{ip} {name}\n"));
+        let text = "127.0.0.1 localhost\n".to_owned() + &lines.collect::<String>();
+        // In place: the file is mounted where the programs see it.
+        let file = etc(&self.name(host)).join("hosts");
+        std::fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
+    }
+
+    /// What of what arrives at `host` is dropped, besides: an expression of nftables.
+    pub fn drop_there(&self, host: usize, which: &str) {
+        self.drop_at(host, which);
+    }
+
     /// Nothing that is sent to this UDP port of `host` arrives.
     pub fn close_port(&self, host: usize, port: u16) {
         self.drop_at(host, &format!("udp dport {port}"));

@@ -45,6 +45,7 @@ pub(super) async fn attend(
         lanes: control.config.lanes,
         connect_timeout: control.config.connect_timeout,
         place: control.config.rendezvous.clone(),
+        local_rank: control.config.local_rank(),
     };
     let (mut attending, actions) = Attending::new(terms, Instant::now());
     let mut guest = Guest {
@@ -267,7 +268,7 @@ async fn look_up(
             Err(_) => return Ok(last),
         },
     };
-    let problem = match found.map(|found| addresses::of_name(found)) {
+    let problem = match found.map(addresses::of_name) {
         Ok(found) if !found.is_empty() => {
             known.borrow_mut().clone_from(&found);
             return Ok(found);

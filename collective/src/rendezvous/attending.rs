@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::diagnosis::Diagnosis;
+use super::diagnosis::{self, Diagnosis, Sign};
 use super::roster::ranks;
 use super::{
     Entry, FIRST_PAUSE, Knock, LAST_PAUSE, MAX_WAYS, Mapped, Meeting, SAY_EVERY, ended_early,
@@ -29,6 +29,8 @@ pub(super) struct Terms {
     pub(super) connect_timeout: Duration,
     /// The rendezvous address, as the user wrote it.
     pub(super) place: HostPort,
+    /// The ranks of a host probe one after another.
+    pub(super) local_rank: usize,
 }
 
 /// Why rank 0 was not found.
@@ -143,6 +145,8 @@ pub(super) struct Attending {
     lost: Option<String>,
     /// What was found out of its addresses.
     diagnosis: Option<Diagnosis>,
+    /// When that was that nobody listens there.
+    refused_at: Option<Instant>,
     /// Why ranks that this one dials are not reached.
     unreached: BTreeMap<u32, String>,
     pause: Duration,
@@ -156,6 +160,7 @@ impl Attending {
     /// Begins; the first actions.
     pub(super) fn new(terms: Terms, now: Instant) -> (Self, Vec<Action>) {
         let attending = Self {
+            probe: now + FIRST_PROBE + phase(&terms),
             terms,
             found: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -169,11 +174,11 @@ impl Attending {
             unknown: None,
             lost: None,
             diagnosis: None,
+            refused_at: None,
             unreached: BTreeMap::new(),
             pause: FIRST_PAUSE,
             began: now,
             say: now + SAY_EVERY,
-            probe: now + FIRST_PROBE,
             out: Vec::new(),
         };
         (attending, vec![Action::FindRankZero { after: Duration::ZERO }])
@@ -195,7 +200,7 @@ impl Attending {
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
         match event {
             Event::RankZero(outcome) => return self.found(outcome),
-            Event::Probed(diagnosis) => self.diagnosis = Some(diagnosis),
+            Event::Probed(diagnosis) => self.probed(now, diagnosis),
             Event::Reached { epoch, rank, link, leaf, at } => {
                 self.reached(epoch, (rank, leaf), link, at);
             }
@@ -300,6 +305,18 @@ impl Attending {
             }
             DialError::Refused(reason, again) => Err(refused(reason, again)),
         }
+    }
+
+    /// The system's word that nobody listens is rare, and silence proves little beside it.
+    fn probed(&mut self, now: Instant, diagnosis: Diagnosis) {
+        let is_silent = matches!(diagnosis.sign, Sign::Filtered | Sign::Silent(_));
+        let is_same = self.diagnosis.as_ref().is_some_and(|d| d.address == diagnosis.address);
+        let counts = self.refused_at.is_some_and(|at| now < at + REFUSED_COUNTS);
+        if is_silent && is_same && counts {
+            return;
+        }
+        self.refused_at = (diagnosis.sign == Sign::Refused).then_some(now);
+        self.diagnosis = Some(diagnosis);
     }
 
     fn look_again(&mut self) {
@@ -531,7 +548,8 @@ impl Attending {
     /// Shortly before the next word to the user.
     fn next_probe(&self, now: Instant) -> Instant {
         let words = [self.say, self.say + SAY_EVERY, self.deadline()];
-        let moments = words.into_iter().filter_map(|word| word.checked_sub(PROBE_AHEAD));
+        let ahead = PROBE_AHEAD + phase(&self.terms);
+        let moments = words.into_iter().filter_map(|word| word.checked_sub(ahead));
         moments.filter(|moment| *moment > now).min().unwrap_or_else(|| self.deadline())
     }
 
@@ -560,13 +578,23 @@ impl Attending {
     }
 }
 
+/// When a rank probes among those of its host: one would take the answers from the other.
+fn phase(terms: &Terms) -> Duration {
+    let phase = diagnosis::PATIENCE * (terms.local_rank % PHASES) as u32;
+    phase.min(terms.connect_timeout / 4)
+}
+
 const PORTS_HELP: &str = "UDP must pass between all hosts, both ways, on the ports of all ranks: \
                           ALLFOLD_PORT pins them for a firewall, ALLFOLD_INTERFACE says which \
                           network they use";
 /// A rank that starts with the others has met rank 0 by then.
 const FIRST_PROBE: Duration = Duration::from_millis(500);
-/// A probe takes a second.
-const PROBE_AHEAD: Duration = Duration::from_millis(1500);
+/// For a probe to end.
+const PROBE_AHEAD: Duration = diagnosis::PATIENCE.saturating_add(Duration::from_millis(500));
+/// Between two words to the user.
+const PHASES: usize = 5;
+/// As long as three probes in turn.
+const REFUSED_COUNTS: Duration = SAY_EVERY.saturating_mul(3);
 /// For rank 0's word at its deadline to arrive.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 /// Twenty watchers dial at most; strangers do not get this far.

@@ -23,8 +23,8 @@ pub(crate) enum Sign {
     Rejected(String),
     /// The system knows no way there.
     NoWay(String),
-    /// Neither UDP nor TCP.
-    Silent,
+    /// Neither UDP nor TCP; with the system's word, if it has one.
+    Silent(Option<String>),
 }
 
 /// What was found out of one of rank 0's addresses: the one that tells most.
@@ -55,7 +55,10 @@ impl Diagnosis {
                 format!("a firewall or a router rejects UDP {port} to {ip} ({why})")
             }
             Sign::NoWay(why) => format!("there is no way from this host to {ip} ({why})"),
-            Sign::Silent => format!("nothing answers at {ip}, neither UDP {port} nor TCP"),
+            Sign::Silent(why) => {
+                let why = why.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+                format!("nothing answers at {ip}, neither UDP {port} nor TCP{why}")
+            }
         })
     }
 
@@ -83,9 +86,9 @@ impl Diagnosis {
                 "give an address that this host has a route to in {setting}, or add the route: `ip \
                  route get {ip}` shows what there is"
             ),
-            Sign::Silent => format!(
-                "is `{host}` ({ip}) the host of rank 0, and is that host up? If it is, a firewall \
-                 drops everything; {setting} names it"
+            Sign::Silent(_) => format!(
+                "is `{host}` ({ip}) the host of rank 0, and is that host up? If it is, a firewall, \
+                 NetworkPolicy or security group drops everything; {setting} names it"
             ),
         })
     }
@@ -104,7 +107,7 @@ pub(super) async fn look(mut addresses: Vec<SocketAddr>) -> Option<Diagnosis> {
         Sign::Filtered => 1,
         Sign::Refused => 2,
         Sign::Rejected(_) => 3,
-        Sign::Silent => 4,
+        Sign::Silent(_) => 4,
         Sign::NoWay(_) => 5,
     });
     all.into_iter().next()
@@ -113,11 +116,11 @@ pub(super) async fn look(mut addresses: Vec<SocketAddr>) -> Option<Diagnosis> {
 async fn sign_of(address: SocketAddr) -> Sign {
     let (udp, tcp) = tokio::join!(udp(address), tcp(address));
     match (udp, tcp) {
-        // The system's own word where no host has that address in this network.
-        (Some(Sign::Rejected(_)), false) => Sign::Silent,
+        // What the system says itself where no host has that address in this network.
+        (Some(Sign::Rejected(why)), false) => Sign::Silent(Some(why)),
         (Some(sign), _) => sign,
         (None, true) => Sign::Filtered,
-        (None, false) => Sign::Silent,
+        (None, false) => Sign::Silent(None),
     }
 }
 
@@ -141,8 +144,12 @@ async fn udp(address: SocketAddr) -> Option<Sign> {
         }
     };
     let ask = async {
-        for _ in 0..ATTEMPTS {
-            socket.send(&question()).await?;
+        for attempt in 0..ATTEMPTS {
+            // Both may be lost: a question, and the system's word that nobody listens.
+            match attempt % QUESTION_EVERY {
+                0 => socket.send(&question()).await?,
+                _ => socket.send(&[0]).await?,
+            };
             if let Ok(answer) = timeout(PATIENCE / ATTEMPTS, socket.recv(&mut [0; 64])).await {
                 return answer;
             }
@@ -180,9 +187,11 @@ fn question() -> [u8; 1200] {
 }
 
 /// Longer than a packet and its answer take around the earth.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// One may be lost.
-const ATTEMPTS: u32 = 2;
+pub(super) const PATIENCE: Duration = Duration::from_millis(1_500);
+/// Linux says no more than once a second to each host that nobody listens, and who dials takes the
+/// most of that: the more are sent, the likelier is one of them to get the word.
+const ATTEMPTS: u32 = 8;
+const QUESTION_EVERY: u32 = 4;
 /// Rank 0's name has one or two.
 const MOST: usize = 4;
 
@@ -230,9 +239,14 @@ mod tests {
     fn every_sign_but_an_answer_has_a_help() {
         let address = SocketAddr::from(([10, 0, 0, 7], 29_500));
         let why = || "why".to_string();
-        for sign in
-            [Sign::Filtered, Sign::Refused, Sign::Rejected(why()), Sign::NoWay(why()), Sign::Silent]
-        {
+        for sign in [
+            Sign::Filtered,
+            Sign::Refused,
+            Sign::Rejected(why()),
+            Sign::NoWay(why()),
+            Sign::Silent(None),
+            Sign::Silent(Some(why())),
+        ] {
             let found = Diagnosis { address, sign };
             for was_met in [false, true] {
                 let (problem, help) = (found.problem(was_met), found.help("node-0", was_met));

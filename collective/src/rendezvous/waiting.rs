@@ -26,7 +26,8 @@ impl Waiting {
     fn at(place: &str) -> Self {
         let now = Instant::now();
         let place = HostPort::read(place, 29_500).unwrap();
-        let terms = Terms { rank: 1, size: 3, lanes: 1, connect_timeout: TIMEOUT, place };
+        let terms =
+            Terms { rank: 1, size: 3, lanes: 1, connect_timeout: TIMEOUT, place, local_rank: 0 };
         let (attending, first) = Attending::new(terms, now);
         let mut waiting = Self {
             attending,
@@ -60,7 +61,7 @@ impl Waiting {
     }
 
     /// Lets its time run to its next timer, again and again, up to its end.
-    fn to_the_end(mut self) -> (Error, Vec<String>, usize) {
+    fn until_the_end(mut self) -> (Error, Vec<String>, usize) {
         while self.ended.is_none() {
             assert!(self.attending.wake() > self.now, "it does not sleep");
             self.now = self.attending.wake();
@@ -95,7 +96,7 @@ fn a_name_that_stays_unknown_is_the_error() {
         waiting.on(Event::RankZero(Err(Unfound::Unknown("Name does not resolve".into()))));
     }
     assert_eq!(waiting.searches, 4, "it is looked for again and again");
-    let (error, said, _) = waiting.to_the_end();
+    let (error, said, _) = waiting.until_the_end();
     let expected = "host `node-0` is unknown: Name does not resolve (tried for 61 s)";
     assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 2));
     assert!(said[0].contains("its name is unknown so far (Name does not resolve)"), "{said:?}");
@@ -106,14 +107,14 @@ fn the_deadline_tells_what_the_last_probe_found() {
     for (sign, words) in [
         (Sign::Refused, "refused: the host 10.0.0.7 is up, and nobody listens on UDP 29500"),
         (Sign::Filtered, "UDP 29500 is filtered: NetworkPolicy or security group"),
-        (Sign::Silent, "nothing answers at 10.0.0.7, neither UDP 29500 nor TCP"),
+        (Sign::Silent(None), "nothing answers at 10.0.0.7, neither UDP 29500 nor TCP"),
         // Something else is wrong, and whoever dialled knows it.
         (Sign::Answers, "10.0.0.7:29500 does not answer"),
     ] {
         let mut waiting = Waiting::at("node-0");
         waiting.fails(silent());
         waiting.seems(sign.clone());
-        let (error, said, probes) = waiting.to_the_end();
+        let (error, said, probes) = waiting.until_the_end();
         let start = "rank 0 is not found at node-0:29500: ";
         assert!(error.to_string().starts_with(start), "{error}");
         assert!(error.to_string().contains(words), "{error}");
@@ -134,10 +135,26 @@ fn a_rank_0_that_was_there_is_not_taken_for_filtered() {
     assert_eq!(waiting.searches, 2);
     waiting.fails(silent());
     waiting.seems(Sign::Filtered);
-    let (error, ..) = waiting.to_the_end();
+    let (error, ..) = waiting.until_the_end();
     let words = error.to_string();
     assert!(words.contains("the connection to it ended (stopped answering 2 s ago)"), "{words}");
     assert!(!words.contains("filtered"), "{words}");
+}
+
+#[test]
+fn silence_does_not_disprove_soon_that_nobody_listens() {
+    let mut waiting = Waiting::at("node-0");
+    waiting.fails(silent());
+    waiting.seems(Sign::Refused);
+    waiting.now += Duration::from_secs(20);
+    // The system says it once a second, and other ranks ask too.
+    waiting.seems(Sign::Filtered);
+    waiting.on(Event::Time);
+    assert!(waiting.said.last().unwrap().contains("nobody listens"), "{:?}", waiting.said);
+    waiting.now += Duration::from_secs(20);
+    waiting.seems(Sign::Filtered);
+    waiting.on(Event::Time);
+    assert!(waiting.said.last().unwrap().contains("is filtered"), "{:?}", waiting.said);
 }
 
 #[test]

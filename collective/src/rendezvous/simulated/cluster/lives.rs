@@ -106,6 +106,7 @@ impl Cluster {
                 size: self.size,
                 connect_timeout: CONNECT_TIMEOUT,
                 place: HostPort { host: "rank-0".into(), port: 1000 },
+                local_rank: 0,
             };
             let (attending, first) = Attending::new(terms, now);
             self.processes[slot as usize].role = Role::Attending(Box::new(attending));
