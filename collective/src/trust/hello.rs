@@ -220,7 +220,7 @@ pub(crate) async fn introduce(
 }
 
 /// Who knocked and is nobody yet: why it is turned away, by kind and for the log; there is nothing
-/// to be said where this end has closed meanwhile.
+/// to be said where it has hung up by itself, or this end has closed meanwhile.
 pub(crate) struct Stranger {
     pub(crate) refusal: Refusal,
     pub(crate) problem: Option<String>,

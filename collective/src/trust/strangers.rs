@@ -1,7 +1,7 @@
 //! Processes that do not belong: each is refused, told why, and named in the job's log with where
 //! it came from.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -105,6 +105,45 @@ fn another_version_of_the_protocol_is_named_on_both_sides() {
     assert_eq!(told, "rank 0 runs another version of allfold: it does not speak allfold/2");
     assert!(warned.contains("does not speak allfold/2"), "{warned}");
     assert!(warned.contains("127.0.0.1:"), "{warned}");
+}
+
+#[test]
+fn of_several_addresses_that_of_the_right_process_is_kept() {
+    let secret = Secret::random().unwrap();
+    let of_rank = |rank| of_secrets(&[&secret], rank);
+    let (right, again, another) = (of_rank(0), of_rank(0), of_rank(1));
+    let guest = of_rank(2);
+    on_runtime(async {
+        let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let doors = [&another, &again, &right].map(open);
+        let [at_another, at_again, at_right] = doors.each_ref().map(|(address, _)| *address);
+        for ((_, door), host) in doors.into_iter().zip([another, again, right.clone()]) {
+            tokio::task::spawn_local(async move {
+                while let Some(incoming) = door.accept().await {
+                    let Ok(mut greeted) = hello::greet(incoming, &host).await else { continue };
+                    hello::send(&mut greeted.sender, &Answer::Welcome).await.unwrap();
+                    // Until the test has ended.
+                    std::mem::forget(greeted);
+                }
+            });
+        }
+        let (_, endpoint) = open(&guest);
+        let caller = Caller { endpoint: &endpoint, membership: &guest, traffic: Traffic::Control };
+        let dial = async |leaf, ways: &[SocketAddr]| {
+            let outcome = caller.dial_any((0, leaf), ways.to_vec(), &said_by(2), PATIENCE).await;
+            outcome.map(|welcomed| welcomed.address())
+        };
+        // A rank 0 is as good as another, until the world table says which it is.
+        assert_eq!(dial(None, &[nobody, at_another, at_again]).await.unwrap(), at_again);
+        let leaf = Some(right.leaf_hash());
+        let ways = [at_another, at_again, nobody, at_right];
+        assert_eq!(dial(leaf, &ways).await.unwrap(), at_right);
+        let error = dial(leaf, &[at_again]).await.unwrap_err();
+        let expected = format!("another process answers at {at_again}");
+        assert!(matches!(&error, DialError::Elsewhere(why) if *why == expected), "{error:?}");
+        let error = dial(None, &[at_another]).await.unwrap_err();
+        assert_eq!(error.to_string(), "another rank than rank 0 answers there");
+    });
 }
 
 #[test]

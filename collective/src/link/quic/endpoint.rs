@@ -357,10 +357,12 @@ pub(crate) async fn accept(
             drop(counted);
             match greeted {
                 Ok(greeted) => each(greeted),
-                Err(Stranger { refusal, problem }) => {
+                Err(Stranger { refusal, problem: Some(problem) }) => {
                     counters.refused(refusal);
-                    problem.iter().for_each(|problem| complaints.say(problem));
+                    complaints.say(&problem);
                 }
+                // It found this rank at another address, or this end has closed meanwhile.
+                Err(Stranger { problem: None, .. }) => {}
             }
         });
     }

@@ -72,7 +72,7 @@ pub(super) async fn race<C, W>(
                 next += 1;
                 start = Instant::now() + STAGGER;
             }
-            () = until(give_up) => return Err(furthest(failed)),
+            () = until(give_up), if greeting.is_none() => return Err(furthest(failed)),
         }
     }
 }
