@@ -507,7 +507,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",

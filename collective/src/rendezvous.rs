@@ -552,8 +552,8 @@ pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(25);
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Of a rank: where rank 0 sees it, and where it says that it is.
 pub(crate) const MAX_WAYS: usize = 1 + MAX_ADDRESSES;
-/// Between a rank and its version, where two differ.
-pub(crate) const RUNS: &str = " runs allfold ";
+/// What a refusal says between a rank and its version.
+const RUNS: &str = " runs allfold ";
 /// 28 connections; beyond it the distances 2^k take over.
 pub(crate) const ALL_WATCH_ALL: u32 = 8;
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::roster::{Claim, Roster, ranks};
-use super::{Entry, Knock, Mapped, Meeting, RUNS, SAY_EVERY, ended_early, neighbours};
+use super::{Entry, Knock, Mapped, Meeting, SAY_EVERY, ended_early, neighbours};
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
@@ -283,7 +283,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     ) -> Option<String> {
         let ours = &self.terms.version;
         if version != ours {
-            return Some(format!("rank {rank}{RUNS}{version}, rank 0 runs {ours}"));
+            return Some(format!("rank {rank} runs allfold {version}, rank 0 runs {ours}"));
         }
         for (name, value) in &self.terms.settings {
             let theirs = settings.iter().find(|(other, _)| other == name).map(|(_, v)| v.as_str());

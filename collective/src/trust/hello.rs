@@ -17,7 +17,6 @@ use super::handshake;
 use super::verifier::Seen;
 use crate::link::quic::endpoint::{self, Visitor};
 use crate::link::shared_memory::Door;
-use crate::rendezvous::RUNS;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::wire;
@@ -278,7 +277,7 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
         (Ok(Said::InAnotherVersion(Beginning { version, rank })), None) => {
             let (theirs, ours) = (report::printable(&version), env!("CARGO_PKG_VERSION"));
             let own = rank_dialled(server_name.as_deref());
-            let reason = format!("rank {rank}{RUNS}{theirs}, {own} runs {ours}");
+            let reason = format!("rank {rank} runs allfold {theirs}, {own} runs {ours}");
             (Refusal::Untrusted, reason)
         }
         (Ok(Said::Hello(hello)), None) => match identify(&connection, membership, hello.rank) {
