@@ -5,7 +5,8 @@ use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
-use super::sockets::{Listen, rendezvous_socket, resolve_patiently};
+use super::addresses;
+use super::sockets::{Listen, rendezvous_socket};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Environment, host_name};
@@ -44,8 +45,7 @@ impl Doorkeeper {
         };
         let membership = Arc::new(Membership::new(&credentials, &config.job, 0)?);
         drop(credentials);
-        let address = resolve_patiently(&config)?;
-        let listen = Listen::new(&config.rendezvous.host, address.ip());
+        let listen = Listen::new(&config, &addresses::of_this_host())?;
         let (socket, _) = rendezvous_socket(&config, None, listen)?;
         let counters = Counters::new(0, config.size(), "quic").of(&config.job, &host_name());
         let (counters, reason) = (Arc::new(counters), reason.to_string());
