@@ -4,26 +4,22 @@
 mod network;
 pub mod ssh;
 
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, getuid, kill_process};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::process::{Signal, kill_process};
 
+use crate::namespaces::{Namespaces, etc, first_child, inside, ip, nft};
 use crate::{Job, Process};
 
 pub use network::{Network, Weather};
 
 /// Some hosts in one network. Nothing of it touches the machine's own network.
 pub struct Hosts {
-    /// Of all names of these namespaces.
-    prefix: String,
     count: usize,
+    // Before the namespaces: its devices keep them alive.
     network: Option<Network>,
+    namespaces: Namespaces,
 }
 
 impl Hosts {
@@ -33,22 +29,18 @@ impl Hosts {
     /// Why there are none.
     pub fn on_a_switch(count: usize) -> Result<Self, String> {
         let hosts = Self::named(count)?;
-        let switch = hosts.switch();
-        hosts.make(&switch)?;
-        ip(&["-n", &switch, "link", "add", "switch", "type", "bridge"])?;
-        ip(&["-n", &switch, "link", "set", "switch", "up"])?;
+        let switch = hosts.namespaces.make_switch()?;
         for host in 0..count {
             let (name, port) = (hosts.name(host), format!("port{host}"));
             hosts.make_host(host)?;
-            let veth = ["type", "veth", "peer", "name", "eth0", "netns", &name];
-            ip(&[&["-n", &switch, "link", "add", &port], &veth[..]].concat())?;
-            ip(&["-n", &switch, "link", "set", &port, "master", "switch", "up"])?;
+            hosts.namespaces.plug(host, &port)?;
+            ip(&["-n", &switch, "link", "set", &port, "up"])?;
             let address = format!("{}/24", Self::address(host));
             ip(&["-n", &name, "addr", "add", &address, "dev", "eth0"])?;
             ip(&["-n", &name, "link", "set", "eth0", "up"])?;
             let table = "add table inet cuts; \
                          add chain inet cuts in { type filter hook input priority 0; }";
-            run(Command::new("ip").args(["netns", "exec", &name, "nft", table]))?;
+            nft(&name, table)?;
         }
         Ok(hosts)
     }
@@ -61,10 +53,7 @@ impl Hosts {
         let mut hosts = Self::named(count)?;
         (0..count).try_for_each(|host| hosts.make_host(host))?;
         let devices: Result<Vec<_>, String> = (0..count)
-            .map(|host| {
-                let path = Path::new("/run/netns").join(hosts.name(host));
-                inside(&path, || network::device(Self::address(host)))
-            })
+            .map(|host| inside(&hosts.name(host), || network::device(Self::address(host))))
             .collect();
         hosts.network = Some(Network::start(devices?, seed)?);
         Ok(hosts)
@@ -116,13 +105,11 @@ impl Hosts {
 
     /// Sends a signal to a program that was started on a host.
     pub fn signal(&self, process: &Process, signal: Signal) {
-        let id = process.id();
-        let path = format!("/proc/{id}/task/{id}/children");
-        let children = std::fs::read_to_string(&path).unwrap_or_default();
-        let program = children.split_whitespace().next().and_then(|id| id.parse().ok());
-        match program.and_then(Pid::from_raw).map(|program| kill_process(program, signal)) {
-            Some(Ok(())) => {}
-            other => panic!("{path}: {children:?}: {other:?}"),
+        let program = first_child(process.id());
+        if let Err(error) = program
+            .and_then(|program| kill_process(program, signal).map_err(|error| error.to_string()))
+        {
+            panic!("{error}");
         }
     }
 
@@ -191,26 +178,14 @@ impl Hosts {
     }
 
     fn nft(&self, host: usize, words: &str) {
-        let name = self.name(host);
-        if let Err(error) = run(Command::new("ip").args(["netns", "exec", &name, "nft", words])) {
+        if let Err(error) = nft(&self.name(host), words) {
             panic!("{error}");
         }
     }
 
     fn named(count: usize) -> Result<Self, String> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        if !getuid().is_root() {
-            return Err("needs root, for network namespaces".into());
-        }
-        for tool in ["ip", "nft", "unshare"] {
-            run(Command::new(tool).arg("--version"))
-                .or_else(|_| run(Command::new(tool).arg("-V")))
-                .map_err(|_| format!("needs the program `{tool}`"))?;
-        }
-        sweep();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("{PREFIX}{}-{number}-", std::process::id());
-        Ok(Self { prefix, count, network: None })
+        let namespaces = Namespaces::new(&["ip", "nft", "unshare"])?;
+        Ok(Self { count, network: None, namespaces })
     }
 
     /// Every host's own name leads to a loopback address there, as Debian installs it.
@@ -223,7 +198,7 @@ impl Hosts {
     }
 
     fn make_host(&self, host: usize) -> Result<(), String> {
-        self.make(&self.name(host))?;
+        self.namespaces.make(host)?;
         self.write_names(host, Self::address(host).into())
     }
 
@@ -245,27 +220,8 @@ impl Hosts {
             .map_err(|error| format!("{}: {error}", etc.display()))
     }
 
-    fn make(&self, name: &str) -> Result<(), String> {
-        ip(&["netns", "add", name]).map_err(|error| format!("no network namespaces: {error}"))?;
-        ip(&["-n", name, "link", "set", "lo", "up"])
-    }
-
     fn name(&self, host: usize) -> String {
-        format!("{}{host}", self.prefix)
-    }
-
-    fn switch(&self) -> String {
-        format!("{}switch", self.prefix)
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        // The devices first: they keep the namespaces alive.
-        self.network = None;
-        for name in (0..self.count).map(|host| self.name(host)).chain([self.switch()]) {
-            remove(&name);
-        }
+        self.namespaces.name(host)
     }
 }
 
@@ -273,59 +229,3 @@ impl Drop for Hosts {
 pub fn host_name(host: usize) -> String {
     format!("host-{host}")
 }
-
-/// Removes what test processes have left that were killed.
-fn sweep() {
-    let Ok(names) = std::fs::read_dir("/run/netns") else { return };
-    for name in names.flatten() {
-        let name = name.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        let is_gone = |owner: &str| !Path::new("/proc").join(owner).exists();
-        if owner.is_some_and(is_gone) {
-            remove(&name);
-        }
-    }
-}
-
-fn remove(name: &str) {
-    // Nothing is left to be done where it fails; the next run sweeps.
-    let _ = ip(&["netns", "del", name]);
-    let _ = std::fs::remove_dir_all(etc(name));
-}
-
-fn etc(name: &str) -> PathBuf {
-    Path::new("/etc/netns").join(name)
-}
-
-/// Does it on a thread within a network namespace.
-fn inside<R: Send>(
-    namespace: &Path,
-    act: impl FnOnce() -> Result<R, String> + Send,
-) -> Result<R, String> {
-    let enter = || {
-        let file = File::open(namespace).map_err(|error| error.to_string())?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|error| format!("cannot enter {}: {error}", namespace.display()))?;
-        act()
-    };
-    std::thread::scope(|scope| scope.spawn(enter).join())
-        .unwrap_or_else(|_| Err("panicked within a namespace".into()))
-}
-
-fn ip(arguments: &[&str]) -> Result<(), String> {
-    run(Command::new("ip").args(arguments))
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let ended = command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
-    match ended.status.success() {
-        true => Ok(()),
-        false => {
-            let said = String::from_utf8_lossy(&ended.stderr);
-            Err(format!("{command:?}: {}", said.lines().next().unwrap_or("failed")))
-        }
-    }
-}
-
-/// Of the names of namespaces; then comes the id of the process that made it.
-const PREFIX: &str = "allfold-";

@@ -3,7 +3,9 @@
 
 pub mod faults;
 pub mod hosts;
+mod namespaces;
 pub mod networks;
+pub mod pods;
 pub mod rank;
 pub mod slurm;
 
@@ -104,6 +106,13 @@ impl Process {
                 }
             }
         }
+    }
+
+    /// The next line; none once the output has ended.
+    fn next_line(&mut self) -> Option<String> {
+        let line = self.lines.recv().ok()?;
+        self.printed.push(line.clone());
+        Some(line)
     }
 
     /// Waits for the end; a process that does not end within `CAP` fails the test.
