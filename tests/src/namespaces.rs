@@ -51,7 +51,10 @@ impl Namespaces {
     /// One with a bridge `switch`, to which others can be plugged.
     pub(crate) fn make_switch(&self) -> Result<String, String> {
         let switch = self.make(SWITCH)?;
-        ip(&["-n", &switch, "link", "add", SWITCH, "type", "bridge"])?;
+        // Without an address of its own it takes that of a port, another one when ports come and
+        // go, and who talks to it loses it for half a minute.
+        let bridge = ["address", "02:00:00:00:00:01", "type", "bridge"];
+        ip(&[&["-n", &switch, "link", "add", SWITCH], &bridge[..]].concat())?;
         ip(&["-n", &switch, "link", "set", SWITCH, "up"])?;
         Ok(switch)
     }
@@ -105,7 +108,7 @@ pub(crate) fn inside<R: Send>(
         .unwrap_or_else(|_| Err("panicked within a namespace".into()))
 }
 
-/// The first child of a process: what `unshare --fork` has started.
+/// The first child of a process: what waits for it has started.
 pub(crate) fn first_child(id: u32) -> Result<Pid, String> {
     let path = format!("/proc/{id}/task/{id}/children");
     let children = std::fs::read_to_string(&path).unwrap_or_default();

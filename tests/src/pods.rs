@@ -14,7 +14,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -92,6 +92,7 @@ impl Families {
 pub struct StatefulSet {
     pods: Vec<Option<Pod>>,
     diaries: Vec<Arc<Diary>>,
+    began: Instant,
     /// How many pods have been made: each has an address of its own.
     made: u16,
     names: Arc<Names>,
@@ -136,6 +137,7 @@ impl StatefulSet {
         Ok(Self {
             pods: (0..replicas).map(|_| None).collect(),
             diaries: (0..replicas).map(|_| Arc::default()).collect(),
+            began: Instant::now(),
             made: 0,
             names: Arc::new(names),
             cluster,
@@ -219,7 +221,7 @@ impl StatefulSet {
 
     /// What has happened to the containers of this name.
     pub fn happenings(&self, ordinal: usize) -> Vec<Happening> {
-        self.diaries[ordinal].happenings()
+        self.diaries[ordinal].happenings().into_iter().map(|(_, happening)| happening).collect()
     }
 
     /// How many containers of this name have started.
@@ -236,17 +238,20 @@ impl StatefulSet {
         self.happenings(ordinal).into_iter().filter_map(line).collect()
     }
 
-    /// Everything, for a test that fails.
+    /// Everything, with the seconds since the set was made, for a test that fails.
     pub fn story(&self) -> String {
+        let pods = self.diaries.iter().enumerate();
+        let mut all: Vec<_> = pods
+            .flat_map(|(pod, diary)| diary.happenings().into_iter().map(move |it| (pod, it)))
+            .collect();
+        all.sort_by_key(|(_, (at, _))| *at);
         let mut story = String::new();
-        for ordinal in 0..self.replicas() {
-            for happening in self.happenings(ordinal) {
-                let pod = self.manifest.pod(ordinal);
-                let _ = match happening {
-                    Happening::Line(line) => writeln!(story, "{pod}  {line}"),
-                    other => writeln!(story, "{pod}  ----- {other:?}"),
-                };
-            }
+        for (pod, (at, happening)) in all {
+            let since = at.duration_since(self.began).as_secs_f64();
+            let _ = match happening {
+                Happening::Line(line) => writeln!(story, "{since:8.3} {pod}  {line}"),
+                other => writeln!(story, "{since:8.3} {pod}  ----- {other:?}"),
+            };
         }
         story
     }
@@ -417,7 +422,7 @@ impl StatefulSet {
     fn container(&self, ordinal: usize, number: u16, files: &Path) -> Command {
         let name = self.manifest.pod(ordinal);
         let mut command = isolated(&self.namespaces.name(ordinal));
-        command.args(["sh", "-c", CONTAINER, &format!("container-{number}")]);
+        command.args(["sh", "-c", SHIM, "shim", CONTAINER, &format!("container-{number}")]);
         command.arg(files).arg(&self.image).args([&name, &self.manifest.user.to_string()]);
         command.args([&self.manifest.secret, self.claim_in_pods()]).args(&self.manifest.command);
         command.env_clear().env("PATH", "/image:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/");
@@ -445,14 +450,14 @@ impl Drop for StatefulSet {
 fn isolated(namespace: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", namespace]);
-    command.args(["unshare", "--uts", "--ipc", "--pid", "--mount", "--fork", "--kill-child"]);
+    command.args(["unshare", "--uts", "--ipc", "--pid", "--mount"]);
     command
 }
 
 /// Tries what a container needs beside its network.
 fn can_make_containers() -> Result<(), String> {
     let mut command = Command::new("unshare");
-    command.args(["--uts", "--ipc", "--pid", "--mount", "--fork", "--kill-child", "sh", "-ec"]);
+    command.args(["--uts", "--ipc", "--pid", "--mount", "--fork", "sh", "-ec"]);
     command.arg(
         "hostname pod; mount --make-rprivate /; mount -t tmpfs pod /mnt; mount -t proc pod /proc",
     );
@@ -476,6 +481,9 @@ fn fill_volumes(files: &Path, manifest: &Manifest) -> std::io::Result<()> {
     std::fs::set_permissions(&claim, PermissionsExt::from_mode(0o2775))
 }
 
+/// Waits for a container's first process, and ends as it does, which `unshare --fork` does not after
+/// SIGKILL (util-linux 2.38).
+const SHIM: &str = "setpriv --pdeathsig KILL -- sh -c \"$@\" & wait $!";
 /// What a container does before it becomes the program.
 const CONTAINER: &str = include_str!("pods/container.sh");
 /// The cluster's, of the namespace `default`.

@@ -31,7 +31,7 @@ pub(super) struct Diary {
 
 #[derive(Default)]
 struct State {
-    happenings: Vec<Happening>,
+    happenings: Vec<(Instant, Happening)>,
     /// How many of them a test has looked at.
     read: usize,
     /// What runs: the one that waits for the program, which is its first child.
@@ -40,7 +40,8 @@ struct State {
 }
 
 impl Diary {
-    pub(super) fn happenings(&self) -> Vec<Happening> {
+    /// All so far, and when each was seen.
+    pub(super) fn happenings(&self) -> Vec<(Instant, Happening)> {
         self.state().happenings.clone()
     }
 
@@ -56,7 +57,7 @@ impl Diary {
         let deadline = Instant::now() + limit;
         let mut state = self.state();
         loop {
-            while let Some(happening) = state.happenings.get(state.read) {
+            while let Some((_, happening)) = state.happenings.get(state.read) {
                 let happening = happening.clone();
                 state.read += 1;
                 if is_it(&happening) {
@@ -105,7 +106,7 @@ impl Diary {
         }
         let process = Process::start(command);
         state.runs = Some(process.id());
-        state.happenings.push(Happening::Started);
+        state.note(Happening::Started);
         self.changed.notify_all();
         Some(process)
     }
@@ -142,6 +143,12 @@ impl Diary {
     }
 }
 
+impl State {
+    fn note(&mut self, happening: Happening) {
+        self.happenings.push((Instant::now(), happening));
+    }
+}
+
 /// A pod as its kubelet sees it.
 pub(super) struct Pod {
     diary: Arc<Diary>,
@@ -173,13 +180,13 @@ impl Pod {
             while let Some(mut process) = its.begin(&mut command) {
                 sign(true);
                 while let Some(line) = process.next_line() {
-                    its.change(|state| state.happenings.push(Happening::Line(line)));
+                    its.change(|state| state.note(Happening::Line(line)));
                 }
                 let code = process.wait().code();
                 sign(false);
                 its.change(|state| {
                     state.runs = None;
-                    state.happenings.push(Happening::Ended(code));
+                    state.note(Happening::Ended(code));
                 });
                 its.sit_out(wait);
                 wait = if wait.is_zero() { back_off } else { (wait * 2).min(back_off * LONGEST) };
