@@ -49,7 +49,9 @@ impl Names {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", namespace, "dnsmasq"]);
         command.args(["--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null"]);
-        command.args(["--user=root", "--pid-file=", "--no-resolv", "--no-hosts"]);
+        // Another user or group would outlive us: it loses the signal that is sent then.
+        command.args(["--user=root", "--group=root", "--pid-file="]);
+        command.args(["--no-resolv", "--no-hosts"]);
         command.args(["--bind-interfaces", &format!("--listen-address={at}")]);
         command.arg(format!("--addn-hosts={}", file.display()));
         // As CoreDNS in Kubernetes.
