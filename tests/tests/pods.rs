@@ -24,30 +24,55 @@ fn pods_deleted_in_the_middle_of_training_change_nothing() {
     let digest = digest(&undisturbed);
     drop(undisturbed);
 
-    // One with time to end well and one without, the first rank and another; names of two kinds.
-    for names_ready_only in [false, true] {
+    // With time to end well and without, the first rank and another, one and two; where pods have a
+    // name once they exist, and where they have one only while they run.
+    let cases: [(bool, [(Loss, &[usize]); 2]); 3] = [
+        (false, [(Loss::Delete, &[2]), (Loss::DeleteAtOnce, &[0])]),
+        (true, [(Loss::Delete, &[0]), (Loss::DeleteAtOnce, &[3])]),
+        (false, [(Loss::DeleteAtOnce, &[0, 1]), (Loss::Crash, &[2])]),
+    ];
+    for (names_ready_only, losses) in cases {
         let cluster = Cluster { names_ready_only, ..Cluster::default() };
         let Some(mut set) = set(test, LONG, cluster) else { return };
         set.create_all();
-        let (graceful, forced) = if names_ready_only { (0, 3) } else { (2, 0) };
         set.wait_for_line(0, " step=200 ");
-        assert_eq!(set.readiness(1), Some(200), "{}", set.story());
-        set.delete(graceful);
-        assert_eq!(set.wait_for_end(graceful), 143, "{}", set.story());
-        set.create(graceful);
-        let resumed = set.wait_for_line(0, "  resume step ");
-        assert!(!resumed.ends_with("-00003000.safetensors"), "{}", set.story());
-        set.wait_for_line(0, " step=");
-        set.delete_at_once(forced);
-        set.create(forced);
-        let resumed = set.wait_for_line(0, "  resume step ");
-        assert!(!resumed.ends_with("-00003000.safetensors"), "{}", set.story());
-        assert_eq!(self::digest(&set), digest, "{}", set.story());
+        assert_eq!(set.readiness(3), Some(200), "{}", set.story());
+        let mut starts = [1; 4];
+        for (loss, ordinals) in losses {
+            set.wait_for_line(0, " step=");
+            lose(&mut set, loss, ordinals);
+            ordinals.iter().for_each(|ordinal| starts[*ordinal] += 1);
+            let resumed = set.wait_for_line(0, "  resume step ");
+            assert!(!resumed.contains("step 3000 "), "it was not lost in the middle: {resumed}");
+        }
+        assert_eq!(self::digest(&set), digest, "{losses:?}: {}", set.story());
         all_wait(&set);
-        // Who was not deleted is still the first container.
-        for ordinal in 0..set.replicas() {
-            let starts = 1 + usize::from([graceful, forced].contains(&ordinal));
-            assert_eq!(set.starts(ordinal), starts, "{ordinal}: {}", set.story());
+        // Whoever was not deleted has not even started again.
+        assert_eq!([0, 1, 2, 3].map(|pod| set.starts(pod)), starts, "{losses:?}: {}", set.story());
+    }
+}
+
+/// How pods are lost, to come back at once.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Delete,
+    DeleteAtOnce,
+    Crash,
+}
+
+fn lose(set: &mut StatefulSet, loss: Loss, ordinals: &[usize]) {
+    for &ordinal in ordinals {
+        match loss {
+            Loss::Delete => set.delete(ordinal),
+            Loss::DeleteAtOnce => set.delete_at_once(ordinal),
+            Loss::Crash => set.crash(ordinal),
+        }
+    }
+    for &ordinal in ordinals {
+        let code = if matches!(loss, Loss::Delete) { 143 } else { 137 };
+        assert_eq!(set.wait_for_end(ordinal), code, "{}", set.story());
+        if !matches!(loss, Loss::Crash) {
+            set.create(ordinal);
         }
     }
 }
