@@ -48,7 +48,7 @@ impl Namespaces {
         Ok(name)
     }
 
-    /// One with a bridge `switch`, to which others can be plugged.
+    /// One with a bridge of the same name, to which others can be plugged.
     pub(crate) fn make_switch(&self) -> Result<String, String> {
         let switch = self.make(SWITCH)?;
         // Without an address of its own it takes that of a port, another one when ports come and
@@ -179,4 +179,4 @@ const PREFIX: &str = "allfold-";
 /// Where `ip` keeps them.
 const NAMESPACES: &str = "/run/netns";
 /// The namespace of the switch, and the bridge in it.
-const SWITCH: &str = "switch";
+pub(crate) const SWITCH: &str = "switch";

@@ -26,7 +26,7 @@ fn pods_deleted_in_the_middle_of_training_change_nothing() {
 
     // With time to end well and without, the first rank and another, one and two; where pods have a
     // name once they exist, and where they have one only while they run.
-    let cases: [(bool, [(Loss, &[usize]); 2]); 3] = [
+    let cases: [(bool, [Lost; 2]); 3] = [
         (false, [(Loss::Delete, &[2]), (Loss::DeleteAtOnce, &[0])]),
         (true, [(Loss::Delete, &[0]), (Loss::DeleteAtOnce, &[3])]),
         (false, [(Loss::DeleteAtOnce, &[0, 1]), (Loss::Crash, &[2])]),
@@ -51,6 +51,9 @@ fn pods_deleted_in_the_middle_of_training_change_nothing() {
         assert_eq!([0, 1, 2, 3].map(|pod| set.starts(pod)), starts, "{losses:?}: {}", set.story());
     }
 }
+
+/// Which pods are lost, and how.
+type Lost = (Loss, &'static [usize]);
 
 /// How pods are lost, to come back at once.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +115,30 @@ fn pods_meet_in_whatever_network_they_have() {
         assert!((0..set.replicas()).all(|pod| set.starts(pod) == 1), "{name}: {}", set.story());
     }
     assert!(digests.iter().all(|(_, digest)| *digest == digests[0].1), "{digests:#?}");
+}
+
+/// Else the test above might pass in a network that is fine.
+#[test]
+fn the_networks_of_pods_are_as_bad_as_they_say() {
+    let _machine = machine();
+    let test = "the_networks_of_pods_are_as_bad_as_they_say";
+    let between = (0, 1);
+    let with = |families, path_mtu| {
+        let mut set = set(test, SHORT, Cluster { families, path_mtu, ..Cluster::default() })?;
+        [0, 1].into_iter().for_each(|ordinal| set.create(ordinal));
+        Some(set)
+    };
+    let (v4, v6) = (false, true);
+    for (families, alive, dead) in [(Families::DeadV4, v6, v4), (Families::DeadV6, v4, v6)] {
+        let Some(set) = with(families, None) else { return };
+        assert_eq!(set.arrives(between, dead, 100, alive), Ok(false), "{families:?}");
+        assert_eq!(set.arrives(between, alive, 1400, alive), Ok(true), "{families:?}");
+    }
+    let Some(set) = with(Families::Both, Some(1300)) else { return };
+    for (family, headers) in [(v4, 28), (v6, 48)] {
+        assert_eq!(set.arrives(between, family, 1300 - headers, family), Ok(true));
+        assert_eq!(set.arrives(between, family, 1301 - headers, family), Ok(false));
+    }
 }
 
 /// Real times: this test waits, beside the others, about as long as the longest of its parts.
