@@ -5,7 +5,7 @@ mod network;
 pub mod ssh;
 
 use std::net::IpAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::{Signal, kill_process};
 
