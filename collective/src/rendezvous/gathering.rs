@@ -422,11 +422,24 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let help = (!missing.is_empty() && self.turned_away.is_empty()).then(|| {
             format!(
                 "look at the log of each: it says whether it started, and what it finds at {place}; \
-                 rank 0 listens {}; ALLFOLD_CONNECT_TIMEOUT sets the wait",
-                self.terms.listens
+                 rank 0 listens {}; {}ALLFOLD_CONNECT_TIMEOUT sets the wait",
+                self.terms.listens,
+                self.perhaps_fewer(&missing)
             )
         });
         ErrorKind::ConnectTimeout { problem, waited, help }.into()
+    }
+
+    /// Where the last ranks are missing, and no others: there may never have been so many.
+    fn perhaps_fewer(&self, missing: &[u32]) -> String {
+        let size = self.terms.size;
+        match missing.first() {
+            Some(first) if first + missing.len() as u32 == size => format!(
+                "where no more than {first} were to start (replicas in Kubernetes), the world size \
+                 is {first}, not {size} (ALLFOLD_WORLD_SIZE); "
+            ),
+            _ => String::new(),
+        }
     }
 
     fn deadline(&self) -> Instant {
