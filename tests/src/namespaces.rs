@@ -162,6 +162,14 @@ fn folder(name: &str) -> PathBuf {
 
 fn remove(name: &str) {
     // Nothing is left to be done where one of these fails; the next run sweeps.
+    kill_all(name);
+    let _ = ip(&["netns", "del", name]);
+    let _ = std::fs::remove_dir_all(etc(name));
+    let _ = std::fs::remove_dir_all(folder(name));
+}
+
+/// Kills what runs in a namespace; what is started meanwhile may be left out.
+pub(crate) fn kill_all(name: &str) {
     let pids = Command::new("ip").args(["netns", "pids", name]).stdin(Stdio::null()).output();
     let pids = pids.map(|ended| String::from_utf8_lossy(&ended.stdout).into_owned());
     for pid in pids.unwrap_or_default().split_whitespace() {
@@ -169,9 +177,6 @@ fn remove(name: &str) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
-    let _ = ip(&["netns", "del", name]);
-    let _ = std::fs::remove_dir_all(etc(name));
-    let _ = std::fs::remove_dir_all(folder(name));
 }
 
 /// Of the names of namespaces; then comes the id of the process that made it.

@@ -48,6 +48,8 @@ pub struct Cluster {
     pub path_mtu: Option<u32>,
     /// After the second end of a container, 10 s in Kubernetes; then twice as much each time.
     pub back_off: Duration,
+    /// The Service that the StatefulSet names; without it a pod has no full name.
+    pub has_service: bool,
     /// Variables beside those of the manifest.
     pub environment: Vec<(String, String)>,
 }
@@ -61,6 +63,7 @@ impl Default for Cluster {
             duplicates: false,
             path_mtu: None,
             back_off: Duration::from_secs(1),
+            has_service: true,
             environment: Vec::new(),
         }
     }
@@ -145,6 +148,14 @@ impl StatefulSet {
     /// `kubectl delete pod --force --grace-period=0`, or a node that is gone: no time for anything.
     pub fn delete_at_once(&mut self, ordinal: usize) {
         self.remove(ordinal, Duration::ZERO);
+    }
+
+    /// Puts another secret into the Secret: containers that start from now on read it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn change_secret(&self) -> std::io::Result<()> {
+        container::write_secret(&self.manifest, &self.files)
     }
 
     /// Kills a pod's program, as for want of memory: name and address stay.
@@ -292,6 +303,7 @@ impl StatefulSet {
             ordinal,
             namespace: self.network.name(ordinal),
             image: &self.image,
+            has_service: self.cluster.has_service,
             files: self.files.join(ordinal.to_string()),
         };
         container
@@ -299,10 +311,11 @@ impl StatefulSet {
             .map_err(|error| format!("{}: {error}", container.files.display()))?;
         let (name, names) = (self.manifest.pod(ordinal), self.names.clone());
         let ready_only = self.cluster.names_ready_only || !self.manifest.publishes_all;
-        if !ready_only {
+        let is_named = self.cluster.has_service;
+        if is_named && !ready_only {
             names.publish(&name, &addresses);
         }
-        let sign = move |runs| match (ready_only, runs) {
+        let sign = move |runs| match (is_named && ready_only, runs) {
             (false, _) => {}
             (true, true) => names.publish(&name, &addresses),
             (true, false) => names.withdraw(&name),
@@ -312,7 +325,8 @@ impl StatefulSet {
         let mut command = container.command();
         command.envs(self.cluster.environment.iter().map(|(name, value)| (name, value)));
         let diary = self.diaries[ordinal].clone();
-        Ok(Pod::start(diary, program, command, self.cluster.back_off, sign))
+        let namespace = self.network.name(ordinal);
+        Ok(Pod::start(diary, program, namespace, command, self.cluster.back_off, sign))
     }
 }
 

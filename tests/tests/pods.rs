@@ -19,7 +19,7 @@ const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
 fn pods_deleted_in_the_middle_of_training_change_nothing() {
     let _machine = machine();
     let test = "pods_deleted_in_the_middle_of_training_change_nothing";
-    let Some(mut undisturbed) = set(test, LONG, Cluster::default()) else { return };
+    let Some(mut undisturbed) = four_pods(test, LONG, Cluster::default()) else { return };
     undisturbed.create_all();
     let digest = digest(&undisturbed);
     drop(undisturbed);
@@ -33,7 +33,7 @@ fn pods_deleted_in_the_middle_of_training_change_nothing() {
     ];
     for (names_ready_only, losses) in cases {
         let cluster = Cluster { names_ready_only, ..Cluster::default() };
-        let Some(mut set) = set(test, LONG, cluster) else { return };
+        let Some(mut set) = four_pods(test, LONG, cluster) else { return };
         set.create_all();
         set.wait_for_line(0, " step=200 ");
         assert_eq!(set.readiness(3), Some(200), "{}", set.story());
@@ -108,7 +108,7 @@ fn pods_meet_in_whatever_network_they_have() {
     ];
     let mut digests = Vec::new();
     for (name, cluster) in clusters {
-        let Some(mut set) = set(test, SHORT, cluster) else { return };
+        let Some(mut set) = four_pods(test, SHORT, cluster) else { return };
         set.create_all();
         digests.push((name, digest(&set)));
         all_wait(&set);
@@ -124,7 +124,7 @@ fn the_networks_of_pods_are_as_bad_as_they_say() {
     let test = "the_networks_of_pods_are_as_bad_as_they_say";
     let between = (0, 1);
     let with = |families, path_mtu| {
-        let mut set = set(test, SHORT, Cluster { families, path_mtu, ..Cluster::default() })?;
+        let mut set = four_pods(test, SHORT, Cluster { families, path_mtu, ..Cluster::default() })?;
         [0, 1].into_iter().for_each(|ordinal| set.create(ordinal));
         Some(set)
     };
@@ -163,7 +163,7 @@ fn pods_start_far_apart_crash_and_stay() {
 /// 30 s apart, none of which has a name before it runs.
 fn start_far_apart(test: &str, order: [usize; 4], unknown: Unknown) {
     let cluster = Cluster { names_ready_only: true, unknown, ..Cluster::default() };
-    let Some(mut set) = set(test, SHORT, cluster) else { return };
+    let Some(mut set) = four_pods(test, SHORT, cluster) else { return };
     for (number, ordinal) in order.into_iter().enumerate() {
         if number > 0 {
             thread::sleep(APART);
@@ -177,7 +177,7 @@ fn start_far_apart(test: &str, order: [usize; 4], unknown: Unknown) {
 /// Rank 2, and rank 0, while the others wait for rank 3; rank 1 is replaced, and rank 0.
 fn crash_in_rendezvous(test: &str) {
     let cluster = Cluster { names_ready_only: true, ..Cluster::default() };
-    let Some(mut set) = set(test, SHORT, cluster) else { return };
+    let Some(mut set) = four_pods(test, SHORT, cluster) else { return };
     (0..3).for_each(|ordinal| set.create(ordinal));
     let waits = |set: &StatefulSet| {
         set.wait_for_line(0, "waiting for rank 3 at ");
@@ -204,7 +204,7 @@ fn crash_in_rendezvous(test: &str) {
 /// time.
 fn restart_out_of_phase(test: &str) {
     let cluster = Cluster { back_off: Duration::from_secs(10), ..Cluster::default() };
-    let Some(mut set) = set(test, SHORT, cluster) else { return };
+    let Some(mut set) = four_pods(test, SHORT, cluster) else { return };
     set.create_all();
     for crashes in 1..5 {
         for ordinal in crashes.max(2) - 1..4 {
@@ -219,7 +219,7 @@ fn restart_out_of_phase(test: &str) {
 
 /// Nothing ends after the training, and nothing turns; who is started again later stays, too.
 fn stay_after_the_end(test: &str) {
-    let Some(mut set) = set(test, SHORT, Cluster::default()) else { return };
+    let Some(mut set) = four_pods(test, SHORT, Cluster::default()) else { return };
     set.create_all();
     let digest = digest(&set);
     all_wait(&set);
@@ -248,8 +248,51 @@ fn stay_after_the_end(test: &str) {
     assert_eq!([0, 1, 2, 3].map(|pod| set.starts(pod)), [2; 4], "{}", set.story());
 }
 
+#[test]
+fn mistakes_in_a_manifest_are_told_where_they_are() {
+    let _machine = machine();
+    let test = "mistakes_in_a_manifest_are_told_where_they_are";
+    // No second start of a container gets in between.
+    let calm = || Cluster { back_off: Duration::from_secs(300), ..Cluster::default() };
+    let told = |set: &StatefulSet, ordinal: usize, code: i32, error: &str, help: &str| {
+        let said = set.wait_for_line(ordinal, "! error: ");
+        assert!(said.contains(error), "`{error}` is missing: {}", set.story());
+        let said = set.wait_for_line(ordinal, "! help: ");
+        assert!(said.contains(help), "`{help}` is missing: {}", set.story());
+        assert_eq!(set.wait_for_end(ordinal), code, "{}", set.story());
+    };
+
+    let no_service = Cluster { has_service: false, ..calm() };
+    let Some(mut set) = four_pods(test, SHORT, no_service) else { return };
+    set.create(1);
+    let error = "this pod has no name in a headless Service";
+    told(&set, 1, 2, error, "as serviceName in the StatefulSet");
+
+    // Replicas other than the world size: one too many, and one too few.
+    let with_size = |size: &str| {
+        let variables = [("ALLFOLD_WORLD_SIZE", size), ("ALLFOLD_CONNECT_TIMEOUT", "3s")];
+        let environment = variables.map(|(name, value)| (name.to_string(), value.to_string()));
+        Cluster { environment: environment.into(), ..calm() }
+    };
+    let Some(mut set) = four_pods(test, SHORT, with_size("3")) else { return };
+    set.create(3);
+    let help = "ALLFOLD_WORLD_SIZE must be the number of pods, replicas in a StatefulSet";
+    told(&set, 3, 2, "ALLFOLD_RANK=3: must be below the world size, 3", help);
+    let Some(mut set) = four_pods(test, SHORT, with_size("5")) else { return };
+    set.create_all();
+    told(&set, 0, 75, "rank 4 did not come to trainer-0.", "the world size is 4, not 5");
+
+    let Some(mut set) = four_pods(test, SHORT, calm()) else { return };
+    set.create(0);
+    // It has read the secret when it shows that it waits.
+    set.wait_for_line(0, "waiting for ranks 1, 2, 3 at ");
+    set.change_secret().unwrap();
+    set.create(3);
+    told(&set, 3, 2, " on rank 0", "all ranks need one secret");
+}
+
 /// Four pods that train, and wait after the end; or says why not.
-fn set(test: &str, arguments: &str, cluster: Cluster) -> Option<StatefulSet> {
+fn four_pods(test: &str, arguments: &str, cluster: Cluster) -> Option<StatefulSet> {
     let arguments: Vec<&str> = arguments.split(' ').collect();
     match StatefulSet::new(ALLFOLD, 4, &arguments, cluster) {
         Ok(set) => Some(set),

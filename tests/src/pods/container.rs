@@ -20,6 +20,8 @@ pub(super) struct Container<'a> {
     pub(super) namespace: String,
     /// The program that the image has as `allfold`.
     pub(super) image: &'a Path,
+    /// Whether the pod has a full name.
+    pub(super) has_service: bool,
     /// A folder for it, beside the volumes.
     pub(super) files: PathBuf,
 }
@@ -31,7 +33,10 @@ impl Container<'_> {
         let (name, service) = (self.name(), &self.manifest.service);
         let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
         for address in addresses {
-            let _ = writeln!(hosts, "{address}\t{name}.{service}.{DOMAIN}\t{name}");
+            let _ = match self.has_service {
+                true => writeln!(hosts, "{address}\t{name}.{service}.{DOMAIN}\t{name}"),
+                false => writeln!(hosts, "{address}\t{name}"),
+            };
         }
         std::fs::write(self.files.join("hosts"), hosts)?;
         let resolv = format!(
@@ -76,18 +81,22 @@ pub(super) fn can_be_made() -> Result<(), String> {
 
 /// The Secret and the claim.
 pub(super) fn fill_volumes(manifest: &Manifest, files: &Path) -> io::Result<()> {
-    let secret = allfold::Secret::random().map_err(|error| io::Error::other(error.to_string()))?;
-    let (folder, group) = (files.join(SECRET), Some(manifest.user));
-    std::fs::create_dir(&folder)?;
-    let file = folder.join("secret");
-    std::fs::write(&file, secret.to_line().as_bytes())?;
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(manifest.secret_mode))?;
-    chown(&file, None, group)?;
+    std::fs::create_dir(files.join(SECRET))?;
+    write_secret(manifest, files)?;
     let claim = files.join(CLAIM);
     std::fs::create_dir(&claim)?;
-    chown(&claim, None, group)?;
+    chown(&claim, None, Some(manifest.user))?;
     // As the kubelet makes it for fsGroup.
     std::fs::set_permissions(&claim, PermissionsExt::from_mode(0o2775))
+}
+
+/// A fresh secret in the place of what was there.
+pub(super) fn write_secret(manifest: &Manifest, files: &Path) -> io::Result<()> {
+    let secret = allfold::Secret::random().map_err(|error| io::Error::other(error.to_string()))?;
+    let file = files.join(SECRET).join("secret");
+    std::fs::write(&file, secret.to_line().as_bytes())?;
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(manifest.secret_mode))?;
+    chown(&file, None, Some(manifest.user))
 }
 
 /// Waits for a container's first process, and ends as it does, which `unshare --fork` does not after

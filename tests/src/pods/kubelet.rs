@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::namespaces::first_child;
+use crate::namespaces::{first_child, kill_all};
 use crate::{CAP, Process};
 
 /// What happens to the containers of one name, in order; it outlives the pod.
@@ -154,13 +154,10 @@ pub(super) struct Pod {
     diary: Arc<Diary>,
     /// What the program is called.
     program: String,
+    /// Of its network.
+    namespace: String,
     kubelet: Option<JoinHandle<()>>,
 }
-
-/// When its name comes and goes, beside its start.
-pub(super) trait Sign: Fn(bool) + Send + 'static {}
-
-impl<F: Fn(bool) + Send + 'static> Sign for F {}
 
 impl Pod {
     /// Starts the container, and again whenever it ends: at once the first time, as the kubelet
@@ -168,9 +165,10 @@ impl Pod {
     pub(super) fn start(
         diary: Arc<Diary>,
         program: String,
+        namespace: String,
         mut command: Command,
         back_off: Duration,
-        sign: impl Sign,
+        sign: impl Fn(bool) + Send + 'static,
     ) -> Self {
         diary.change(|state| state.is_deleted = false);
         let its = diary.clone();
@@ -192,7 +190,7 @@ impl Pod {
                 wait = if wait.is_zero() { back_off } else { (wait * 2).min(back_off * LONGEST) };
             }
         });
-        Self { diary, program, kubelet: Some(kubelet) }
+        Self { diary, program, namespace, kubelet: Some(kubelet) }
     }
 
     /// Sends the program a signal.
@@ -219,12 +217,11 @@ impl Pod {
         if !grace.is_zero() {
             self.signal(Signal::TERM);
         }
-        if !self.diary.has_ended_within(grace) {
-            let runs = self.diary.state().runs;
-            if let Some(pid) = runs.and_then(|id| Pid::from_raw(id.cast_signed())) {
-                // What waits for the program, and takes it along.
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        let mut limit = grace;
+        // What is just starting may not be seen the first time.
+        while !self.diary.has_ended_within(limit) && !kubelet.is_finished() {
+            kill_all(&self.namespace);
+            limit = BETWEEN_KILLS;
         }
         // A kubelet that panicked has said why.
         let _ = kubelet.join();
@@ -239,3 +236,5 @@ impl Drop for Pod {
 
 /// The longest back-off in first ones: 300 s beside 10 s.
 const LONGEST: u32 = 30;
+/// What is killed ends sooner.
+const BETWEEN_KILLS: Duration = Duration::from_millis(200);
