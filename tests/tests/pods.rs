@@ -276,7 +276,8 @@ fn mistakes_in_a_manifest_are_told_where_they_are() {
     };
     let Some(mut set) = four_pods(test, SHORT, with_size("3")) else { return };
     set.create(3);
-    let help = "ALLFOLD_WORLD_SIZE must be the number of pods, replicas in a StatefulSet";
+    let help =
+        "ALLFOLD_WORLD_SIZE in the container's env and spec.replicas must be the same number";
     told(&set, 3, 2, "ALLFOLD_RANK=3: must be below the world size, 3", help);
     let Some(mut set) = four_pods(test, SHORT, with_size("5")) else { return };
     set.create_all();
