@@ -127,11 +127,17 @@ impl Identity {
         self.is_numbered_by(STATEFUL_SET)
     }
 
-    /// Also where another one says the same, such as RANK and WORLD_SIZE in a pod's environment.
+    /// Also where variables that started nothing say the same, such as RANK and WORLD_SIZE in a
+    /// pod's environment.
     fn is_numbered_by(&self, launcher: &str) -> bool {
         let says_the_same =
             |other: &Ignored| other.launcher == launcher && other.reason == choice::SAME;
-        self.launcher == launcher || self.ignored.iter().any(says_the_same)
+        let starts_nothing = |detector: &Detector| {
+            detector.launcher == self.launcher
+                && matches!(detector.scope, Scope::Plain | Scope::Pod)
+        };
+        self.launcher == launcher
+            || DETECTORS.iter().any(starts_nothing) && self.ignored.iter().any(says_the_same)
     }
 
     /// For explicit configuration: `rank` of `size`, alone on its host as far as it knows.
@@ -252,6 +258,9 @@ mod tests {
         // What the test itself runs in is no pod.
         assert_eq!(plain.is_of_pod(), Environment::of_process().in_kubernetes());
         assert!(!found([("JOB_COMPLETION_INDEX", "2"), nothing]).is_of_stateful_set());
+        // A rank of `allfold run` in the pod may have the pod's number by chance.
+        let run = found([("ALLFOLD_LAUNCHER", "/run/socket"), ("ALLFOLD_RANK", "2")]);
+        assert!(run.is_of_run() && !run.is_of_stateful_set() && !run.is_of_pod());
         let by_hand = detect([job[0], job[1], ("ALLFOLD_RANK", "2")]).unwrap().unwrap();
         assert!(!by_hand.is_of_stateful_set() && !by_hand.is_of_pod());
     }
