@@ -218,9 +218,9 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         Ok(self.take_step(source, scale, own)?.mean_loss())
     }
 
-    /// Adds the gradients of a loss to those of the next step: a [`backward_step`]
-    /// (Self::backward_step) over several batches, each weighed by its samples. All ranks make as
-    /// many of these calls before each step.
+    /// Adds the gradients of a loss to those of the next step: a
+    /// [`backward_step`](Self::backward_step) over several batches, each weighed by its samples.
+    /// All ranks make as many of these calls before each step.
     ///
     /// # Errors
     /// As [`backward_step`](Self::backward_step).
