@@ -73,6 +73,21 @@ pub enum Op {
     Avg,
 }
 
+/// What carries the data, by the name of `ALLFOLD_TRANSPORT`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transport {
+    /// Shared memory where all ranks have it, else QUIC.
+    #[value(help = None)]
+    Auto,
+    /// QUIC, within a host too.
+    #[value(help = None)]
+    Quic,
+    /// An error where not all ranks share memory.
+    #[value(help = None)]
+    SharedMemory,
+}
+
 /// The algorithm that is taken wherever a collective has it, by the name of `ALLFOLD_ALGORITHM`.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -211,6 +226,17 @@ impl From<Op> for ReduceOp {
     }
 }
 
+impl Transport {
+    /// Its name on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Quic => "quic",
+            Self::SharedMemory => "shared-memory",
+        }
+    }
+}
+
 impl Algorithm {
     /// The value of `ALLFOLD_ALGORITHM`.
     pub(crate) fn name(self) -> &'static str {
@@ -295,6 +321,9 @@ mod tests {
         }
         for op in Op::value_variants() {
             same(op.to_possible_value().unwrap(), op.name());
+        }
+        for transport in Transport::value_variants() {
+            same(transport.to_possible_value().unwrap(), transport.name());
         }
         for algorithm in Algorithm::value_variants() {
             same(algorithm.to_possible_value().unwrap(), algorithm.name());

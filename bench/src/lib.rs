@@ -46,7 +46,7 @@ mod timestamp;
 pub mod turns;
 mod world;
 
-pub use choices::{Algorithm, Average, Choice, DataType, Op, Switch, Unit};
+pub use choices::{Algorithm, Average, Choice, DataType, Op, Switch, Transport, Unit};
 pub use collective::Collective;
 pub use command::Command;
 pub use error::Error;

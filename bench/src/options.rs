@@ -8,7 +8,7 @@ use allfold::Config;
 use clap::{Args, ValueEnum};
 
 use crate::choices::{
-    Algorithm, Average, Choice, DataType, Op, Switch, Unit, one_or_all, rank_or_all,
+    Algorithm, Average, Choice, DataType, Op, Switch, Transport, Unit, one_or_all, rank_or_all,
 };
 use crate::collective::{Collective, Halves};
 use crate::foreign::Foreign;
@@ -155,6 +155,11 @@ pub struct Options {
     #[arg(short = 'J', long = "output-file", alias = "output_file", value_name = "FILE")]
     pub output_file: Option<PathBuf>,
 
+    /// What carries the data [ALLFOLD_TRANSPORT, else auto: shared memory where all ranks are on one
+    /// host]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub transport: Option<Transport>,
+
     /// Algorithm of all_reduce; the others have no choice [ALLFOLD_ALGORITHM, else auto]
     #[arg(long, value_enum, value_name = "NAME")]
     pub algorithm: Option<Algorithm>,
@@ -208,14 +213,18 @@ impl Options {
         self.plot.as_deref().map_or(Ok(()), plot::check)
     }
 
-    /// How a rank of the benchmark connects: with the algorithm of the command line, if there is
-    /// one, and its limit as that of every call.
+    /// How a rank of the benchmark connects: with the transport and the algorithm of the command
+    /// line, if given, and its limit as that of every call.
     ///
     /// # Errors
-    /// As [`Config::algorithm`].
+    /// As [`Config::transport`] and [`Config::algorithm`].
     pub fn configure(&self, config: Config) -> allfold::Result<Config> {
         let config = match self.limit() {
             Some(limit) => config.timeout(limit),
+            None => config,
+        };
+        let config = match self.transport {
+            Some(transport) => config.transport(transport.name())?,
             None => config,
         };
         match self.algorithm {

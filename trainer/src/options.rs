@@ -126,6 +126,11 @@ pub struct Options {
     #[arg(long, value_name = "WHAT", help_heading = LIFE)]
     pub on_loss: Option<OnLoss>,
 
+    /// What carries the gradients [ALLFOLD_TRANSPORT, else auto: shared memory where all ranks are
+    /// on one host]
+    #[arg(long, value_name = "NAME", value_parser = TRANSPORTS, help_heading = COMMUNICATION)]
+    pub transport: Option<String>,
+
     /// Algorithm of all-reduces [ALLFOLD_ALGORITHM, else auto]
     #[arg(long, value_name = "NAME", value_parser = ALGORITHMS, help_heading = COMMUNICATION)]
     pub algorithm: Option<String>,
@@ -223,6 +228,7 @@ impl Default for Options {
             resume: None,
             when_done: None,
             on_loss: None,
+            transport: None,
             algorithm: None,
             bucket_mib: DEFAULT_BUCKET_MIB,
         }
@@ -230,11 +236,15 @@ impl Default for Options {
 }
 
 impl Options {
-    /// How a rank connects: with the algorithm of the command line, if there is one.
+    /// How a rank connects: with the transport and the algorithm of the command line, if given.
     ///
     /// # Errors
-    /// As [`allfold::Config::algorithm`].
+    /// As [`allfold::Config::transport`] and [`allfold::Config::algorithm`].
     pub fn configure(&self, config: allfold::Config) -> allfold::Result<allfold::Config> {
+        let config = match &self.transport {
+            Some(transport) => config.transport(transport)?,
+            None => config,
+        };
         match &self.algorithm {
             Some(algorithm) => config.algorithm(algorithm),
             None => Ok(config),
@@ -308,6 +318,8 @@ const DEFAULT_KEEP: usize = 3;
 const DEFAULT_SEED: u64 = 1;
 /// As PyTorch's DDP.
 const DEFAULT_BUCKET_MIB: f64 = 25.0;
+/// As `allfold::Config::transport` takes them.
+const TRANSPORTS: [&str; 3] = ["auto", "quic", "shared-memory"];
 /// As `allfold::Config::algorithm` takes them.
 const ALGORITHMS: [&str; 5] = ["auto", "ring", "tree", "recursive-doubling", "halving-doubling"];
 
