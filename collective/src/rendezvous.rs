@@ -271,10 +271,10 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         .iter()
         .map(|entry| {
             let known = Peer::new(entry.rank as usize, &entry.host, entry.pid);
-            let address = meeting.ways(entry, 0).first().map(SocketAddr::ip);
+            let ways: Vec<_> = meeting.ways(entry, 0).iter().map(SocketAddr::ip).collect();
             let shares = meeting.shares.get(entry.rank as usize) == Some(&true);
             let home = entry.door.filter(|_| shares).map(|door| door.home);
-            Peer { address, habitat: entry.habitat, home, ..known }
+            Peer { address: ways.first().copied(), ways, habitat: entry.habitat, home, ..known }
         })
         .collect();
     #[cfg(feature = "faults")]

@@ -36,6 +36,8 @@ pub struct Peer {
     pub pid: u32,
     /// Where this rank has found it, else where rank 0 has; None within a process.
     pub address: Option<IpAddr>,
+    /// All addresses at which it may be found, the best first.
+    pub(crate) ways: Vec<IpAddr>,
     /// Where its process id is known (see `control/processes.rs`).
     pub(crate) habitat: u64,
     /// Equal in ranks that share memory with each other; None shares with nobody.
@@ -45,7 +47,15 @@ pub struct Peer {
 impl Peer {
     /// A rank of which no more is known.
     pub fn new(rank: usize, host: &str, pid: u32) -> Self {
-        Self { rank, host: host.into(), pid, address: None, habitat: 0, home: None }
+        Self {
+            rank,
+            host: host.into(),
+            pid,
+            address: None,
+            ways: Vec::new(),
+            habitat: 0,
+            home: None,
+        }
     }
 
     /// Whether the two have mapped each other's memory; both are of the same world.
@@ -53,9 +63,13 @@ impl Peer {
         self.home.is_some() && self.home == other.home
     }
 
-    /// Where this rank finds what that one says is at `address`.
-    pub(crate) fn found_at(&self, address: SocketAddr) -> SocketAddr {
-        self.address.map_or(address, |ip| SocketAddr::new(ip, address.port()))
+    /// Where this rank may find what that one says is at `address`, the best first: it may know
+    /// itself by an address that only its host has.
+    pub(crate) fn found_at(&self, address: SocketAddr) -> Vec<SocketAddr> {
+        match self.ways.is_empty() {
+            true => vec![address],
+            false => self.ways.iter().map(|ip| SocketAddr::new(*ip, address.port())).collect(),
+        }
     }
 
     /// Whether it is on the same host. Hosts may have the same name, which counts only where a rank
@@ -414,6 +428,18 @@ mod tests {
         let choice = Choice { costs: CostTable::default(), forced: None, lanes: 1 };
         let peers = (0..3).map(|rank| Peer::new(rank, "host", 1)).collect();
         World::new(0, 1, peers, limits, choice, Arc::new(Counters::new(0, 3, "memory")))
+    }
+
+    #[test]
+    fn a_rank_is_looked_for_at_all_its_addresses_by_the_port_it_says() {
+        let said: SocketAddr = "127.0.0.1:4711".parse().unwrap();
+        let unknown = Peer::new(1, "host", 1);
+        assert_eq!(unknown.found_at(said), [said]);
+        let ways = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).to_vec();
+        let known = Peer { address: ways.first().copied(), ways, ..unknown };
+        let expected: [SocketAddr; 2] =
+            ["192.0.2.1:4711", "[2001:db8::1]:4711"].map(|way| way.parse().unwrap());
+        assert_eq!(known.found_at(said), expected);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::link::quic::tuning::MAX_PROBE_PAYLOAD;
 use crate::report;
 use crate::trust::secret::Secret;
 use crate::world::Peer;
-use ends::{End, Outcome};
+use ends::{End, Outcome, Place};
 
 /// What is sent, and how.
 #[derive(Clone, Copy, Debug)]
@@ -125,14 +125,13 @@ impl Link {
         let own = end.as_ref().ok().map(|end| end.card());
         world.all_gather(&Card::to_bytes(own.as_ref()), &mut cards)?;
         let cards: Vec<Option<Card>> = cards.as_chunks().0.iter().map(Card::from_bytes).collect();
-        // A rank may know itself by an address that only its host has.
-        let found_at = |(peer, card): (Peer, Option<Card>)| {
-            card.map(|card| Card { address: peer.found_at(card.address), ..card })
+        let place = |(peer, card): (Peer, Option<Card>)| {
+            card.map(|card| Place { ways: peer.found_at(card.address), leaf: card.leaf })
         };
-        let cards: Vec<Option<Card>> = world.peers().into_iter().zip(cards).map(found_at).collect();
+        let places: Vec<Option<Place>> = world.peers().into_iter().zip(cards).map(place).collect();
         let takes_part = route.receiver(rank, size).or(route.sender(rank, size)).is_some();
         let outcome = match end {
-            Ok(end) if takes_part => end.run(*self, route, &cards),
+            Ok(end) if takes_part => end.run(*self, route, &places),
             Ok(_) => {
                 idle(world, self.duration);
                 Ok(Outcome::default())

@@ -229,6 +229,7 @@ pub(crate) struct Caller<'a> {
 
 impl Caller<'_> {
     /// Dials `rank` at `address` and greets it, each within `limit`.
+    #[cfg(test)]
     pub(crate) async fn dial(
         &self,
         rank: u32,

@@ -24,7 +24,7 @@ use crate::probe::Cipher;
 use crate::probe::wire::Card;
 use crate::statistics::Counters;
 use crate::trust::Credentials;
-use crate::trust::certificates::Membership;
+use crate::trust::certificates::{LeafHash, Membership};
 use crate::trust::hello::{self, Answer, Greeted, Hello, Purpose};
 use crate::trust::secret::Secrets;
 
@@ -44,6 +44,13 @@ pub(super) struct Outcome {
 struct Run {
     link: Link,
     both: bool,
+}
+
+/// Where another rank's end may be found, the best first, and its certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) ways: Vec<SocketAddr>,
+    pub(super) leaf: LeafHash,
 }
 
 /// This rank's end.
@@ -85,20 +92,20 @@ impl End {
         self,
         link: Link,
         route: Route,
-        cards: &[Option<Card>],
+        places: &[Option<Place>],
     ) -> Result<Outcome, String> {
-        let card = |rank: usize| {
-            let card = cards.get(rank).copied().flatten();
-            card.map(|card| (rank as u32, card)).ok_or(format!("rank {rank} cannot take part"))
+        let place = |rank: usize| {
+            let place = places.get(rank).cloned().flatten();
+            place.map(|place| (rank as u32, place)).ok_or(format!("rank {rank} cannot take part"))
         };
-        let (rank, size) = (self.rank as usize, cards.len());
+        let (rank, size) = (self.rank as usize, places.len());
         let (mut to, mut from) = (route.receiver(rank, size), route.sender(rank, size));
         let run = Run { link, both: matches!(route, Route::Exchange { .. }) };
         if let Route::Exchange { first, .. } = route {
             // One of the two dials.
             *(if rank == first { &mut from } else { &mut to }) = None;
         }
-        let (to, from) = (to.map(card).transpose()?, from.map(card).transpose()?);
+        let (to, from) = (to.map(place).transpose()?, from.map(place).transpose()?);
         let main = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -122,8 +129,8 @@ impl End {
     async fn meet(
         self,
         run: Run,
-        to: Option<(u32, Card)>,
-        from: Option<(u32, Card)>,
+        to: Option<(u32, Place)>,
+        from: Option<(u32, Place)>,
     ) -> Result<Outcome, String> {
         let Self { rank, socket, membership, has_core, .. } = self;
         let traffic = Traffic::Probe { payload: run.link.payload };
@@ -139,16 +146,16 @@ impl End {
         tokio::task::spawn_local(accepting);
         let receiving = async {
             match from {
-                Some((from, card)) => receive(run, from, card, &mut door).await,
+                Some((from, place)) => receive(run, from, place.leaf, &mut door).await,
                 None => Ok(None),
             }
         };
         let sending = async {
             match to {
-                Some((to, card)) => {
+                Some((to, place)) => {
                     let caller =
                         endpoint::Caller { endpoint: &endpoint, membership: &membership, traffic };
-                    send(run, caller, rank, to, card).await
+                    send(run, caller, rank, to, place).await
                 }
                 None => Ok(Outcome::default()),
             }
@@ -183,7 +190,7 @@ async fn send(
     caller: endpoint::Caller<'_>,
     rank: u32,
     to: u32,
-    card: Card,
+    place: Place,
 ) -> Result<Outcome, String> {
     let hello = Hello {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -194,11 +201,9 @@ async fn send(
         habitat: 0,
         purpose: Purpose::Lane { epoch: 0, lane: 0 },
     };
-    let welcomed = match caller.dial(to, card.address, &hello, DIAL_LIMIT).await {
-        Ok(welcomed) if welcomed.leaf == card.leaf => welcomed,
-        Ok(_) => return Err(format!("another process answers at {}", card.address)),
-        Err(error) => return Err(error.to_string()),
-    };
+    let who = (to, Some(place.leaf));
+    let dialling = caller.dial_any(who, place.ways, &hello, DIAL_LIMIT);
+    let welcomed = dialling.await.map_err(|error| error.to_string())?;
     let hello::Welcomed { connection, mut sender, mut receiver, .. } = welcomed;
     let mut outcome = Outcome::default();
     for number in 0..link.round_trips as u64 {
@@ -281,13 +286,13 @@ async fn pour(mut stream: SendStream, segment: Bytes, deadline: Instant) -> Resu
 async fn receive(
     Run { link, both }: Run,
     from: u32,
-    card: Card,
+    leaf: LeafHash,
     door: &mut mpsc::UnboundedReceiver<Greeted>,
 ) -> Result<Option<Outcome>, String> {
     let greeted = loop {
         let next = timeout(DIAL_LIMIT, door.recv()).await;
         let greeted = next.ok().flatten().ok_or(format!("rank {from} does not come"))?;
-        if greeted.hello.rank == from && greeted.leaf == card.leaf {
+        if greeted.hello.rank == from && greeted.leaf == leaf {
             break greeted;
         }
     };
