@@ -7,6 +7,7 @@ use allfold_trainer::WhenDone;
 use super::names;
 use super::options::Kind;
 use crate::arguments::{Arguments, Command};
+use crate::copies::Collective as _;
 use crate::error::Error;
 use crate::options::PeerOptions;
 
@@ -45,6 +46,14 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
                 Some(given) => Err(own_ranks(&given, &format!("drop {given}"))),
                 None => Ok(Vec::new()),
             }
+        }
+        Command::Doctor(options) => {
+            refuse_peers(&options.peers)?;
+            if let Some(ranks) = options.ranks() {
+                return Err(own_ranks(&format!("-n {ranks}"), &format!("drop -n {ranks}")));
+            }
+            let comes_back = kind == Kind::StatefulSet;
+            Ok(comes_back.then(|| ENDS.into()).into_iter().collect())
         }
         _ => Ok(Vec::new()),
     }
@@ -117,6 +126,9 @@ fn refuse_secrets(words: &[String]) -> Result<(), Error> {
     }
 }
 
+const ENDS: &str = "the command: a StatefulSet starts again what ends, and the ranks would examine \
+                    each other for ever: add --kind indexed-job";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +146,7 @@ mod tests {
             ("allfold train --max-restarts 3", "--max-restarts"),
             ("allfold bench --ranks 2", "--ranks 2"),
             ("allfold run -n 2 prog", "run -n 2"),
+            ("allfold doctor -n 2", "-n 2"),
         ] {
             let problem =
                 format!("the command starts ranks of its own ({given}), and each pod is one");
@@ -164,6 +177,9 @@ mod tests {
         for line in ["python3 train.py -n 4", "allfold train --help", "allfold bench"] {
             assert_eq!(count(line, Kind::StatefulSet, false), 0, "{line}");
         }
+        let doctor = checked("allfold doctor --json", Kind::StatefulSet, false).unwrap();
+        assert!(doctor[0].ends_with("add --kind indexed-job"), "{doctor:?}");
+        assert_eq!(count("allfold doctor --json", Kind::IndexedJob, false), 0);
     }
 
     #[test]
