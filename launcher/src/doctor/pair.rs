@@ -81,7 +81,7 @@ type Words = [i64; 6];
 impl<'a> End<'a> {
     fn new(world: &'a Communicator, peer: usize, limit: Duration) -> Self {
         let begun = Instant::now();
-        let search = Search { probes: 0, since: begun, is_over: false };
+        let search = Search::new(begun);
         let (piece, quiet) = (Vec::new(), None);
         Self { world, peer, begun, limit, piece, round_trip_ns: 0, search, quiet }
     }
@@ -104,8 +104,8 @@ impl<'a> End<'a> {
         let round_trip_ns = best.round_trip_ns;
         let clock = Clock { ahead_ns: best.ahead_ns, within_ns: round_trip_ns / 2 };
         self.settle(SETTLE_PERCENT)?;
-        let to_peer = self.try_and_measure(Self::fill)?;
-        let from_peer = self.try_and_measure(Self::drain)?;
+        let to_peer = self.measure(Self::fill)?;
+        let from_peer = self.measure(Self::drain)?;
         self.settle(100)?;
         let Clock { ahead_ns, within_ns } = clock;
         self.say([END, round_trip_ns, ahead_ns, within_ns, to_peer as i64, from_peer as i64])?;
@@ -162,20 +162,19 @@ impl<'a> End<'a> {
         })
     }
 
-    /// Bytes a second: a short trial says how many bytes make a good measurement.
-    fn try_and_measure(
+    /// Bytes a second of one direction, in turns until its time is spent.
+    fn measure(
         &mut self,
         send: impl Fn(&mut Self, i64) -> Result<i64, Error>,
     ) -> Result<f64, Error> {
-        let took = Duration::from_nanos(send(self, TRIAL_BYTES)?.max(1) as u64);
-        let trial = rate(TRIAL_BYTES as usize, took);
+        let begun = Instant::now();
         let share = self.limit * BYTES_PERCENT / 100;
-        let bytes = (trial * share.as_secs_f64()).min(MOST_BYTES as f64) as i64;
-        if bytes <= TRIAL_BYTES {
-            return Ok(trial);
+        let mut turns = Turns::new(self.round_trip_ns);
+        while let Some(bytes) = turns.next(begun.elapsed(), share) {
+            let took = send(self, bytes)?;
+            turns.note(bytes, took);
         }
-        let took = Duration::from_nanos(send(self, bytes)?.max(1) as u64);
-        Ok(rate(bytes as usize, took))
+        Ok(turns.rate())
     }
 
     /// So many bytes to the peer; how long it took to get them.
@@ -214,10 +213,12 @@ impl<'a> End<'a> {
         Ok(nanoseconds(since.elapsed()))
     }
 
-    /// The first that may fill a queue ends the time in which losses are counted.
+    /// The first that may fill a queue ends the time in which losses are counted, and with it the
+    /// one in which a lost probe says how large packets may be.
     fn note(&mut self, bytes: i64) {
         if bytes > LITTLE_BYTES && self.quiet.is_none() {
             self.quiet = self.state();
+            self.search.disturb();
         }
     }
 
@@ -257,9 +258,13 @@ impl<'a> End<'a> {
     }
 
     fn is_settled(&mut self, round_trip_ns: i64) -> bool {
-        let probes = self.state().map_or(0, |state| state.probes_sent);
         let round_trip = Duration::from_nanos(u64::try_from(round_trip_ns).unwrap_or(0));
-        self.search.look(probes, Instant::now(), round_trip)
+        let sent = self.state().map_or(Sent::default(), |link| Sent {
+            probes: link.probes_sent,
+            packets: link.packets_sent,
+            payload: link.payload,
+        });
+        self.search.look(sent, Instant::now(), round_trip)
     }
 
     fn network(
@@ -278,8 +283,8 @@ impl<'a> End<'a> {
             local: now.local.or(way.map(|way| way.0)),
             remote: now.remote,
             device: host::device(way.map(|way| way.0), now.remote.ip()),
-            packet: u64::from(now.payload) + headers,
-            is_largest: self.search.is_over,
+            packet: u64::from(now.payload.max(self.search.payload)) + headers,
+            is_largest: self.search.is_sure(),
             system_packet: way.and_then(|way| way.1),
             packets_sent: since(|link| link.packets_sent),
             packets_lost: since(|link| link.packets_lost),
@@ -295,23 +300,103 @@ struct Answer {
     peer_is_settled: bool,
 }
 
+/// How many bytes are sent at once, in one direction: few at first, then as many as take a few
+/// round trips, so that a link that turns slow all of a sudden (a limit on what goes beyond a
+/// burst) is left soon.
+struct Turns {
+    round_trip: Duration,
+    bytes: i64,
+    took: Duration,
+    /// What the last turn carried.
+    last: Option<i64>,
+    last_rate: f64,
+}
+
+impl Turns {
+    fn new(round_trip_ns: i64) -> Self {
+        let round_trip = Duration::from_nanos(u64::try_from(round_trip_ns).unwrap_or(0));
+        Self { round_trip, bytes: 0, took: Duration::ZERO, last: None, last_rate: 0.0 }
+    }
+
+    /// The bytes of the next turn; None once the time is spent.
+    fn next(&self, spent: Duration, share: Duration) -> Option<i64> {
+        let Some(last) = self.last else { return Some(LITTLE_BYTES) };
+        let left = MOST_BYTES as i64 - self.bytes;
+        if spent >= share || left <= 0 {
+            return None;
+        }
+        let carries = |time: Duration| (self.last_rate * time.as_secs_f64()) as i64;
+        let enough = carries(SHORTEST_TURN).min(PIECE_BYTES as i64);
+        let bytes = carries(TURN_TRIPS * self.round_trip).max(enough).min(carries(share - spent));
+        Some(bytes.min(last.saturating_mul(GROWTH)).max(LITTLE_BYTES).min(left))
+    }
+
+    fn note(&mut self, bytes: i64, took_ns: i64) {
+        let took = Duration::from_nanos(took_ns.max(1) as u64);
+        self.bytes += bytes;
+        self.took += took;
+        (self.last, self.last_rate) = (Some(bytes), rate(bytes as usize, took));
+    }
+
+    /// Bytes a second.
+    fn rate(&self) -> f64 {
+        rate(self.bytes as usize, self.took)
+    }
+}
+
+/// What a link has sent so far.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    probes: u64,
+    packets: u64,
+    payload: u16,
+}
+
 /// The search for the largest packet, by the packets that it sends.
 struct Search {
     probes: u64,
-    /// When it has sent the last.
+    packets: u64,
+    /// When it was seen to have sent the last probe, and the answered words since then with which
+    /// packets left: neither a thread that sleeps nor a clock alone ends the search.
     since: Instant,
+    words: u32,
+    /// The largest that has arrived: a full queue may make the link smaller again.
+    payload: u16,
     is_over: bool,
+    /// Something that may fill a queue was sent before it was over: what was lost says nothing.
+    is_disturbed: bool,
 }
 
 impl Search {
-    /// Whether it is over: while words go there and back it sends something every few round trips.
-    fn look(&mut self, probes: u64, now: Instant, round_trip: Duration) -> bool {
+    fn new(since: Instant) -> Self {
+        let (probes, packets, words, payload) = (0, 0, 0, 0);
+        Self { probes, packets, since, words, payload, is_over: false, is_disturbed: false }
+    }
+
+    /// Whether there is no more to learn, at a word that was answered: while words go there and
+    /// back the search sends something every few round trips.
+    fn look(&mut self, sent: Sent, now: Instant, round_trip: Duration) -> bool {
+        let Sent { probes, packets, payload } = sent;
+        self.payload = self.payload.max(payload);
         if probes == 0 || probes != self.probes {
-            (self.probes, self.since) = (probes, now);
+            (self.probes, self.since, self.words) = (probes, now, 0);
+        } else if packets > self.packets {
+            self.words += 1;
         }
-        self.is_over =
+        self.packets = packets;
+        let is_quiet =
             now.saturating_duration_since(self.since) >= QUIET + QUIET_TRIPS * round_trip;
-        self.is_over
+        self.is_over = is_quiet && self.words >= QUIET_WORDS;
+        self.is_over || self.is_disturbed
+    }
+
+    fn disturb(&mut self) {
+        self.is_disturbed |= !self.is_over;
+    }
+
+    /// Whether no larger packet arrives.
+    fn is_sure(&self) -> bool {
+        self.is_over && !self.is_disturbed
     }
 }
 
@@ -362,8 +447,13 @@ const PINGS_PERCENT: u32 = 15;
 const SETTLE_PERCENT: u32 = 50;
 /// Of each direction.
 const BYTES_PERCENT: u32 = 20;
-/// Two of what a link of the runtime sends before the first answer (`NETWORK_FIRST_WINDOW`).
-const TRIAL_BYTES: i64 = 256 * 1024;
+/// A turn: that much more than the wait for it, else so long, and then at most [`PIECE_BYTES`]:
+/// not so much that a link that turns from 10 Gbit/s to 10 Mbit/s takes more than a second for it.
+const TURN_TRIPS: u32 = 4;
+const SHORTEST_TURN: Duration = Duration::from_millis(1);
+/// The second turn is two of what a link of the runtime sends before the first answer
+/// (`NETWORK_FIRST_WINDOW`).
+const GROWTH: i64 = 16;
 /// One direction, also where memory is faster than any network.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Any queue takes so much at once.
@@ -377,6 +467,8 @@ const MEETINGS: u32 = 20;
 /// may wait for 2 ms; a busy host takes its time.
 const QUIET: Duration = Duration::from_millis(25);
 const QUIET_TRIPS: u32 = 4;
+/// A probe is sent three times before it counts as lost, and each takes a word or two.
+const QUIET_WORDS: u32 = 8;
 /// Of IP without options, and of UDP.
 const IPV4_HEADERS: u64 = 20 + 8;
 const IPV6_HEADERS: u64 = 40 + 8;
@@ -385,21 +477,94 @@ const IPV6_HEADERS: u64 = 40 + 8;
 mod tests {
     use super::*;
 
+    /// A link that has sent so many probes, and so many packets.
+    fn link(probes: u64, packets: u64) -> Sent {
+        Sent { probes, packets, payload: 1_452 }
+    }
+
     #[test]
     fn a_search_is_over_once_it_sends_nothing_more() {
         let begun = Instant::now();
         let at = |millis| begun + Duration::from_millis(millis);
-        let mut search = Search { probes: 0, since: begun, is_over: false };
+        let mut search = Search::new(begun);
         let trip = Duration::from_millis(10);
         // It has not begun.
-        assert!(!search.look(0, at(500), trip));
-        assert!(!search.look(3, at(510), trip));
-        assert!(!search.look(3, at(560), trip));
-        assert!(!search.look(4, at(574), trip));
-        assert!(!search.look(4, at(630), trip));
-        assert!(search.look(4, at(640), trip));
+        assert!(!search.look(Sent::default(), at(400), trip));
+        assert!(!search.look(link(0, 1), at(500), trip));
+        assert!(!search.look(link(3, 10), at(510), trip));
+        for word in 0..20 {
+            // Words alone do not end it.
+            assert!(!search.look(link(3, 11 + word), at(511 + word), trip));
+        }
+        assert!(!search.look(link(4, 40), at(574), trip));
+        for word in 0..7 {
+            // Nor does time alone: this thread has slept.
+            assert!(!search.look(link(4, 41 + word), at(5_000), trip));
+        }
+        // And nor do words with which nothing left.
+        assert!(!search.look(link(4, 47), at(5_001), trip));
+        assert!(search.look(link(4, 48), at(5_002), trip) && search.is_sure());
         // The path has changed.
-        assert!(!search.look(5, at(641), trip));
+        assert!(!search.look(link(5, 49), at(5_003), trip));
+    }
+
+    #[test]
+    fn a_search_that_a_full_queue_disturbs_says_nothing() {
+        let begun = Instant::now();
+        let later = begun + Duration::from_secs(1);
+        let trip = Duration::from_millis(1);
+        for is_over in [true, false] {
+            let mut search = Search::new(begun);
+            search.look(link(3, 1), begun, trip);
+            for word in 0..8 * u64::from(is_over) {
+                search.look(link(3, 2 + word), later, trip);
+            }
+            search.disturb();
+            // Nobody waits for it any more.
+            let smaller = Sent { payload: 1_200, ..link(3, 100) };
+            assert!(search.look(smaller, later, trip));
+            for word in 0..20 {
+                search.look(link(3, 101 + word), later, trip);
+            }
+            assert_eq!((search.is_sure(), search.payload), (is_over, 1_452));
+        }
+    }
+
+    /// How long one direction takes over a link that carries `burst` bytes at 5 GB/s and all
+    /// others at `bytes_per_second`, with so long a round trip, and what it says.
+    fn sent(burst: f64, bytes_per_second: f64, trip: Duration, share: Duration) -> (f64, Turns) {
+        let mut turns = Turns::new(nanoseconds(trip));
+        let (mut spent, mut burst) = (0.0, burst);
+        while let Some(bytes) = turns.next(Duration::from_secs_f64(spent), share) {
+            let fast = burst.min(bytes as f64);
+            burst -= fast;
+            let took = fast / 5e9 + (bytes as f64 - fast) / bytes_per_second;
+            turns.note(bytes, (took * 1e9) as i64);
+            spent += took + trip.as_secs_f64();
+        }
+        (spent, turns)
+    }
+
+    #[test]
+    fn a_direction_takes_little_more_than_its_time() {
+        let trip = Duration::from_micros(100);
+        let share = Duration::from_millis(60);
+        // 10 Mbit/s beyond a burst, and a link of 100 kB/s.
+        for burst in [0.0, 1e5, 1e6, 30e6, 60e6] {
+            let (spent, turns) = sent(burst, 1.25e6, trip, share);
+            assert!(spent < 2.0, "{burst}: {spent} s, {} bytes", turns.bytes);
+        }
+        let (spent, turns) = sent(0.0, 1e5, trip, share);
+        assert!(spent < 0.2, "{spent} s");
+        assert!((turns.rate() / 1e5 - 1.0).abs() < 0.01);
+        // A fast one is used: most of the time, or all the bytes there may be.
+        for bytes_per_second in [1e8, 1e9, 5e9] {
+            let (spent, turns) = sent(0.0, bytes_per_second, trip, share);
+            assert!(spent < 0.07, "{spent} s");
+            let most = (bytes_per_second * 0.06).min(MOST_BYTES as f64);
+            assert!(turns.bytes as f64 > most * 0.5, "{} of {most}", turns.bytes);
+            assert!((turns.rate() / bytes_per_second - 1.0).abs() < 0.01);
+        }
     }
 
     #[test]
