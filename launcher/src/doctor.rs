@@ -48,7 +48,8 @@ pub(crate) struct DoctorOptions {
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Document<'a> {
-    /// Whether no cell is red; None where the ranks have not met.
+    /// Whether no cell is red; None where the ranks have not met, or one was lost before all had
+    /// told what they know.
     healthy: Option<bool>,
     #[serde(flatten)]
     facts: &'a Facts,
@@ -81,10 +82,11 @@ impl Collective for DoctorOptions {
         let leads = world.rank() == 0;
         let facts = self.examine(&world).inspect_err(|error| {
             if leads {
-                self.tell_of_itself(host::of_rank(&world), error);
+                self.tell(&Facts::of_one(&world, host::of_rank(&world)), error);
             }
         })?;
-        world.close()?;
+        // What is known is told, whatever happens to the others now.
+        let closed = world.close();
         let findings = judgement::judge(&facts);
         let reds = judgement::reds(&findings);
         let word = |(about, cells): &(judgement::Row, Vec<judgement::Cell>)| {
@@ -92,8 +94,9 @@ impl Collective for DoctorOptions {
         };
         let reds: Vec<String> = reds.iter().map(word).collect();
         if leads {
-            self.print(&facts, &findings, None)?;
+            self.print(&facts, &findings, closed.as_ref().err())?;
         }
+        closed?;
         match reds.is_empty() {
             true => Ok(()),
             false => Err(Error::Unhealthy { reds }),
@@ -102,9 +105,12 @@ impl Collective for DoctorOptions {
 
     /// Each rank that cannot meet the others tells what it knows.
     fn take_part(&self, input: (), identity: Identity) -> Result<(), Error> {
-        let config = self.configure(Config::from_env(identity.clone())?)?;
-        let world = Communicator::connect(config)
-            .inspect_err(|error| self.tell_of_itself(host::of_stranger(&identity), error))?;
+        let config = Config::from_env(identity.clone());
+        let world = config.and_then(|config| Communicator::connect(self.configure(config)?));
+        let world = world.inspect_err(|error| {
+            let ranks = vec![host::of_stranger(&identity)];
+            self.tell(&Facts { ranks, ..Facts::default() }, error);
+        })?;
         self.run(input, world)
     }
 }
@@ -118,14 +124,25 @@ impl DoctorOptions {
         let links = measure(world, time)?;
         // Last, with all packets that were dropped meanwhile.
         let rank = host::of_rank(world);
-        Facts::gather(world, &Part { rank, links })
+        let mut facts = Facts::gather(world, &Part { rank, links })?;
+        for _ in 0..MORE_LOOKS {
+            // All ranks suspect the same.
+            let suspects = judgement::suspects(&facts);
+            if suspects.is_empty() {
+                break;
+            }
+            let links = measure_network(world, time, &|pair| suspects.contains(pair))?;
+            let rank = host::of_rank(world);
+            let again = Facts::gather(world, &Part { rank, links })?;
+            facts.look_again(&again.links);
+        }
+        Ok(facts)
     }
 
-    fn tell_of_itself(&self, rank: facts::RankFacts, error: &allfold::Error) {
-        let facts = Facts { ranks: vec![rank], ..Facts::default() };
-        let findings = judgement::judge(&facts);
+    fn tell(&self, facts: &Facts, error: &allfold::Error) {
+        let findings = judgement::judge(facts);
         // The error itself is what counts.
-        let _ = self.print(&facts, &findings, Some(error));
+        let _ = self.print(facts, &findings, Some(error));
     }
 
     fn print(
@@ -138,7 +155,7 @@ impl DoctorOptions {
         let text = match self.json {
             true => {
                 let document = Document {
-                    healthy: error.is_none().then(|| !has_red()),
+                    healthy: facts.are_whole().then(|| !has_red()),
                     facts,
                     findings,
                     error: error.map(ToString::to_string),
@@ -190,7 +207,19 @@ fn measure(world: &Communicator, time: Duration) -> Result<Vec<LinkFacts>, allfo
         neighbours.close()?;
     }
     world.barrier()?;
-    let is_far = |(a, b): &(usize, usize)| !shares_with(*a, *b);
+    links.extend(measure_network(world, time, &|(a, b)| !shares_with(*a, *b))?);
+    Ok(links)
+}
+
+/// This rank's links among these pairs, over the network; every rank names the same pairs.
+fn measure_network(
+    world: &Communicator,
+    time: Duration,
+    is_far: &dyn Fn(&(usize, usize)) -> bool,
+) -> Result<Vec<LinkFacts>, allfold::Error> {
+    let rank = world.rank();
+    let mut links = Vec::new();
+    let rounds = schedule::rounds(world.size());
     let busy = rounds.iter().filter(|round| round.iter().any(is_far)).count();
     let share = time * NETWORK_PERCENT / 100;
     let limit = (share / busy.max(1) as u32).min(time / LEAST_PAIRS);
@@ -228,6 +257,8 @@ const NETWORK_PERCENT: u32 = 70;
 /// A pair has no more than it would have among so many rounds: 300 ms by default, within which a
 /// network of 10 ms and 10 Gbit/s shows its speed.
 const LEAST_PAIRS: u32 = 10;
+/// One that is red at three looks is not so because a rank was not awake.
+const MORE_LOOKS: usize = 2;
 
 #[cfg(test)]
 mod tests {

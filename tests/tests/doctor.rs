@@ -153,9 +153,11 @@ fn a_path_that_swallows_large_packets_is_found() {
     let helps: Vec<&str> =
         reds.iter().filter(is_meant).map(|red| red["help"].as_str().unwrap()).collect();
     assert_eq!(helps.len(), 2, "{reds:#?}");
-    for (help, host) in helps.iter().zip(["host-0", "host-1"]) {
-        assert!(help.starts_with("ip link set dev far0 mtu 1"), "{help}");
-        assert!(help.contains(&format!(", on {host};")), "{help}");
+    // Each has a wide way to the third.
+    for (help, (host, peer)) in helps.iter().zip([("host-0", 1), ("host-1", 0)]) {
+        let line = format!("ip route add {} dev far0 mtu lock 1", Hosts::address(peer));
+        assert!(help.starts_with(&line), "{help}");
+        assert!(help.contains(&format!(", on {host} (")), "{help}");
     }
     // One machine has one clock.
     for rank in document["ranks"].as_array().unwrap() {
@@ -184,6 +186,38 @@ fn a_rank_that_meets_nobody_tells_what_it_knows() {
             assert!(ended.output().iter().any(|line| line.starts_with("rank  host")), "{ended:#?}");
         }
     }
+}
+
+#[test]
+fn a_rank_whose_settings_are_wrong_tells_what_it_knows() {
+    let job = Job::new(2);
+    let mut command = job.rank(1, ALLFOLD, &["doctor", "--json"]);
+    command.env("ALLFOLD_LANES", "many");
+    let ended = Process::start(&mut command).wait();
+    ended.assert_error(2, &["ALLFOLD_LANES"]);
+    let document = document(&ended);
+    assert_eq!(document["healthy"], Value::Null, "{document:#}");
+    assert!(document["error"].as_str().unwrap().contains("ALLFOLD_LANES"), "{document:#}");
+    assert_eq!((&document["ranks"][0]["rank"], &document["met"]), (&1.into(), &0.into()));
+}
+
+#[test]
+fn a_rank_that_loses_another_tells_what_it_knows() {
+    let _one_at_a_time = machine_lock();
+    let job = Job::new(2);
+    let first = Process::start(&mut job.rank(0, ALLFOLD, &["doctor", "--json"]));
+    // It takes part in nothing but the meeting.
+    let other = ["bench", "-b", "8", "-e", "8"];
+    let second = Process::start(&mut job.rank(1, ALLFOLD, &other));
+    let (first, second) = (first.wait(), second.wait());
+    assert_ne!(first.code(), 0, "{first:#?}");
+    assert_ne!(second.code(), 0, "{second:#?}");
+    let document = document(&first);
+    assert_eq!(document["healthy"], Value::Null, "{document:#}");
+    assert!(document["error"].is_string(), "{document:#}");
+    assert_eq!(document["met"], 2, "{document:#}");
+    assert_ne!(document["transport"], "", "{document:#}");
+    assert_eq!(document["ranks"].as_array().unwrap().len(), 1, "{document:#}");
 }
 
 #[test]

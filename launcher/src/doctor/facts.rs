@@ -11,7 +11,9 @@ pub(super) struct Facts {
     /// What carries the data, and what protects it, in the library's words.
     pub(super) transport: String,
     pub(super) security: String,
-    /// In order.
+    /// How many ranks have met; 0: they have not.
+    pub(super) met: usize,
+    /// In order; one alone where another was lost before all had told.
     pub(super) ranks: Vec<RankFacts>,
     /// In the order of their senders, then of their receivers.
     pub(super) links: Vec<LinkFacts>,
@@ -148,8 +150,7 @@ impl Facts {
         let lengths: Vec<usize> = lengths.iter().map(|length| *length as usize).collect();
         let mut all = vec![0u8; lengths.iter().sum()];
         world.all_gather_v(&text, &mut all, &lengths)?;
-        let mut facts =
-            Self { transport: world.transport(), security: world.security(), ..Self::default() };
+        let mut facts = Self { ranks: Vec::new(), ..Self::of_one(world, RankFacts::default()) };
         let mut rest = &all[..];
         for (rank, length) in lengths.into_iter().enumerate() {
             let (text, behind) = rest.split_at_checked(length).unwrap_or_default();
@@ -165,6 +166,41 @@ impl Facts {
         facts.links.sort_by_key(|link| (link.from, link.to));
         facts.compare_clocks();
         Ok(facts)
+    }
+
+    /// What one rank of `world` knows alone.
+    pub(super) fn of_one(world: &Communicator, rank: RankFacts) -> Self {
+        Self {
+            transport: world.transport(),
+            security: world.security(),
+            met: world.size(),
+            ranks: vec![rank],
+            links: Vec::new(),
+        }
+    }
+
+    /// Whether all ranks have told what they know.
+    pub(super) fn are_whole(&self) -> bool {
+        self.met > 0 && self.ranks.len() == self.met
+    }
+
+    /// Adds what another look at the same links has found. The better of two is what a link can
+    /// do, and a lost packet is no less lost.
+    pub(super) fn look_again(&mut self, again: &[LinkFacts]) {
+        for link in &mut self.links {
+            let ends = (link.from, link.to);
+            let Some(again) = again.iter().find(|a| (a.from, a.to) == ends) else { continue };
+            link.bytes_per_second = link.bytes_per_second.max(again.bytes_per_second);
+            link.round_trip_ns = link.round_trip_ns.min(again.round_trip_ns);
+            let Some((known, again)) = link.network.as_mut().zip(again.network.as_ref()) else {
+                continue;
+            };
+            known.packet = known.packet.max(again.packet);
+            // Both have to be sure.
+            known.is_largest &= again.is_largest;
+            known.packets_sent += again.packets_sent;
+            known.packets_lost += again.packets_lost;
+        }
     }
 
     /// The link from one rank to another, if it was measured.
@@ -250,6 +286,7 @@ pub(super) mod tests {
         Facts {
             transport: "quic between hosts".into(),
             security: "mutual TLS, secret 3f9a12c4".into(),
+            met: size,
             ranks: (0..size).map(rank).collect(),
             links: pairs.map(|(from, to)| link(from, to)).collect(),
         }
@@ -270,6 +307,28 @@ pub(super) mod tests {
         };
         let (round_trip_ns, bytes_per_second) = (100_000, 1.1e9);
         LinkFacts { from, to, round_trip_ns, bytes_per_second, network: Some(network) }
+    }
+
+    #[test]
+    fn of_two_looks_the_better_counts_and_both_have_to_be_sure() {
+        let mut facts = of_hosts(3);
+        let before = facts.clone();
+        let mut again = vec![link(0, 1), link(1, 0)];
+        again[0].bytes_per_second = 5e9;
+        again[0].round_trip_ns = 200_000;
+        again[1].bytes_per_second = 1.0;
+        again[1].round_trip_ns = 7;
+        let network = again[1].network.as_mut().unwrap();
+        (network.packet, network.is_largest, network.packets_lost) = (9_000, false, 10);
+        facts.look_again(&again);
+        let first = facts.link(0, 1).unwrap();
+        assert_eq!((first.bytes_per_second, first.round_trip_ns), (5e9, 100_000));
+        let second = facts.link(1, 0).unwrap();
+        assert_eq!((second.bytes_per_second, second.round_trip_ns), (1.1e9, 7));
+        let network = second.network.as_ref().unwrap();
+        assert_eq!((network.packet, network.is_largest), (9_000, false));
+        assert_eq!((network.packets_sent, network.packets_lost), (20_000, 10));
+        assert_eq!(facts.links[3..], before.links[3..]);
     }
 
     #[test]

@@ -73,6 +73,18 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// Pairs whose links are red by what was measured in a moment: another look may not find it.
+pub(super) fn suspects(facts: &Facts) -> BTreeSet<(usize, usize)> {
+    let reds = reds(&judge(facts)).into_iter();
+    let is_of_a_moment = |row: &Row| matches!(row, Row::Bandwidth | Row::Packet | Row::Lost);
+    let cells = reds.filter(|(row, _)| is_of_a_moment(row)).flat_map(|(_, cells)| cells);
+    let pair = |cell| match cell {
+        Cell::Link(from, to) => Some((from.min(to), from.max(to))),
+        Cell::Rank(_) => None,
+    };
+    cells.filter_map(pair).collect()
+}
+
 /// The color of a cell, if it has one.
 pub(super) fn color(findings: &[Finding], about: Row, cell: Cell) -> Option<Color> {
     let is_meant = |finding: &&Finding| finding.about == about && finding.cells.contains(&cell);
@@ -146,12 +158,14 @@ fn open_files(rank: &RankFacts, findings: &mut Findings) {
         _ if soft < USUAL_FILES => Color::Yellow,
         _ => return,
     };
+    // A program may have many open already.
+    let enough = open.saturating_add(2 * FEW_FILES).next_multiple_of(USUAL_FILES);
     let help = match rank.open_files.hard {
-        Some(hard) if hard < USUAL_FILES => format!(
+        Some(hard) if hard < enough => format!(
             "`ulimit -Hn` is {hard}: raise it in /etc/security/limits.conf (LimitNOFILE= of a \
-             service, docker's --ulimit nofile={USUAL_FILES}), then `ulimit -n {USUAL_FILES}`"
+             service, docker's --ulimit nofile={enough}), then `ulimit -n {enough}`"
         ),
-        _ => format!("ulimit -n {USUAL_FILES}, in the shell that starts the ranks"),
+        _ => format!("ulimit -n {enough}, in the shell that starts the ranks"),
     };
     let problem = format!("may open {soft} files, and {open} are open already");
     findings.add((color, Row::OpenFiles, Cell::Rank(rank.rank)), problem, help);
@@ -226,26 +240,49 @@ fn clock(rank: &RankFacts, findings: &mut Findings) {
 }
 
 fn packet(facts: &Facts, link: &LinkFacts, network: &NetworkFacts, findings: &mut Findings) {
-    let Some(system) = network.system_packet else { return };
-    let expected = system.min(LARGEST_PACKET);
-    if !network.is_largest || network.packet + PACKET_SLACK >= expected {
-        return;
-    }
-    let device = device(network);
+    let Some(system) = network.system_packet.filter(|_| is_narrow(network)) else { return };
     // The search comes within so much of what the path lets through.
     let bytes = network.packet;
+    let (device, host) = (device(network), host(facts, link.from));
+    let ways: Vec<&NetworkFacts> = facts
+        .links
+        .iter()
+        .filter(|other| other.from == link.from && other.is_between_hosts())
+        .filter_map(|other| other.network.as_ref())
+        .filter(|other| other.device == network.device)
+        .collect();
+    let mend = match ways.len() > 1 && ways.iter().all(|way| is_narrow(way)) {
+        true if bytes < LEAST_OF_IPV6 => {
+            format!("ip link set dev {device} mtu {bytes}, on {host} (which takes IPv6 off it)")
+        }
+        true => format!("ip link set dev {device} mtu {bytes}, on {host}"),
+        // The device's other ways are wider.
+        false if network.remote.is_ipv6() && bytes < LEAST_OF_IPV6 => format!(
+            "mend the tunnel on the way from {host} to {}: IPv6 wants {LEAST_OF_IPV6} bytes",
+            network.remote.ip()
+        ),
+        false => {
+            let peer = network.remote.ip();
+            format!(
+                "ip route add {peer} dev {device} mtu lock {bytes}, on {host} (and `via` the \
+                 gateway, where `ip route get {peer}` names one)"
+            )
+        }
+    };
     findings.add(
         (Color::Red, Row::Packet, Cell::Link(link.from, link.to)),
         format!(
             "packets of more than about {bytes} bytes vanish, and the system sends up to {system}: \
              a black hole for TCP, and smaller packets are slower"
         ),
-        format!(
-            "ip link set dev {device} mtu {bytes}, on {}; or let ICMP's `fragmentation needed` \
-             through",
-            host(facts, link.from)
-        ),
+        format!("{mend}; or let ICMP's `fragmentation needed` through"),
     );
+}
+
+/// Whether the path surely lets less through than the sender's system believes.
+fn is_narrow(network: &NetworkFacts) -> bool {
+    let expected = network.system_packet.map(|system| system.min(LARGEST_PACKET));
+    network.is_largest && expected.is_some_and(|bytes| network.packet + PACKET_SLACK < bytes)
 }
 
 fn lost(link: &LinkFacts, network: &NetworkFacts, findings: &mut Findings) {
@@ -347,6 +384,8 @@ const UNSURE_CLOCK_NS: i64 = 100_000_000;
 const WRONG_CLOCK_NS: i64 = 60_000_000_000;
 /// The largest that is looked for between hosts: jumbo frames.
 const LARGEST_PACKET: u64 = 9_000;
+/// Linux has no IPv6 on an interface with less (RFC 8200, 5).
+const LEAST_OF_IPV6: u64 = 1_280;
 /// The search ends within 20 bytes, and IPv6's headers are 20 longer than IPv4's.
 const PACKET_SLACK: u64 = 48;
 /// A few are lost by chance.
@@ -416,6 +455,14 @@ mod tests {
         assert_eq!(of(157, None).unwrap().color, Color::Red);
         assert_eq!(of(158, None).unwrap().color, Color::Yellow);
         assert_eq!(of(1_024, None), None);
+        // 1,000 are open, which 1,024 would not mend.
+        let many = |hard| {
+            found(1, move |facts| {
+                facts.ranks[0].open_files = OpenFiles { open: 1_000, soft: Some(1_100), hard };
+            })
+        };
+        assert!(only(many(None)).help.starts_with("ulimit -n 2048, in"));
+        assert!(only(many(Some(1_500))).help.contains("limits.conf"));
     }
 
     #[test]
@@ -459,7 +506,25 @@ mod tests {
         let finding = only(of(1_290, true, Some(1_500)));
         assert_eq!((finding.color, finding.about), (Color::Red, Row::Packet));
         assert_eq!(finding.cells, [Cell::Link(0, 1)]);
-        assert!(finding.help.starts_with("ip link set dev eth0 mtu 1290, on h0;"));
+        let help = "ip route add 10.0.0.2 dev eth0 mtu lock 1290, on h0 (and `via` the gateway, \
+                    where `ip route get 10.0.0.2` names one); or let ICMP's";
+        assert!(finding.help.starts_with(help), "{}", finding.help);
+        // IPv6 has no smaller ones, and no interface has IPv6 with smaller ones.
+        let narrow = found(2, |facts| {
+            let way = network(facts, 0, 1);
+            (way.packet, way.remote) = (1_250, "[2001:db8::2]:1".parse().unwrap());
+        });
+        assert!(only(narrow).help.starts_with("mend the tunnel on the way from h0 to 2001:db8::2"));
+        for (bytes, more) in [(1_250, " (which takes IPv6 off it);"), (1_290, ";")] {
+            let all = found(3, |facts| {
+                for to in [1, 2] {
+                    network(facts, 0, to).packet = bytes;
+                }
+            });
+            let expected = format!("ip link set dev eth0 mtu {bytes}, on h0{more}");
+            let all = only(all);
+            assert!(all.help.starts_with(&expected), "{}", all.help);
+        }
         assert_eq!(of(1_290, false, Some(1_500)), []);
         assert_eq!(of(1_290, true, Some(1_300)), []);
         assert_eq!(of(1_290, true, None), []);
@@ -499,6 +564,20 @@ mod tests {
         assert!(single.help.contains("on h3 and h1"), "{}", single.help);
         // Two ranks have nothing to be compared with.
         assert_eq!(found(2, |facts| slow(facts, |_| true, 1.0)), []);
+    }
+
+    #[test]
+    fn red_links_are_looked_at_again_and_yellow_ones_are_not() {
+        let mut facts = of_hosts(4);
+        assert!(suspects(&facts).is_empty());
+        facts.ranks[1].open_files.soft = Some(30);
+        network(&mut facts, 0, 3).packets_lost = 60;
+        assert!(suspects(&facts).is_empty());
+        network(&mut facts, 3, 2).packet = 1_290;
+        network(&mut facts, 0, 1).packets_lost = 600;
+        let slow = facts.links.iter_mut().find(|l| (l.from, l.to) == (2, 0)).unwrap();
+        slow.bytes_per_second = 1e6;
+        assert_eq!(suspects(&facts), BTreeSet::from([(0, 1), (0, 2), (2, 3)]));
     }
 
     #[test]

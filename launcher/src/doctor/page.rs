@@ -52,7 +52,7 @@ impl Page<'_> {
 
     /// There is no world.
     fn has_not_met(&self) -> bool {
-        self.facts.transport.is_empty()
+        self.facts.met == 0
     }
 
     fn head(&mut self) {
@@ -63,11 +63,13 @@ impl Page<'_> {
             _ => format!("{count} {what}s"),
         };
         let Some(RankFacts { rank, version, protocol, .. }) = ranks.first() else { return };
+        let alone = format!("allfold {version} ({protocol}) · what rank {rank} knows of itself");
         if self.has_not_met() {
-            self.line(&format!(
-                "allfold {version} ({protocol}) · what rank {rank} knows of itself"
-            ));
-            return;
+            return self.line(&alone);
+        }
+        if !self.facts.are_whole() {
+            self.line(&format!("{alone}: {} ranks had met", self.facts.met));
+            return self.line(&format!("{transport} · {security}"));
         }
         let (ranks, hosts) = (number(ranks.len(), "rank"), number(hosts.len(), "host"));
         self.line(&format!("allfold {version} ({protocol}) · {ranks} on {hosts}"));
@@ -255,7 +257,7 @@ impl Page<'_> {
         }
         let count = |color| self.findings.iter().filter(|f| f.color == color).count();
         let verdict = match (count(Color::Red), count(Color::Yellow)) {
-            (0, 0) if self.has_not_met() => "nothing is wrong with the rank itself".to_owned(),
+            (0, 0) if !self.facts.are_whole() => "nothing is wrong with the rank itself".to_owned(),
             (0, 0) => "all well".to_owned(),
             (0, yellow) => format!("no red cell, {yellow} yellow"),
             (red, 0) => format!("{red} red"),
@@ -446,6 +448,22 @@ yellow: packets lost, 2 -> 0 and 2 -> 1: 0.5 % of packets or more are lost
 ";
         let text = of(&facts, false);
         assert_eq!(text, expected, "{text}");
+    }
+
+    #[test]
+    fn a_rank_that_has_lost_another_says_that_they_had_met() {
+        let mut facts = of_hosts(3);
+        facts.ranks.truncate(1);
+        facts.links.clear();
+        let text = of(&facts, false);
+        let head = "allfold 0.1.0 (allfold/1) · what rank 0 knows of itself: 3 ranks had met\n\
+                    quic between hosts · ";
+        assert!(text.starts_with(head), "{text}");
+        assert!(text.ends_with("nothing is wrong with the rank itself\n"), "{text}");
+        facts.met = 0;
+        let text = of(&facts, false);
+        let head = text.lines().next().unwrap();
+        assert!(head.ends_with("what rank 0 knows of itself"), "{text}");
     }
 
     #[test]
