@@ -13,6 +13,9 @@ mod diagnosis;
 mod doorkeeper;
 mod gather;
 mod gathering;
+#[cfg(test)]
+mod knocking;
+mod resolver;
 mod roster;
 #[cfg(test)]
 mod simulated;
@@ -22,7 +25,7 @@ mod waiting;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -85,6 +88,8 @@ pub(crate) struct Entry {
     /// Where rank 0 sees it, unless that is a loopback address, which only its own host reaches;
     /// then where it says that it is. At most [`MAX_WAYS`].
     pub(crate) addresses: Vec<IpAddr>,
+    /// Whether its user has chosen them: it is nowhere else.
+    pub(crate) chosen: bool,
     pub(crate) control_port: u16,
     /// One for each lane.
     pub(crate) lane_ports: Vec<u16>,
@@ -93,17 +98,25 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// The ways to one of its ports: first where it was found already.
-    pub(crate) fn ways(&self, found: Option<SocketAddr>, port: u16) -> Vec<SocketAddr> {
+    /// The ways to one of its ports: first where it was found already. Link-local addresses of IPv6
+    /// are those of the interface `scope` of this host.
+    pub(crate) fn ways(&self, found: Option<SocketAddr>, port: u16, scope: u32) -> Vec<SocketAddr> {
         let at_port = |mut address: SocketAddr| {
             address.set_port(port);
             address
         };
+        let found = found.filter(|found| !self.chosen || self.addresses.contains(&found.ip()));
         let mut ways: Vec<SocketAddr> = found.map(at_port).into_iter().collect();
         for ip in &self.addresses {
-            if !ways.iter().any(|way| way.ip() == *ip) {
-                ways.push(SocketAddr::new(*ip, port));
+            if ways.iter().any(|way| way.ip() == *ip) {
+                continue;
             }
+            ways.push(match ip {
+                IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+                    SocketAddrV6::new(*ip, port, 0, scope).into()
+                }
+                ip => SocketAddr::new(*ip, port),
+            });
         }
         ways
     }
@@ -125,7 +138,17 @@ pub(crate) struct Meeting {
 impl Meeting {
     /// The ways to a rank's port, the best first; rank 0 sees itself where the others do.
     fn ways(&self, entry: &Entry, port: u16) -> Vec<SocketAddr> {
-        entry.ways(self.found.get(&entry.rank).copied(), port)
+        // The others are on the cable by which rank 0 was met; rank 0 has met them all itself.
+        let scope = scope_of(self.found.get(&0).copied());
+        entry.ways(self.found.get(&entry.rank).copied(), port, scope)
+    }
+}
+
+/// The interface of this host through which a link-local address of IPv6 leads; 0 for others.
+fn scope_of(address: Option<SocketAddr>) -> u32 {
+    match address {
+        Some(SocketAddr::V6(address)) => address.scope_id(),
+        _ => 0,
     }
 }
 
@@ -218,20 +241,24 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let (forced, lanes) = (config.algorithm, config.lanes);
     let mut launched = connect_launcher(&config);
     let here = addresses::of_this_host();
-    let chosen = addresses::chosen(&here, config.interfaces.as_ref())?;
     let listen = Listen::new(&config, &here)?;
+    // On a loopback address nobody needs another one.
+    let setting = config.interfaces.as_ref().filter(|_| listen.is_everywhere());
+    let chosen = addresses::chosen(&here, setting)?;
+    let has_chosen = setting.is_some();
     if let Some(warning) = listen.warning(&config) {
         report::warn(&warning);
     }
     let told = listen.told(&config, &chosen);
-    let bind = |which| listen.bind(port_of(&config, which)?, &config, &told);
-    let lane_socket = |lane| bind(1 + lane);
+    sockets::check_ports(&config)?;
+    let lane_socket = |lane| listen.bind(port_of(&config, 1 + lane)?, has_chosen, &told);
     let lane_sockets: Vec<UdpSocket> = (0..lanes).map(lane_socket).collect::<Result<_>>()?;
     let lane_ports = lane_sockets.iter().map(local_port).collect::<Result<_>>()?;
     let (socket, turn) = if rank == 0 {
         rendezvous_socket(&config, launched.as_mut(), listen)?
     } else {
-        (bind(0)?, None)
+        // Packets to rank 0 leave by the way that leads there, whatever is chosen for data.
+        (listen.bind_rendezvous(port_of(&config, 0)?)?, None)
     };
     let sharing = config.sharing;
     let memory = match (sharing != Sharing::Never).then(share_memory).transpose() {
@@ -255,6 +282,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
         purpose: Purpose::Join {
             settings: config.job_wide(),
             addresses: told,
+            chosen: has_chosen,
             control_port: local_port(&socket)?,
             lane_ports,
             door: memory.as_ref().map(|(_, doorway)| doorway.door()),
@@ -600,6 +628,28 @@ mod tests {
                 assert_eq!(end.join().unwrap(), Ok(()));
             }
         });
+    }
+
+    #[test]
+    fn a_rank_that_has_chosen_its_addresses_is_found_at_no_other() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let mut entry = Entry {
+            rank: 1,
+            host: "node-1".into(),
+            pid: 41,
+            habitat: 0,
+            incarnation: 1,
+            addresses: vec![at("10.1.0.7:1").ip(), at("[fe80::7]:1").ip()],
+            chosen: false,
+            control_port: 1,
+            lane_ports: vec![2],
+            leaf: [0; 32],
+            door: None,
+        };
+        let ways = |entry: &Entry| entry.ways(Some(at("10.0.0.7:9")), 2, 3);
+        assert_eq!(ways(&entry), ["10.0.0.7:2", "10.1.0.7:2", "[fe80::7%3]:2"].map(at));
+        entry.chosen = true;
+        assert_eq!(ways(&entry), ["10.1.0.7:2", "[fe80::7%3]:2"].map(at));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod doors;
 mod expiry;
 #[cfg(test)]
 mod floods;
-mod handshake;
+pub(crate) mod handshake;
 pub(crate) mod hello;
 #[cfg(test)]
 mod hostile;

@@ -264,9 +264,11 @@ fn a_rank_uses_the_port_of_its_own_entry_and_the_interface_that_is_chosen() {
     };
     let mut ranks = [0, 1].map(start);
     ranks.iter_mut().for_each(|rank| _ = rank.wait_for_line("started"));
-    // Its one address, as the kernel writes it: 10.77.0.2:2223.
+    // As the kernel writes them: its data is at 10.77.0.2, and it meets others at port 2223.
     let sockets = hosts.run(1, &["cat", "/proc/net/udp"]).unwrap();
-    assert!(sockets.contains(" 02004D0A:08AF "), "{sockets}");
+    assert!(sockets.contains(" 02004D0A:"), "{sockets}");
+    let all = hosts.run(1, &["cat", "/proc/net/udp", "/proc/net/udp6"]).unwrap();
+    assert!(all.contains(":08AF "), "{all}");
     let mut command = job.rank(1, RANK, &["forever"]);
     command.env("ALLFOLD_INTERFACE", "eth7");
     let ended = Process::start(&mut hosts.on(1, &command)).wait();

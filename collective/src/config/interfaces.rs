@@ -54,6 +54,11 @@ impl Interfaces {
         }
     }
 
+    /// Whether it says only which are not to be used.
+    pub(crate) fn is_all_but(&self) -> bool {
+        self.all_but
+    }
+
     /// Whether this address of that interface is one of them.
     pub(crate) fn takes(&self, interface: &str, ip: IpAddr) -> bool {
         let is_named = self.choices.iter().any(|choice| match choice {

@@ -29,7 +29,7 @@ pub(crate) fn meet_table(table: &[Entry], found: &BTreeMap<u32, SocketAddr>) {
     let mut book = book();
     book.clear();
     for entry in table {
-        let at = |port: u16| entry.ways(found.get(&entry.rank).copied(), port);
+        let at = |port: u16| entry.ways(found.get(&entry.rank).copied(), port, 0);
         let sockets = Sockets {
             control: at(entry.control_port),
             lanes: entry.lane_ports.iter().copied().flat_map(at).collect(),

@@ -235,7 +235,11 @@ impl Shared {
                     }
                     reason
                 }
-                Err(DialError::Elsewhere(reason) | DialError::Retry(reason)) => reason,
+                Err(
+                    DialError::Elsewhere(reason)
+                    | DialError::Retry(reason)
+                    | DialError::Busy(reason),
+                ) => reason,
             };
             self.in_vain.borrow_mut().insert(peer, (since, problem));
             tokio::time::sleep(DIAL_PAUSE).await;

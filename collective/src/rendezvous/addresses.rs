@@ -36,8 +36,11 @@ pub(super) fn of_this_host() -> Vec<Own> {
 /// Where it chooses none, which there are.
 pub(super) fn chosen(all: &[Own], setting: Option<&Interfaces>) -> Result<Vec<Own>> {
     let Some(setting) = setting else { return Ok(all.to_vec()) };
-    let chosen: Vec<Own> =
-        all.iter().filter(|own| setting.takes(&own.interface, own.ip)).cloned().collect();
+    // Who leaves interfaces out does not mean that loopback ones are enough.
+    let is_alone = all.iter().all(|own| own.ip.is_loopback());
+    let is_meant = |own: &&Own| is_alone || !setting.is_all_but() || !own.ip.is_loopback();
+    let taken = all.iter().filter(|own| setting.takes(&own.interface, own.ip));
+    let chosen: Vec<Own> = taken.filter(is_meant).cloned().collect();
     if chosen.is_empty() {
         let problem = "names no interface of this host that is up and has an address".into();
         return Err(ErrorKind::Setting {
@@ -230,6 +233,9 @@ mod tests {
         assert_eq!(choose("fd00::/8").unwrap(), ips(&["fd00::7"]));
         let all_but = ips(&["10.0.0.7", "fd00::7", "10.1.0.7"]);
         assert_eq!(choose("^docker0,nodelocaldns,lo").unwrap(), all_but);
+        let nothing = choose("^eth0,docker0,nodelocaldns,ib0").unwrap_err();
+        assert!(nothing.to_string().contains("names no interface of this host"), "{nothing}");
+        assert_eq!(choose("lo").unwrap(), ips(&["127.0.0.1", "::1"]));
         let error = choose("eth1").unwrap_err();
         assert!(error.to_string().starts_with("ALLFOLD_INTERFACE=eth1: names no interface"));
         let help = error.help().unwrap();

@@ -1,7 +1,6 @@
 //! The side of every rank but 0, with connections and timers: feeds what happens to `attending`,
 //! and does what it says.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,7 +10,9 @@ use tokio::sync::mpsc;
 
 use super::attending::{self, Action, Attending, Terms, Unfound};
 use super::diagnosis::{self, Diagnosis};
-use super::{Knock, LAST_PAUSE, Me, Meeting, addresses, map, sockets};
+use super::resolver::Resolver;
+use super::{Knock, Me, Meeting, addresses, map, sockets};
+use crate::config::HostPort;
 #[cfg(feature = "faults")]
 use crate::control::endpoint::Message;
 use crate::control::endpoint::{Control, Event};
@@ -27,6 +28,8 @@ use crate::trust::hello::{DialError, Greeted, Hello, Purpose, Welcomed};
 pub(crate) enum Dialled {
     /// Rank 0, if it was found.
     RankZero(std::result::Result<Box<Welcomed>, Unfound>),
+    /// A look-up of rank 0's name has ended; the resolver's word where it failed.
+    Named(std::result::Result<(), String>),
     /// What was found out of rank 0's addresses.
     Probed(Diagnosis),
     /// A rank to watch, in this epoch.
@@ -51,7 +54,7 @@ pub(super) async fn attend(
     let mut guest = Guest {
         control,
         me,
-        known: Rc::default(),
+        resolver: Resolver::new(),
         knocking: BTreeMap::new(),
         dialled: BTreeMap::new(),
     };
@@ -74,8 +77,8 @@ pub(super) async fn attend(
 struct Guest<'a> {
     control: &'a Rc<Control>,
     me: &'a Me,
-    /// Where rank 0's name led last.
-    known: Rc<RefCell<Vec<SocketAddr>>>,
+    /// Of rank 0's name.
+    resolver: Rc<Resolver>,
     /// Who has knocked and not been answered, by connection.
     knocking: BTreeMap<usize, Box<Greeted>>,
     /// Who has made this rank welcome and is no link yet, by connection.
@@ -110,6 +113,7 @@ impl Guest<'_> {
                 let found = |welcomed: Box<Welcomed>| (welcomed.address(), self.keep(welcomed));
                 attending::Event::RankZero(outcome.map(found))
             }
+            Event::Dialled(Dialled::Named(what)) => attending::Event::Named(what),
             Event::Dialled(Dialled::Probed(diagnosis)) => attending::Event::Probed(diagnosis),
             Event::Dialled(Dialled::Watch { epoch, rank, outcome }) => match outcome {
                 Ok(welcomed) => {
@@ -205,10 +209,12 @@ impl Guest<'_> {
     /// Looks for rank 0 anew after a pause: its name may lead elsewhere by then.
     fn find_rank_0(&self, after: Duration) {
         let (control, hello) = (self.control.clone(), self.me.hello.clone());
-        let known = self.known.clone();
+        let resolver = self.resolver.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(after).await;
-            let outcome = match look_up(&control, &known).await {
+            let (place, events) = (control.config.rendezvous.clone(), control.events.clone());
+            let told = move |what| _ = events.send(Event::Dialled(Dialled::Named(what)));
+            let outcome = match resolver.look_up(|| ask(place), told).await {
                 Ok(ways) => {
                     #[cfg(feature = "faults")]
                     ways.iter().for_each(|way| faults::meet(0, *way));
@@ -239,7 +245,7 @@ impl Guest<'_> {
 
     /// Finds out why rank 0 does not answer.
     fn probe(&self) {
-        let (events, known) = (self.control.events.clone(), self.known.borrow().clone());
+        let (events, known) = (self.control.events.clone(), self.resolver.known());
         tokio::task::spawn_local(async move {
             if let Some(diagnosis) = diagnosis::look(known).await {
                 let _ = events.send(Event::Dialled(Dialled::Probed(diagnosis)));
@@ -248,37 +254,11 @@ impl Guest<'_> {
     }
 }
 
-/// Where rank 0's name leads now. While nobody can say, it is where it led last, if that is known:
-/// a pod that is not ready may have no name, and be there.
-///
-/// # Errors
-/// The resolver's word.
-async fn look_up(
-    control: &Control,
-    known: &RefCell<Vec<SocketAddr>>,
-) -> std::result::Result<Vec<SocketAddr>, String> {
-    let place = &control.config.rendezvous;
-    let looking = tokio::net::lookup_host((place.host.as_str(), place.port));
-    let last = known.borrow().clone();
-    let found = match last.is_empty() {
-        true => looking.await,
-        // Name servers that do not answer take the system half a minute.
-        false => match tokio::time::timeout(LAST_PAUSE, looking).await {
-            Ok(found) => found,
-            Err(_) => return Ok(last),
-        },
-    };
-    let problem = match found.map(addresses::of_name) {
-        Ok(found) if !found.is_empty() => {
-            known.borrow_mut().clone_from(&found);
-            return Ok(found);
-        }
-        Ok(_) => "it has no address".to_string(),
-        Err(error) => sockets::resolvers_word(&error),
-    };
-    match last.is_empty() {
-        true => Err(problem),
-        false => Ok(last),
+/// Where rank 0's name leads, as the system says.
+async fn ask(place: HostPort) -> std::result::Result<Vec<SocketAddr>, String> {
+    match tokio::net::lookup_host((place.host.as_str(), place.port)).await {
+        Ok(found) => Ok(addresses::of_name(found)),
+        Err(error) => Err(sockets::resolvers_word(&error)),
     }
 }
 

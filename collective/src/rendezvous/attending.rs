@@ -1,15 +1,15 @@
 //! What every rank but 0 decides while the ranks meet: finds rank 0, makes ready for the world it
 //! proposes, and waits for the commit. Pure: events in, actions out, the clock passed in.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::diagnosis::{self, Diagnosis, Sign};
 use super::roster::ranks;
 use super::{
     Entry, FIRST_PAUSE, Knock, LAST_PAUSE, MAX_WAYS, Mapped, Meeting, SAY_EVERY, ended_early,
-    neighbours, refused, watched,
+    neighbours, refused, scope_of, watched,
 };
 use crate::config::HostPort;
 use crate::control::endpoint::Message;
@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::link::shared_memory::Door;
 use crate::report;
 use crate::trust::certificates::LeafHash;
+use crate::trust::handshake::ANOTHER_RANK;
 use crate::trust::hello::{Again, DialError, Purpose};
 
 /// Who this rank is, and its patience.
@@ -44,6 +45,8 @@ pub(crate) enum Unfound {
 pub(super) enum Event {
     /// The outcome of `FindRankZero`: where it was found, and the connection.
     RankZero(std::result::Result<(SocketAddr, usize), Unfound>),
+    /// A look-up of rank 0's name has ended; the resolver's word where it failed.
+    Named(std::result::Result<(), String>),
     /// The outcome of `Probe`.
     Probed(Diagnosis),
     /// A `Dial` was made welcome there.
@@ -119,6 +122,19 @@ pub(super) enum Action {
     Finish(Result<Meeting>, Vec<(u32, Message)>),
 }
 
+/// Somebody who is not rank 0 of this job, and never will be.
+struct Stranger {
+    reason: String,
+    /// How many attempts since then have met nobody.
+    unmet: u32,
+}
+
+/// A connection to rank 0 that was.
+struct Lost {
+    at: IpAddr,
+    how: String,
+}
+
 /// The state of one rank.
 pub(super) struct Attending {
     terms: Terms,
@@ -139,16 +155,24 @@ pub(super) struct Attending {
     ahead: Vec<(u32, Message)>,
     /// Why the last attempt to reach rank 0 failed.
     problem: String,
-    /// Nobody has known its name yet; the resolver's word.
+    /// Who else answers in its place, where its name leads.
+    stranger: Option<Stranger>,
+    /// Strangers that were told of.
+    told: BTreeSet<String>,
+    /// Nobody knows its name; the resolver's word.
     unknown: Option<String>,
-    /// How the connection to it ended, if there was one.
-    lost: Option<String>,
+    /// Whether its name has led anywhere.
+    was_known: bool,
+    /// How the last connection to it ended, if there was one.
+    lost: Option<Lost>,
     /// What was found out of its addresses.
     diagnosis: Option<Diagnosis>,
     /// When that was that nobody listens there.
     refused_at: Option<Instant>,
     /// Why ranks that this one dials are not reached.
     unreached: BTreeMap<u32, String>,
+    /// How long they are left alone before the next attempt.
+    pauses: BTreeMap<u32, Duration>,
     pause: Duration,
     began: Instant,
     say: Instant,
@@ -159,6 +183,8 @@ pub(super) struct Attending {
 impl Attending {
     /// Begins; the first actions.
     pub(super) fn new(terms: Terms, now: Instant) -> (Self, Vec<Action>) {
+        // What the system does not need to ask for is known.
+        let unknown = terms.place.ip().is_none().then(|| UNANSWERED.to_string());
         let attending = Self {
             probe: now + FIRST_PROBE + phase(&terms),
             terms,
@@ -171,11 +197,15 @@ impl Attending {
             early: Vec::new(),
             ahead: Vec::new(),
             problem: "nobody answers".into(),
-            unknown: None,
+            stranger: None,
+            told: BTreeSet::new(),
+            unknown,
+            was_known: false,
             lost: None,
             diagnosis: None,
             refused_at: None,
             unreached: BTreeMap::new(),
+            pauses: BTreeMap::new(),
             pause: FIRST_PAUSE,
             began: now,
             say: now + SAY_EVERY,
@@ -200,6 +230,10 @@ impl Attending {
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
         match event {
             Event::RankZero(outcome) => return self.found(outcome),
+            Event::Named(outcome) => {
+                self.was_known |= outcome.is_ok();
+                self.unknown = outcome.err();
+            }
             Event::Probed(diagnosis) => self.probed(now, diagnosis),
             Event::Reached { epoch, rank, link, leaf, at } => {
                 self.reached(epoch, (rank, leaf), link, at);
@@ -208,7 +242,7 @@ impl Attending {
                 if self.epoch() == Some(epoch) {
                     self.unreached.insert(rank, problem);
                     if again {
-                        self.dial(rank, FIRST_PAUSE);
+                        self.dial_again(rank);
                     }
                 }
             }
@@ -271,7 +305,9 @@ impl Attending {
             Ok((at, link)) => {
                 self.found.insert(0, at);
                 self.pause = FIRST_PAUSE;
+                self.was_known = true;
                 (self.unknown, self.diagnosis) = (None, None);
+                (self.stranger, self.lost) = (None, None);
                 self.take(0, link);
                 self.out.push(Action::Beat);
                 return Ok(());
@@ -283,34 +319,52 @@ impl Attending {
             }
             Err(Unfound::Dial(error)) => error,
         };
-        self.unknown = None;
+        // There was somewhere to dial.
+        if !std::mem::replace(&mut self.was_known, true) {
+            self.unknown = None;
+        }
         match error {
-            DialError::Retry(problem) => {
+            DialError::Retry(problem) | DialError::Busy(problem) => {
                 self.problem = problem;
+                if let Some(stranger) = &mut self.stranger {
+                    stranger.unmet += 1;
+                    // One answer may be lost; the name may as well lead elsewhere by now.
+                    self.stranger.take_if(|stranger| stranger.unmet >= GONE_AFTER);
+                }
                 self.look_again();
                 Ok(())
             }
             // A name may lead to where rank 0 was, and somebody else is by now.
-            DialError::Elsewhere(problem) if self.terms.place.ip().is_none() => {
-                self.problem = problem;
+            DialError::Final(reason) | DialError::Elsewhere(reason)
+                if self.terms.place.ip().is_none() =>
+            {
+                self.meet_stranger(reason);
                 self.look_again();
                 Ok(())
             }
             DialError::Final(reason) | DialError::Elsewhere(reason) => {
-                let help = "all ranks need one secret (ALLFOLD_SECRET_FILE, ALLFOLD_SECRET, else \
-                            ~/.allfold/secret; in Kubernetes one Secret, and pods that were \
-                            started after its last change) or certificates of one authority \
-                            (ALLFOLD_TLS_*), one ALLFOLD_JOB and one version of allfold";
-                Err(ErrorKind::Refused { reason, retryable: false, help: Some(help.into()) }.into())
+                Err(not_rank_0(&reason, reason.clone()))
             }
             DialError::Refused(reason, again) => Err(refused(reason, again)),
         }
     }
 
+    /// Says at once what the user may have to mend.
+    fn meet_stranger(&mut self, reason: String) {
+        if self.told.len() < MAX_TOLD && self.told.insert(reason.clone()) {
+            let place = &self.terms.place;
+            self.out.push(Action::Say(format!(
+                "rank 0 is not found at {place}: {reason}; it is looked for on, as the name may \
+                 lead elsewhere soon"
+            )));
+        }
+        self.stranger = Some(Stranger { reason, unmet: 0 });
+    }
+
     /// The system's word that nobody listens is rare, and silence proves little beside it.
     fn probed(&mut self, now: Instant, diagnosis: Diagnosis) {
         let is_silent = matches!(diagnosis.sign, Sign::Filtered | Sign::Silent(_));
-        let is_same = self.diagnosis.as_ref().is_some_and(|d| d.address == diagnosis.address);
+        let is_same = self.diagnosis.as_ref().is_some_and(|d| d.among == diagnosis.among);
         let counts = self.refused_at.is_some_and(|at| now < at + REFUSED_COUNTS);
         if is_silent && is_same && counts {
             return;
@@ -418,7 +472,7 @@ impl Attending {
         } else {
             // Another process than rank 0 met.
             self.out.push(Action::Discard { link });
-            self.dial(rank, FIRST_PAUSE);
+            self.dial_again(rank);
         }
     }
 
@@ -451,14 +505,17 @@ impl Attending {
     fn lose(&mut self, rank: u32, how: &str) {
         self.forget_link(rank);
         if rank == 0 {
+            if let Some(at) = self.rank_0() {
+                let how = format!("the connection to it ended ({how})");
+                self.lost = Some(Lost { at: at.ip(), how });
+            }
             self.found.clear();
             self.forget_proposal();
-            self.lost = Some(format!("the connection to it ended ({how})"));
             self.out.push(Action::FindRankZero { after: self.pause });
         } else if rank > self.terms.rank {
             // Rank 0 notices too if that rank is gone, and starts over. If only this connection
             // is, nobody else will.
-            self.dial(rank, FIRST_PAUSE);
+            self.dial_again(rank);
         }
     }
 
@@ -478,6 +535,7 @@ impl Attending {
         self.acknowledged = false;
         self.ahead.clear();
         self.unreached.clear();
+        self.pauses.clear();
         for rank in self.to_watch() {
             self.forget_link(rank);
         }
@@ -489,11 +547,19 @@ impl Attending {
         }
     }
 
+    /// After a pause, which grows: who answers may be another process, and busy.
+    fn dial_again(&mut self, rank: u32) {
+        let pause = self.pauses.entry(rank).or_insert(FIRST_PAUSE);
+        let after = *pause;
+        *pause = (after * 2).min(LAST_PAUSE);
+        self.dial(rank, after);
+    }
+
     /// Dials a rank to watch, for as long as the proposal stands.
     fn dial(&mut self, rank: u32, after: Duration) {
         let Some((epoch, table)) = &self.proposal else { return };
         let Some(entry) = table.get(rank as usize) else { return };
-        let ways = entry.ways(None, entry.control_port);
+        let ways = entry.ways(None, entry.control_port, scope_of(self.rank_0()));
         self.out.push(Action::Dial { epoch: *epoch, rank, leaf: entry.leaf, ways, after });
     }
 
@@ -512,14 +578,26 @@ impl Attending {
     }
 
     fn why_not_found(&self) -> String {
-        let seen = self.diagnosis.as_ref().and_then(|d| d.problem(self.lost.is_some()));
-        let unknown = self.unknown.as_ref();
-        let unknown = unknown.map(|problem| format!("its name is unknown so far ({problem})"));
-        let why = unknown.or(seen).unwrap_or_else(|| self.problem.clone());
+        let seen = self.diagnosis.as_ref().and_then(|d| d.problem(self.was_met()));
+        let stranger = self.stranger.as_ref().map(|stranger| stranger.reason.clone());
+        let here = || stranger.or(seen).unwrap_or_else(|| self.problem.clone());
+        let why = match &self.unknown {
+            Some(problem) if self.was_known => {
+                format!("its name is unknown by now ({problem}), and where it led: {}", here())
+            }
+            Some(problem) => format!("its name is unknown so far ({problem})"),
+            None => here(),
+        };
         match &self.lost {
-            Some(lost) => format!("{lost}; {why}"),
+            Some(lost) => format!("{}; {why}", lost.how),
             None => why,
         }
+    }
+
+    /// Whether rank 0 once answered where the diagnosis is of.
+    fn was_met(&self) -> bool {
+        let seen = self.diagnosis.as_ref().map(|diagnosis| diagnosis.address.ip());
+        self.lost.as_ref().is_some_and(|lost| Some(lost.at) == seen)
     }
 
     /// Which rank this one does not reach in the world that rank 0 proposes, and why.
@@ -530,15 +608,19 @@ impl Attending {
     }
 
     fn give_up(&self, waited: String) -> Error {
-        if let Some(problem) = &self.unknown {
+        if let Some(problem) = self.unknown.as_ref().filter(|_| !self.was_known) {
             let (name, problem) = (self.terms.place.host.clone(), problem.clone());
             return ErrorKind::UnknownHost { name, problem, waited }.into();
+        }
+        if let (None, Some(stranger)) = (self.rank_0(), &self.stranger) {
+            let problem = format!("{} (tried for {waited})", self.waiting_for());
+            return not_rank_0(&stranger.reason, problem);
         }
         let help = match (self.rank_0(), self.not_reached()) {
             (None, _) => self
                 .diagnosis
                 .as_ref()
-                .and_then(|diagnosis| diagnosis.help(&self.terms.place.host, self.lost.is_some())),
+                .and_then(|diagnosis| diagnosis.help(&self.terms.place.host, self.was_met())),
             (Some(_), Some(_)) => Some(PORTS_HELP.into()),
             (Some(_), None) => None,
         };
@@ -578,6 +660,23 @@ impl Attending {
     }
 }
 
+/// The error where somebody answers who is not rank 0 of this job.
+fn not_rank_0(who: &str, reason: String) -> Error {
+    let help = match who.starts_with(ANOTHER_RANK) {
+        true => {
+            "ALLFOLD_RENDEZVOUS, or MASTER_ADDR and MASTER_PORT, must name rank 0's host and port \
+             on every rank; is its port another rank's ALLFOLD_PORT?"
+        }
+        false => {
+            "all ranks need one secret (ALLFOLD_SECRET_FILE, ALLFOLD_SECRET, else \
+             ~/.allfold/secret; in Kubernetes one Secret, and pods that were started after its \
+             last change) or certificates of one authority (ALLFOLD_TLS_*), one ALLFOLD_JOB and \
+             one version of allfold"
+        }
+    };
+    ErrorKind::Refused { reason, retryable: false, help: Some(help.into()) }.into()
+}
+
 /// When a rank probes among those of its host: one would take the answers from the other.
 fn phase(terms: &Terms) -> Duration {
     let phase = diagnosis::PATIENCE * (terms.local_rank % PHASES) as u32;
@@ -587,6 +686,12 @@ fn phase(terms: &Terms) -> Duration {
 const PORTS_HELP: &str = "UDP must pass between all hosts, both ways, on the ports of all ranks: \
                           ALLFOLD_PORT pins them for a firewall, ALLFOLD_INTERFACE says which \
                           network they use";
+/// Before the first word of the resolver.
+const UNANSWERED: &str = "the name server has not answered yet";
+/// Attempts in a row that meet nobody where somebody else was.
+const GONE_AFTER: u32 = 3;
+/// Strangers to be told of.
+const MAX_TOLD: usize = 8;
 /// A rank that starts with the others has met rank 0 by then.
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 /// For a probe to end.

@@ -32,6 +32,8 @@ pub(crate) enum Sign {
 pub(crate) struct Diagnosis {
     pub(super) address: SocketAddr,
     pub(super) sign: Sign,
+    /// All that were looked at.
+    pub(super) among: Vec<SocketAddr>,
 }
 
 impl Diagnosis {
@@ -80,7 +82,8 @@ impl Diagnosis {
             ),
             Sign::Refused => format!(
                 "rank 0 has not started, has ended, or listens elsewhere: look at its log; {setting} \
-                 must name its host and port on every rank"
+                 must name its host and port on every rank; if `ss -ulpn` there shows that it \
+                 listens, a firewall or a Service rejects UDP {port}"
             ),
             Sign::NoWay(_) => format!(
                 "give an address that this host has a route to in {setting}, or add the route: `ip \
@@ -98,14 +101,18 @@ impl Diagnosis {
 pub(super) async fn look(mut addresses: Vec<SocketAddr>) -> Option<Diagnosis> {
     addresses.truncate(MOST);
     let mut looks = tokio::task::JoinSet::new();
-    for address in addresses {
-        looks.spawn_local(async move { Diagnosis { address, sign: sign_of(address).await } });
+    for address in addresses.clone() {
+        let among = addresses.clone();
+        looks
+            .spawn_local(async move { Diagnosis { address, sign: sign_of(address).await, among } });
     }
     let mut all = looks.join_all().await;
     all.sort_by_key(|one| match one.sign {
         Sign::Answers => 0,
-        Sign::Filtered => 1,
-        Sign::Refused => 2,
+        // Sockets take both families: nobody listens at the others either, and the system's word
+        // for that is rare.
+        Sign::Refused => 1,
+        Sign::Filtered => 2,
         Sign::Rejected(_) => 3,
         Sign::Silent(_) => 4,
         Sign::NoWay(_) => 5,
@@ -247,14 +254,14 @@ mod tests {
             Sign::Silent(None),
             Sign::Silent(Some(why())),
         ] {
-            let found = Diagnosis { address, sign };
+            let found = Diagnosis { address, sign, among: vec![address] };
             for was_met in [false, true] {
                 let (problem, help) = (found.problem(was_met), found.help("node-0", was_met));
                 assert!(problem.is_some_and(|words| words.contains("10.0.0.7")), "{found:?}");
                 assert!(help.is_some(), "{found:?}");
             }
         }
-        let answers = Diagnosis { address, sign: Sign::Answers };
+        let answers = Diagnosis { address, sign: Sign::Answers, among: vec![address] };
         assert_eq!((answers.problem(false), answers.help("node-0", false)), (None, None));
     }
 }

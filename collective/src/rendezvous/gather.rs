@@ -13,6 +13,7 @@ use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
 #[cfg(feature = "faults")]
 use crate::faults;
+use crate::identity::Environment;
 #[cfg(feature = "faults")]
 use crate::link::quic::endpoint;
 use crate::report;
@@ -26,11 +27,12 @@ pub(super) async fn gather(
     me: &Me,
     events: &mut mpsc::UnboundedReceiver<Event>,
 ) -> Result<Meeting> {
-    let (settings, addresses, control_port, lane_ports, door) = match &me.hello.purpose {
-        Purpose::Join { settings, addresses, control_port, lane_ports, door } => {
-            (settings.clone(), addresses.clone(), *control_port, lane_ports.clone(), *door)
+    let (settings, (addresses, chosen), control_port, lane_ports, door) = match &me.hello.purpose {
+        Purpose::Join { settings, addresses, chosen, control_port, lane_ports, door } => {
+            let addresses = (addresses.clone(), *chosen);
+            (settings.clone(), addresses, *control_port, lane_ports.clone(), *door)
         }
-        _ => (Vec::new(), Vec::new(), 0, Vec::new(), None),
+        _ => (Vec::new(), (Vec::new(), false), 0, Vec::new(), None),
     };
     let listed: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let listens = format!("on UDP {control_port} of {}", listed.join(", "));
@@ -41,6 +43,7 @@ pub(super) async fn gather(
         habitat: me.hello.habitat,
         incarnation: me.hello.incarnation,
         addresses,
+        chosen,
         control_port,
         lane_ports,
         leaf: control.membership.leaf_hash(),
@@ -55,6 +58,7 @@ pub(super) async fn gather(
         connect_timeout: control.config.connect_timeout,
         place: control.config.rendezvous.to_string(),
         listens,
+        is_in_kubernetes: Environment::of_process().in_kubernetes(),
     };
     let mut gathering = Gathering::new(terms, own, draw_epoch, Instant::now());
     let mut door = Door { control, waiting: BTreeMap::new() };

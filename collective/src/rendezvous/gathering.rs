@@ -2,11 +2,11 @@
 //! Pure: events in, actions out, the clock passed in.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::roster::{Claim, Roster, ranks};
-use super::{Entry, Knock, Mapped, Meeting, SAY_EVERY, ended_early, neighbours};
+use super::{Entry, Knock, MAX_WAYS, Mapped, Meeting, SAY_EVERY, ended_early, neighbours};
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +29,8 @@ pub(super) struct Terms {
     pub(super) place: String,
     /// Where rank 0 listens, in words.
     pub(super) listens: String,
+    /// Somebody else says how many processes there are than how many ranks.
+    pub(super) is_in_kubernetes: bool,
 }
 
 /// Something happened to rank 0.
@@ -211,7 +213,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     /// Takes a newcomer in, or tells it why not, or asks the holder of its rank first.
     fn consider(&mut self, now: Instant, knock: Knock) {
         let rank = knock.hello.rank;
-        let Purpose::Join { settings, addresses, control_port, lane_ports, door } =
+        let Purpose::Join { settings, addresses, chosen, control_port, lane_ports, door } =
             &knock.hello.purpose
         else {
             let reason = "rank 0 is not part of that world any more".to_string();
@@ -233,7 +235,15 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             let reason = format!("rank {rank} names {named} addresses, more than {MAX_ADDRESSES}");
             return self.out.push(Action::Refuse { link: knock.link, reason, again: Again::Never });
         }
-        let seen = Some(knock.from.ip()).filter(|ip| !ip.is_loopback() || addresses.is_empty());
+        let seen = Some(knock.from.ip()).filter(|ip| match ip {
+            _ if addresses.contains(ip) => true,
+            // Of one cable: nobody takes it who has another.
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+                addresses.iter().all(IpAddr::is_loopback)
+            }
+            // By which packets to rank 0 leave is not what its user has chosen.
+            ip => !chosen && !ip.is_loopback() || addresses.is_empty(),
+        });
         let told = addresses.iter().copied().filter(|ip| Some(*ip) != seen);
         let from = knock.from;
         let entry = Entry {
@@ -243,6 +253,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             habitat: knock.hello.habitat,
             incarnation: knock.hello.incarnation,
             addresses: seen.into_iter().chain(told).collect(),
+            chosen: *chosen,
             control_port: *control_port,
             lane_ports: lane_ports.clone(),
             // A process has one leaf for control and data.
@@ -380,7 +391,9 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     fn prepare(&mut self, epoch: u64) {
         // 0 means "no world yet" in heartbeats.
         let epoch = epoch.max(1);
-        let table = self.roster.prepare(epoch);
+        let mut table = self.roster.prepare(epoch);
+        let most = most_addresses(self.terms.size);
+        table.iter_mut().for_each(|entry| entry.addresses.truncate(most));
         self.out.push(Action::PostAll(Message::Prepare { epoch, table: table.clone() }));
         self.out.push(Action::Map { epoch, doors: neighbours(&table, 0) });
         self.prepared = Some((epoch, table));
@@ -409,12 +422,20 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let problem = if missing.is_empty() {
             format!("the ranks could not connect to each other before the deadline at {place}")
         } else {
-            let turned_away = |rank: &u32| self.turned_away.get_key_value(rank);
-            let why =
-                missing.iter().find_map(turned_away).map_or_else(String::new, |(rank, reason)| {
-                    format!("; rank {rank} was refused: {reason}")
-                });
-            format!("{} did not come to {place}{why}", ranks(&missing))
+            let (refused, absent): (Vec<u32>, Vec<u32>) =
+                missing.iter().partition(|rank| self.turned_away.contains_key(rank));
+            let came = refused.first().and_then(|rank| self.turned_away.get_key_value(rank));
+            let came = came.map(|(rank, reason)| {
+                let others = match &refused[1..] {
+                    [] => String::new(),
+                    [other] => format!("; so was rank {other}"),
+                    others => format!("; so were {}", ranks(others)),
+                };
+                format!("rank {rank} came to {place} and was refused: {reason}{others}")
+            });
+            let absent =
+                (!absent.is_empty()).then(|| format!("{} did not come to {place}", ranks(&absent)));
+            absent.into_iter().chain(came).collect::<Vec<_>>().join("; ")
         };
         let (reason, again) = (problem.clone(), Again::Later);
         self.out.push(Action::PostAll(Message::Refused { reason, again }));
@@ -422,9 +443,14 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let help = (!missing.is_empty() && self.turned_away.is_empty()).then(|| {
             format!(
                 "look at the log of each: it says whether it started, and what it finds at {place}; \
-                 rank 0 listens {}; {}ALLFOLD_CONNECT_TIMEOUT sets the wait",
+                 rank 0 listens {}; {}{}ALLFOLD_CONNECT_TIMEOUT sets the wait",
                 self.terms.listens,
-                self.perhaps_fewer(&missing)
+                self.perhaps_fewer(&missing),
+                match self.terms.is_in_kubernetes {
+                    true => "`spec.replicas` must be the world size (`kubectl get pods` shows \
+                             which there are); ",
+                    false => "",
+                }
             )
         });
         ErrorKind::ConnectTimeout { problem, waited, help }.into()
@@ -435,8 +461,8 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         let size = self.terms.size;
         match missing.first() {
             Some(first) if first + missing.len() as u32 == size => format!(
-                "where no more than {first} were to start (replicas in Kubernetes), the world size \
-                 is {first}, not {size} (ALLFOLD_WORLD_SIZE); "
+                "where no more than {first} were to start, the world size is {first}, not {size} \
+                 (ALLFOLD_WORLD_SIZE); "
             ),
             _ => String::new(),
         }
@@ -448,6 +474,16 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
 
     fn look_every(&self) -> Duration {
         (self.terms.heartbeat / LOOKS_PER_HEARTBEAT).min(LONGEST_LOOK)
+    }
+}
+
+/// Of each rank in a world table, which must fit into `MAX_CONTROL_BYTES`: a rank takes some 200
+/// bytes, and an address up to 20.
+fn most_addresses(size: u32) -> usize {
+    match size {
+        0..=8_192 => MAX_WAYS,
+        8_193..=32_768 => 4,
+        _ => 1,
     }
 }
 

@@ -108,6 +108,7 @@ mod tests {
             habitat: 0,
             incarnation,
             addresses: Vec::new(),
+            chosen: false,
             control_port: 1,
             lane_ports: vec![2],
             leaf: [0; 32],

@@ -141,19 +141,24 @@ impl Listen {
         }
     }
 
-    /// A socket of a lane, or of the control endpoint of a rank other than 0. Where the user has
-    /// chosen a single address, which is all that is told, it is of that one.
-    pub(super) fn bind(self, port: u16, config: &Config, told: &[IpAddr]) -> Result<UdpSocket> {
+    pub(super) fn is_everywhere(self) -> bool {
+        matches!(self, Self::Everywhere { .. })
+    }
+
+    /// A socket of a lane. Where the user has chosen a single address, which is all that is told,
+    /// it is of that one.
+    pub(super) fn bind(self, port: u16, has_chosen: bool, told: &[IpAddr]) -> Result<UdpSocket> {
         match (self, told) {
-            (Self::Everywhere { .. }, [only]) if config.interfaces.is_some() => {
+            (Self::Everywhere { .. }, [only]) if has_chosen => {
                 endpoint::bind(SocketAddr::new(*only, port))
             }
             _ => self.bind_rendezvous(port),
         }
     }
 
-    /// The socket of rank 0, whose own host may have another address for its name than others.
-    fn bind_rendezvous(self, port: u16) -> Result<UdpSocket> {
+    /// A control socket. Rank 0's own host may have another address for its name than others, and
+    /// another rank's packets to rank 0 may have to leave by another interface than is chosen.
+    pub(super) fn bind_rendezvous(self, port: u16) -> Result<UdpSocket> {
         match self {
             Self::Loopback(ip) => endpoint::bind(SocketAddr::new(ip, port)),
             Self::Everywhere { .. } => endpoint::bind_everywhere(port),
@@ -224,6 +229,33 @@ pub(super) fn port_of(config: &Config, which: u16) -> Result<u16> {
     })
 }
 
+/// A rank other than 0 that listened at rank 0's port of the same host would find itself there.
+///
+/// # Errors
+/// Where its settings have it do so.
+pub(super) fn check_ports(config: &Config) -> Result<()> {
+    let place = &config.rendezvous;
+    if config.rank() == 0 || !place.ip().is_some_and(endpoint::is_here) {
+        return Ok(());
+    }
+    for which in 0..=config.lanes {
+        if port_of(config, which)? == place.port {
+            return Err(ErrorKind::Setting {
+                name: "ALLFOLD_PORT".into(),
+                value: Some(place.port.to_string()),
+                problem: format!("is rank 0's own port at {place}, and this is another rank there"),
+                help: Some(
+                    "give it another port, or its place among the ranks of its host in \
+                     ALLFOLD_LOCAL_RANK; without ALLFOLD_PORT the system gives a free one"
+                        .into(),
+                ),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn local_port(socket: &UdpSocket) -> Result<u16> {
     let address =
         socket.local_addr().map_err(|error| Error::system("read a socket's address", error))?;
@@ -292,17 +324,15 @@ mod tests {
 
     #[test]
     fn a_rank_that_listens_everywhere_is_found_at_an_address_that_nobody_named() {
-        let config = config(1, "node-0:29500");
         let everywhere = Listen::Everywhere { own: "127.0.1.1".parse().ok() };
-        let socket = everywhere.bind(0, &config, &[own("10.0.0.7").ip]).unwrap();
+        let socket = everywhere.bind(0, false, &[own("10.0.0.7").ip]).unwrap();
         assert_found_at(&socket, Ipv4Addr::LOCALHOST.into());
     }
 
     #[test]
     fn a_rank_whose_only_address_is_chosen_listens_there() {
-        let config = config(1, "node-0:29500").interface("127.0.0.9").unwrap();
         let everywhere = Listen::Everywhere { own: None };
-        let socket = everywhere.bind(0, &config, &[own("127.0.0.9").ip]).unwrap();
+        let socket = everywhere.bind(0, true, &[own("127.0.0.9").ip]).unwrap();
         assert_eq!(socket.local_addr().unwrap().ip(), own("127.0.0.9").ip);
         assert_found_at(&socket, own("127.0.0.9").ip);
     }
@@ -312,6 +342,32 @@ mod tests {
         let sender = UdpSocket::bind((ip, 0)).unwrap();
         sender.send_to(b"here", (ip, local_port(socket).unwrap())).unwrap();
         assert_eq!(socket.recv_from(&mut [0; 8]).unwrap().0, 4);
+    }
+
+    #[test]
+    fn a_rank_does_not_take_the_port_of_rank_0_beside_it() {
+        let at = |rank, place: &str, port, local_rank| {
+            let mut config = config(rank, place);
+            (config.port, config.identity.local_rank) = (port, local_rank);
+            check_ports(&config)
+        };
+        let error = at(1, "127.0.0.1:7000", 7_000, 0).unwrap_err();
+        assert!(
+            error.to_string().starts_with("ALLFOLD_PORT=7000: is rank 0's own port"),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.help().is_some_and(|help| help.contains("ALLFOLD_LOCAL_RANK")));
+        for fine in [
+            at(0, "127.0.0.1:7000", 7_000, 0),
+            at(1, "127.0.0.1:7000", 7_000, 1),
+            at(1, "127.0.0.1:7000", 0, 0),
+            // Of another host; and where a name leads is not known yet.
+            at(1, "192.0.2.7:7000", 7_000, 0),
+            at(1, "node-0:7000", 7_000, 0),
+        ] {
+            fine.unwrap();
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ struct Waiting {
     searches: usize,
     probes: usize,
     dials: Vec<(u32, Vec<SocketAddr>)>,
+    /// The pauses before them.
+    pauses: Vec<Duration>,
     said: Vec<String>,
     ended: Option<Error>,
 }
@@ -35,6 +37,7 @@ impl Waiting {
             searches: 0,
             probes: 0,
             dials: Vec::new(),
+            pauses: Vec::new(),
             said: Vec::new(),
             ended: None,
         };
@@ -52,7 +55,10 @@ impl Waiting {
             match action {
                 Action::FindRankZero { .. } => self.searches += 1,
                 Action::Probe => self.probes += 1,
-                Action::Dial { rank, ways, .. } => self.dials.push((rank, ways)),
+                Action::Dial { rank, ways, after, .. } => {
+                    self.dials.push((rank, ways));
+                    self.pauses.push(after);
+                }
                 Action::Say(line) => self.said.push(line),
                 Action::Finish(outcome, _) => self.ended = outcome.err(),
                 _ => {}
@@ -71,12 +77,13 @@ impl Waiting {
     }
 
     fn fails(&mut self, error: DialError) {
+        self.on(Event::Named(Ok(())));
         self.on(Event::RankZero(Err(Unfound::Dial(error))));
     }
 
     fn seems(&mut self, sign: Sign) {
         let address = SocketAddr::from(([10, 0, 0, 7], 29_500));
-        self.on(Event::Probed(Diagnosis { address, sign }));
+        self.on(Event::Probed(Diagnosis { address, sign, among: vec![address] }));
     }
 
     fn finds_rank_0(&mut self) {
@@ -158,6 +165,109 @@ fn silence_does_not_disprove_soon_that_nobody_listens() {
 }
 
 #[test]
+fn a_name_server_that_says_nothing_is_the_error() {
+    let (error, said, _) = Waiting::at("node-0").until_the_end();
+    let expected =
+        "host `node-0` is unknown: the name server has not answered yet (tried for 61 s)";
+    assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 2));
+    assert!(said[0].contains("unknown so far (the name server has not answered yet)"), "{said:?}");
+    // Nobody is asked for an address.
+    let (error, ..) = Waiting::at("10.0.0.7:29500").until_the_end();
+    assert!(error.to_string().ends_with("nobody answers (waited 61 s)"), "{error}");
+}
+
+#[test]
+fn a_name_that_is_gone_is_told_beside_what_is_found_where_it_led() {
+    let mut waiting = Waiting::at("node-0");
+    waiting.fails(silent());
+    waiting.on(Event::Named(Err("Name does not resolve".into())));
+    waiting.seems(Sign::Silent(None));
+    let (error, said, _) = waiting.until_the_end();
+    let words = "its name is unknown by now (Name does not resolve), and where it led: nothing \
+                 answers at 10.0.0.7";
+    assert!(said[0].contains(words) && error.to_string().contains(words), "{error}");
+    assert_eq!(error.exit_code(), 75);
+}
+
+#[test]
+fn another_secret_or_job_at_a_name_is_told_at_once_and_is_the_error_in_the_end() {
+    for (error, secrets) in [
+        (DialError::Final as fn(String) -> DialError, "secret 77b01e9d here, 3f9a12c4 on rank 0"),
+        (DialError::Elsewhere, "another job, under another ALLFOLD_JOB, answers there"),
+    ] {
+        let mut waiting = Waiting::at("node-0");
+        for _ in 0..5 {
+            waiting.fails(error(secrets.into()));
+        }
+        assert_eq!((waiting.said.len(), waiting.searches), (1, 6), "{:?}", waiting.said);
+        assert!(waiting.said[0].contains(secrets), "{:?}", waiting.said);
+        // One that is asked is not always heard, and the probe knows nothing of secrets.
+        waiting.fails(silent());
+        waiting.seems(Sign::Filtered);
+        let (error, said, _) = waiting.until_the_end();
+        assert!(said.iter().all(|line| line.contains(secrets)), "{said:?}");
+        let expected = format!("rank 0 is not found at node-0:29500: {secrets} (tried for 61 s)");
+        assert_eq!((error.to_string(), error.exit_code()), (expected, 2));
+        assert!(error.help().unwrap().contains("one ALLFOLD_JOB"));
+    }
+}
+
+#[test]
+fn a_stranger_that_is_gone_is_forgotten() {
+    let mut waiting = Waiting::at("node-0");
+    waiting.fails(DialError::Final("secret 77b01e9d here, 3f9a12c4 on rank 0".into()));
+    (0..3).for_each(|_| waiting.fails(silent()));
+    waiting.seems(Sign::Refused);
+    let (error, ..) = waiting.until_the_end();
+    assert!(error.to_string().contains("nobody listens on UDP 29500"), "{error}");
+    assert_eq!(error.exit_code(), 75);
+}
+
+#[test]
+fn a_rank_that_finds_another_in_rank_0s_place_is_told_what_to_set() {
+    let mut waiting = Waiting::at("10.0.0.7:29500");
+    waiting.fails(DialError::Elsewhere("another rank than rank 0 answers there".into()));
+    let error = waiting.ended.unwrap();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.help().unwrap().contains("ALLFOLD_RENDEZVOUS"), "{:?}", error.help());
+    assert!(!error.help().unwrap().contains("secret"), "{:?}", error.help());
+}
+
+#[test]
+fn where_rank_0_never_was_it_does_not_hang() {
+    let mut waiting = Waiting::at("node-0");
+    let elsewhere = SocketAddr::from(([10, 0, 0, 9], 29_500));
+    waiting.on(Event::RankZero(Ok((elsewhere, LINK))));
+    waiting.on(Event::Ended { rank: 0, link: LINK, how: "gone".into() });
+    waiting.fails(silent());
+    waiting.seems(Sign::Filtered);
+    let (error, ..) = waiting.until_the_end();
+    assert!(error.to_string().contains("UDP 29500 is filtered"), "{error}");
+}
+
+#[test]
+fn a_rank_that_is_not_reached_is_dialled_ever_less_often() {
+    let mut waiting = Waiting::at("node-0");
+    waiting.finds_rank_0();
+    let propose = |waiting: &mut Waiting, epoch| {
+        let table = (0..3).map(|rank| entry(rank, &["10.0.0.9"])).collect();
+        waiting.on(Event::Message(0, Message::Prepare { epoch, table }));
+    };
+    propose(&mut waiting, 7);
+    for _ in 0..8 {
+        let problem = "no".to_string();
+        waiting.on(Event::Unreached { epoch: 7, rank: 2, again: true, problem });
+    }
+    let pauses: Vec<u128> = waiting.pauses.iter().map(Duration::as_millis).collect();
+    assert_eq!(pauses, [0, 25, 50, 100, 200, 400, 800, 1_000, 1_000]);
+    propose(&mut waiting, 8);
+    let problem = "no".to_string();
+    waiting.on(Event::Unreached { epoch: 8, rank: 2, again: true, problem });
+    let pauses: Vec<u128> = waiting.pauses[9..].iter().map(Duration::as_millis).collect();
+    assert_eq!(pauses, [0, 25]);
+}
+
+#[test]
 fn somebody_else_at_a_name_is_waited_out_and_at_an_address_is_the_error() {
     let other = || DialError::Elsewhere("another rank than rank 0 answers there".into());
     let mut waiting = Waiting::at("node-0");
@@ -226,6 +336,7 @@ fn entry(rank: u32, addresses: &[&str]) -> Entry {
         habitat: 0,
         incarnation: rank.into(),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        chosen: false,
         control_port: 4_711,
         lane_ports: vec![4_712],
         leaf: [rank as u8; 32],

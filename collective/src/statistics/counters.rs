@@ -88,6 +88,8 @@ pub(crate) enum Refusal {
     Running,
     /// It belongs to another run of the job.
     OtherRun,
+    /// It went away by itself, as one does that was faster at another address.
+    HungUp,
 }
 
 impl Counters {
@@ -375,8 +377,8 @@ const ABORTS: [&str; 8] = [
     "cut_off",
 ];
 /// In the order of `Refusal`.
-const REFUSALS: [&str; 6] =
-    ["untrusted", "no_hello", "too_many", "rendezvous", "running", "other_run"];
+const REFUSALS: [&str; 7] =
+    ["untrusted", "no_hello", "too_many", "rendezvous", "running", "other_run", "hung_up"];
 /// A barrier in one host takes some 50 us; a call that waits for a late rank, seconds.
 const CALL_SECONDS: [f64; 22] = [
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,

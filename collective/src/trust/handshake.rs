@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use quinn::ConnectionError;
+use quinn::{ConnectionError, TransportErrorCode};
 use rustls::CertificateError;
 use rustls::pki_types::CertificateDer;
 
@@ -24,6 +24,11 @@ pub(super) fn why_not_reached(
 ) -> DialError {
     // Whoever answers there gives its own words when it hangs up.
     let words = report::printable(&error.to_string());
+    if let ConnectionError::ConnectionClosed(close) = error
+        && close.error_code == TransportErrorCode::CONNECTION_REFUSED
+    {
+        return DialError::Busy(format!("{address}: {words}"));
+    }
     let Some(alert) = alert_of(error) else {
         return DialError::Retry(format!("{address}: {words}"));
     };
@@ -174,7 +179,7 @@ fn who_else(
     }
     // An authority made of the secret is another one for each job.
     if names_another_rank(membership, rank, names) {
-        return Some(format!("another rank than rank {rank} answers there"));
+        return Some(format!("{ANOTHER_RANK} {rank} answers there"));
     }
     (!membership.names.are_of_job(names)).then(|| {
         format!(
@@ -251,5 +256,7 @@ fn alert_of(error: &ConnectionError) -> Option<Alert> {
     Some(if alert == Alert::DECRYPT_ERROR { Alert::UNKNOWN_CA } else { alert })
 }
 
+/// With what the words begin for a rank of this job in the place of another.
+pub(crate) const ANOTHER_RANK: &str = "another rank than rank";
 /// An alert's error code in QUIC is this plus the alert: RFC 9001, 4.8.
 const FIRST_ALERT: u64 = 0x100;

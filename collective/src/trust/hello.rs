@@ -41,6 +41,8 @@ pub(crate) enum Purpose {
         settings: Vec<(String, String)>,
         /// Where this rank says it is, the best first; at most [`MAX_ADDRESSES`].
         addresses: Vec<IpAddr>,
+        /// Whether its user has chosen them, so that it is to be found nowhere else.
+        chosen: bool,
         control_port: u16,
         /// One for each lane.
         lane_ports: Vec<u16>,
@@ -58,10 +60,10 @@ impl Hello {
     fn printable(self) -> Self {
         let clean = |words: &str| report::printable(words);
         let purpose = match self.purpose {
-            Purpose::Join { settings, addresses, control_port, lane_ports, door } => {
+            Purpose::Join { settings, addresses, chosen, control_port, lane_ports, door } => {
                 let both = |(name, value): &(String, String)| (clean(name), clean(value));
                 let settings = settings.iter().map(both).collect();
-                Purpose::Join { settings, addresses, control_port, lane_ports, door }
+                Purpose::Join { settings, addresses, chosen, control_port, lane_ports, door }
             }
             other => other,
         };
@@ -137,6 +139,8 @@ pub(crate) enum DialError {
     Elsewhere(String),
     /// Nobody answers, or the peer says that it may go better later.
     Retry(String),
+    /// Somebody answers there who takes nobody in for now.
+    Busy(String),
 }
 
 /// A connection on which both sides have shown their certificates, and nothing was said yet. TLS
@@ -154,7 +158,8 @@ impl std::fmt::Display for DialError {
         let (Self::Final(reason)
         | Self::Refused(reason, _)
         | Self::Elsewhere(reason)
-        | Self::Retry(reason)) = self;
+        | Self::Retry(reason)
+        | Self::Busy(reason)) = self;
         f.write_str(reason)
     }
 }
@@ -205,9 +210,10 @@ pub(crate) async fn introduce(
         Ok(Answer::Welcome) => Ok(Welcomed { leaf, connection, sender, receiver }),
         Ok(Answer::Refused { reason, again }) => {
             let reason = report::printable(&reason);
-            Err(match again {
-                Again::Soon => DialError::Retry(reason),
-                again => DialError::Refused(reason, again),
+            // It is of this job by its certificate, which may be good for several.
+            Err(match reason.starts_with(ANOTHER_JOB) {
+                true => DialError::Elsewhere(reason),
+                false => DialError::Refused(reason, again),
             })
         }
         // The peer judges our certificate only now.
@@ -255,8 +261,10 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
         match handshake::why_not_let_in(membership, from, server_name.as_deref(), &error) {
             Some(problem) => Stranger { refusal: Refusal::Untrusted, problem: Some(problem) },
             None => {
-                let has_left = error == ConnectionError::LocallyClosed || has_hung_up(&error);
-                let problem = (!has_left).then(|| {
+                if has_hung_up(&error) {
+                    return Stranger { refusal: Refusal::HungUp, problem: None };
+                }
+                let problem = (error != ConnectionError::LocallyClosed).then(|| {
                     report::printable(&format!("refused a connection from {from}: {error}"))
                 });
                 Stranger { refusal: Refusal::NoHello, problem }
@@ -271,7 +279,7 @@ pub(crate) async fn greet(visitor: Visitor, membership: &Membership) -> Result<G
         // The certificates of a cluster may be good for both.
         (Ok(_), Some(reason)) => {
             let job = membership.names.job();
-            told = Some(format!("another job, under another ALLFOLD_JOB ({job}), answers there"));
+            told = Some(format!("{ANOTHER_JOB} ({job}), answers there"));
             (Refusal::Untrusted, reason)
         }
         (Ok(Said::InAnotherVersion(Beginning { version, rank })), None) => {
@@ -383,6 +391,8 @@ fn identify(connection: &Connection, membership: &Membership, rank: u32) -> Opti
     membership.identify(identity.first()?, rank)
 }
 
+/// With what the words begin for another job in the place of this one.
+const ANOTHER_JOB: &str = "another job, under another ALLFOLD_JOB";
 /// Where a rank may say that it is. A host with eight cards has as many, each in both families.
 pub(crate) const MAX_ADDRESSES: usize = 16;
 /// A peer that has not finished its handshake and said hello by then is dropped.

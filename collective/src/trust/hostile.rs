@@ -367,6 +367,7 @@ impl Impostor {
             purpose: Purpose::Join {
                 settings: config.job_wide(),
                 addresses: Vec::new(),
+                chosen: false,
                 control_port,
                 lane_ports: vec![lane_port],
                 door: None,

@@ -103,6 +103,7 @@ fn what_a_hello_says_can_be_shown() {
         purpose: Purpose::Join {
             settings,
             addresses: Vec::new(),
+            chosen: false,
             control_port: 1,
             lane_ports: vec![2],
             door: None,
@@ -146,6 +147,7 @@ fn rank_0_shows_the_others_only_words() {
             habitat: hello.habitat,
             incarnation: hello.incarnation,
             addresses: Vec::new(),
+            chosen: false,
             control_port: 1,
             lane_ports: vec![2],
             leaf,

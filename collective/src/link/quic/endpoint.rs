@@ -256,7 +256,7 @@ impl Caller<'_> {
     ) -> std::result::Result<Welcomed, DialError> {
         // What is an address of this host may be one of the peer's host too, such as a bridge's
         // that every host has: packets to it do not leave.
-        addresses.sort_by_key(|address| is_here(address.ip()));
+        addresses.sort_by_cached_key(|address| is_here(address.ip()));
         // A process that has refused this one is the same at its other addresses.
         let refused: RefCell<Vec<(LeafHash, String, Again)>> = RefCell::default();
         let connect = async |way: usize| {
@@ -283,7 +283,10 @@ impl Caller<'_> {
             }
             outcome
         };
-        race::race(addresses.len(), connect, greet).await
+        match race::race(addresses.len(), connect, greet).await {
+            Err(DialError::Refused(reason, Again::Soon)) => Err(DialError::Retry(reason)),
+            outcome => outcome,
+        }
     }
 
     /// Connects to `rank` at `address`, and says nothing yet.
@@ -311,7 +314,8 @@ impl Caller<'_> {
 pub(crate) fn plainly(error: &std::io::Error) -> String {
     let text = error.to_string();
     let words = text.split(" (os error").next().unwrap_or_default();
-    words[..1].to_ascii_lowercase() + &words[1..]
+    let mut letters = words.chars();
+    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
 }
 
 /// The configuration for dialling a rank.
@@ -362,7 +366,9 @@ pub(crate) async fn accept(
                     counters.refused(refusal);
                     complaints.say(&problem);
                 }
-                // It found this rank at another address, or this end has closed meanwhile.
+                // It may have found this rank at another address; anybody can say so.
+                Err(Stranger { refusal: Refusal::HungUp, .. }) => counters.refused(Refusal::HungUp),
+                // This end has closed meanwhile.
                 Err(Stranger { problem: None, .. }) => {}
             }
         });

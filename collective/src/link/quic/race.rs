@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::tuning::{GRACE, STAGGER};
 use crate::trust::hello::DialError;
 
 /// Tries `count` ways, the first being the best, until the peer is reached on one: `connect`s to
@@ -47,8 +47,11 @@ pub(super) async fn race<C, W>(
                 Ok(connection) => connected.push_back(connection),
                 Err(error) => {
                     give_up = give_up.or_else(|| is_a_reason(&error).then(deadline));
+                    // One that is busy is not asked again at once at its other addresses.
+                    if !matches!(error, DialError::Busy(_)) {
+                        start = Instant::now();
+                    }
                     failed.push(error);
-                    start = Instant::now();
                 }
             },
             outcome = async {
@@ -103,7 +106,8 @@ fn deadline() -> Instant {
 }
 
 fn is_a_reason(error: &DialError) -> bool {
-    matches!(error, DialError::Refused(..) | DialError::Final(_))
+    // Another secret is another job's as likely: the address may be in use there too.
+    matches!(error, DialError::Refused(..))
 }
 
 /// Of several errors the one that says most; those that say alike are put together.
@@ -113,12 +117,12 @@ fn furthest(failed: Vec<DialError>) -> DialError {
         DialError::Refused(..) => 3,
         DialError::Final(_) => 2,
         DialError::Elsewhere(_) => 1,
-        DialError::Retry(_) => 0,
+        DialError::Retry(_) | DialError::Busy(_) => 0,
     };
     let is_alone = failed.len() == 1;
     for error in failed {
         match error {
-            DialError::Retry(reason) => reasons.push(reason),
+            DialError::Retry(reason) | DialError::Busy(reason) => reasons.push(reason),
             // The others may be the right ones, and only late.
             DialError::Elsewhere(reason) if !is_alone => reasons.push(reason),
             error if best.as_ref().is_none_or(|best| rank(best) < rank(&error)) => {
@@ -133,14 +137,10 @@ fn furthest(failed: Vec<DialError>) -> DialError {
     })
 }
 
-/// Between the starts: what RFC 8305, 8, recommends as the least. Ranks are near each other.
-const STAGGER: Duration = Duration::from_millis(100);
-/// For the other ways to lead to somebody else after all.
-const GRACE: Duration = Duration::from_millis(500);
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::time::Duration;
 
     use super::*;
 
@@ -153,6 +153,10 @@ mod tests {
         Silent,
         Fails(u64),
         Elsewhere(u64),
+        /// It leads to somebody with another secret.
+        Stranger(u64),
+        /// It leads to one that takes nobody in for now.
+        Busy(u64),
         /// It leads to the peer, which says no.
         Refuses(u64),
         /// Connects, and then never answers.
@@ -185,6 +189,14 @@ mod tests {
                 Elsewhere(ms) => {
                     sleep(ms).await;
                     Err(DialError::Elsewhere(format!("way {way}")))
+                }
+                Stranger(ms) => {
+                    sleep(ms).await;
+                    Err(DialError::Final(format!("way {way}")))
+                }
+                Busy(ms) => {
+                    sleep(ms).await;
+                    Err(DialError::Busy(format!("way {way}")))
                 }
                 Works(ms) | Refuses(ms) | Hangs(ms) => {
                     sleep(ms).await;
@@ -250,6 +262,21 @@ mod tests {
         assert!(took < 600, "{took}");
         let (outcome, ..) = run(&[Refuses(5), Works(40)]);
         assert_eq!(outcome.unwrap(), 1);
+    }
+
+    #[test]
+    fn another_secret_at_one_address_ends_nothing_before_the_others_have_answered() {
+        let (outcome, ..) = run(&[Stranger(1), Works(2_000)]);
+        assert_eq!(outcome.unwrap(), 1);
+        let (outcome, ..) = run(&[Silent, Stranger(1)]);
+        assert!(matches!(outcome, Err(DialError::Final(why)) if why == "way 1"));
+    }
+
+    #[test]
+    fn one_that_is_busy_is_not_asked_everywhere_at_once() {
+        let (outcome, _, _, took) = run(&[Busy(1), Busy(1), Works(1)]);
+        assert_eq!(outcome.unwrap(), 2);
+        assert!((200..230).contains(&took), "{took}");
     }
 
     #[test]

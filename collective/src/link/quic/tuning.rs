@@ -222,6 +222,12 @@ const LOOPBACK_RTT: Duration = Duration::from_millis(5);
 /// quinn's 333 ms would make a lost first packet cost a second.
 const NETWORK_RTT: Duration = Duration::from_millis(100);
 
+/// Between the starts of attempts at a peer's addresses: what RFC 8305, 8, recommends as the least.
+/// Ranks are near each other.
+pub(super) const STAGGER: Duration = Duration::from_millis(100);
+/// For the other addresses of one that refuses to lead to somebody else after all.
+pub(super) const GRACE: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
 mod tests {
     use super::*;

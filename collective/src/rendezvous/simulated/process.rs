@@ -68,6 +68,7 @@ impl Process {
         let purpose = Purpose::Join {
             settings: vec![("ALLFOLD_WORLD_SIZE".into(), "n".into())],
             addresses: Vec::new(),
+            chosen: false,
             control_port: FIRST_PORT + slot as u16,
             lane_ports: vec![1],
             door: None,

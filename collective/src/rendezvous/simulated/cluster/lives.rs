@@ -83,6 +83,7 @@ impl Cluster {
                 connect_timeout: CONNECT_TIMEOUT,
                 place: "rank-0:1000".into(),
                 listens: String::new(),
+                is_in_kubernetes: false,
             };
             let own = Entry {
                 rank,
@@ -91,6 +92,7 @@ impl Cluster {
                 habitat: 0,
                 incarnation,
                 addresses: Vec::new(),
+                chosen: false,
                 control_port: FIRST_PORT,
                 lane_ports: vec![1],
                 leaf: leaf_of(&hello),
