@@ -275,3 +275,60 @@ fn a_rank_uses_the_port_of_its_own_entry_and_the_interface_that_is_chosen() {
     ended.assert_error(2, &["ALLFOLD_INTERFACE=eth7: names no interface of this host"]);
     assert!(help(&ended).contains("eth0 (10.77.0.2"), "{ended:#?}");
 }
+
+#[test]
+fn another_secret_at_one_of_two_addresses_of_a_name_ends_nothing() {
+    let _one_at_a_time = machine_lock();
+    let test = "another_secret_at_one_of_two_addresses_of_a_name_ends_nothing";
+    let Some(hosts) = hosts(test, 3) else { return };
+    let job = Job { size: 2, ..hosts.job() };
+    let stranger = Job { secret: Job::new(2).secret, rendezvous: job.rendezvous.clone(), size: 2 };
+    let patient = [("ALLFOLD_CONNECT_TIMEOUT", "60s")];
+    hosts.name_on(1, &[(v4(2), "host-0"), (v4(0), "host-0")]).unwrap();
+    let _stranger = start_on(&hosts, &stranger, (0, 2), &patient);
+    let mut one = start(&hosts, &job, 1, &patient);
+    one.wait_for_line("it is looked for on, as the name may lead elsewhere soon");
+    let zero = start(&hosts, &job, 0, &patient);
+    all_end_well([zero, one]);
+}
+
+#[test]
+fn another_job_at_a_name_is_told_at_once_and_is_the_error_in_the_end() {
+    let _one_at_a_time = machine_lock();
+    let test = "another_job_at_a_name_is_told_at_once_and_is_the_error_in_the_end";
+    let Some(hosts) = hosts(test, 2) else { return };
+    let job = hosts.job();
+    let _zero = start(&hosts, &job, 0, &[("ALLFOLD_CONNECT_TIMEOUT", "60s")]);
+    let other = [("ALLFOLD_JOB", "another"), ("ALLFOLD_CONNECT_TIMEOUT", "4s")];
+    let mut one = start(&hosts, &job, 1, &other);
+    one.wait_for_line("it is looked for on, as the name may lead elsewhere soon");
+    let ended = one.wait();
+    ended.assert_error(2, &["rank 0 is not found at host-0:29500: another job, under another"]);
+    assert!(help(&ended).contains("ALLFOLD_JOB"), "{ended:#?}");
+}
+
+#[test]
+fn ranks_are_where_they_have_chosen_and_nowhere_else() {
+    let _one_at_a_time = machine_lock();
+    let test = "ranks_are_where_they_have_chosen_and_nowhere_else";
+    let Some(hosts) = hosts(test, 3) else { return };
+    for host in 0..3 {
+        for network in [78, 79] {
+            let address = format!("10.{network}.0.{}/24", host + 1);
+            hosts.run(host, &["ip", "addr", "add", &address, "dev", "eth0"]).unwrap();
+        }
+    }
+    // The name leads to 10.77.0.1, which is none of the two.
+    let settings = |limit| {
+        let chosen = ("ALLFOLD_INTERFACE", "10.78.0.0/15");
+        [chosen, ("ALLFOLD_PORT", "7000"), ("ALLFOLD_CONNECT_TIMEOUT", limit)]
+    };
+    let job = hosts.job();
+    let all = |limit| [0, 1, 2].map(|rank| start(&hosts, &job, rank, &settings(limit)));
+    all_end_well(all("60s"));
+    (0..3).for_each(|host| hosts.drop_there(host, "ip daddr 10.78.0.0/15"));
+    let [_zero, one, _two] = all("8s");
+    let ended = one.wait();
+    ended.assert_error(75, &["rank 1 does not reach rank 2: ", "10.78.0.3:7000", "10.79.0.3:7000"]);
+    assert!(!ended.errors().iter().any(|line| line.contains("10.77.0.3:7000")), "{ended:#?}");
+}

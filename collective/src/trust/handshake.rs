@@ -179,7 +179,7 @@ fn who_else(
     }
     // An authority made of the secret is another one for each job.
     if names_another_rank(membership, rank, names) {
-        return Some(format!("{ANOTHER_RANK} {rank} answers there"));
+        return Some(format!("{ANOTHER_RANK}{rank} answers there"));
     }
     (!membership.names.are_of_job(names)).then(|| {
         format!(
@@ -257,6 +257,6 @@ fn alert_of(error: &ConnectionError) -> Option<Alert> {
 }
 
 /// With what the words begin for a rank of this job in the place of another.
-pub(crate) const ANOTHER_RANK: &str = "another rank than rank";
+pub(crate) const ANOTHER_RANK: &str = "another rank than rank ";
 /// An alert's error code in QUIC is this plus the alert: RFC 9001, 4.8.
 const FIRST_ALERT: u64 = 0x100;
