@@ -53,7 +53,8 @@ impl Hosts {
             (None, None) => return Ok(None),
         };
         let own = uname().nodename().to_string_lossy().into_owned();
-        let places = deal(all, ranks, &source, |host| is_here(host.name(), &own))?;
+        let is_here = |host: &Host| host.user().is_none() && is_own_name(host.name(), &own);
+        let places = deal(merged(all, is_here), ranks, &source, is_here)?;
         let listen = match &options.rdzv {
             Some(meeting) => meeting.clone(),
             None => Meeting { host: first_name(&places, &source)?, port: 0 },
@@ -139,7 +140,8 @@ fn deal(
 fn first_name(places: &[Place], source: &str) -> Result<String, Error> {
     let first = places.first().map(|place| place.host.name()).unwrap_or_default();
     let meeting = Meeting { host: first.into(), port: 0 };
-    let other = places.iter().find(|place| !place.is_here);
+    let is_loopback = |place: &Place| name_of(&place.host).loopback().is_some();
+    let other = places.iter().find(|place| !place.is_here && !is_loopback(place));
     match other.filter(|_| meeting.loopback().is_some()) {
         None => Ok(meeting.host),
         Some(other) => Err(Error::Usage {
@@ -154,11 +156,28 @@ fn first_name(places: &[Place], source: &str) -> Result<String, Error> {
     }
 }
 
+/// This host under several names has one launcher, which alone knows all of its ranks.
+fn merged(hosts: Vec<Host>, is_here: impl Fn(&Host) -> bool) -> Vec<Host> {
+    let mut merged: Vec<Host> = Vec::new();
+    for host in hosts {
+        match merged.iter_mut().find(|other| is_here(other) && is_here(&host)) {
+            Some(same) => same.slots += host.slots,
+            None => merged.push(host),
+        }
+    }
+    merged
+}
+
+fn name_of(host: &Host) -> Meeting {
+    Meeting { host: host.name().into(), port: 0 }
+}
+
 /// Whether a name is this host's own, which calls itself `own`.
-fn is_here(name: &str, own: &str) -> bool {
+fn is_own_name(name: &str, own: &str) -> bool {
     let meeting = Meeting { host: name.into(), port: 0 };
     let short = own.split('.').next().unwrap_or(own);
-    meeting.loopback().is_some() || name == own || (!short.is_empty() && name == short)
+    let is = |other: &str| !other.is_empty() && name.eq_ignore_ascii_case(other);
+    meeting.loopback().is_some() || is(own) || is(short)
 }
 
 /// The hidden subcommand that the launcher on a host is.
@@ -212,11 +231,29 @@ mod tests {
     #[test]
     fn this_host_is_known_by_its_names() {
         for name in ["localhost", "127.0.0.1", "h0", "h0.example.org"] {
-            assert!(is_here(name, "h0.example.org"), "{name}");
+            assert!(is_own_name(name, "h0.example.org"), "{name}");
         }
         for name in ["h1", "h0.example.com", "h0.example", ""] {
-            assert!(!is_here(name, "h0.example.org"), "{name}");
+            assert!(!is_own_name(name, "h0.example.org"), "{name}");
         }
+    }
+
+    #[test]
+    fn another_user_of_this_host_is_reached_by_ssh() {
+        let places = |text: &str| {
+            let hosts = hosts(text, None).unwrap();
+            let place = |place: &Place| (place.host.destination.clone(), place.is_here);
+            hosts.places.iter().map(place).collect::<Vec<_>>()
+        };
+        assert_eq!(places("localhost:2"), [("localhost".into(), true)]);
+        assert_eq!(places("bob@localhost:2"), [("bob@localhost".into(), false)]);
+    }
+
+    #[test]
+    fn this_host_under_several_names_is_one() {
+        let hosts = hosts("localhost:2,127.0.0.1,LOCALHOST:3", None).unwrap();
+        let [place] = &hosts.places[..] else { panic!("{}", hosts.places.len()) };
+        assert_eq!((place.host.destination.as_str(), place.host.slots), ("localhost", 6));
     }
 
     #[test]

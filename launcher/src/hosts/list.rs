@@ -19,6 +19,11 @@ impl Host {
     pub(crate) fn name(&self) -> &str {
         self.destination.rsplit_once('@').map_or(&self.destination, |(_, name)| name)
     }
+
+    /// The user there, where it is said.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.destination.rsplit_once('@').map(|(user, _)| user)
+    }
 }
 
 /// `h0:2,h1:2`; a host without a number takes one rank.
@@ -29,9 +34,9 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Host>, Error> {
     };
     let mut hosts = Vec::new();
     for entry in text.split(',').map(str::trim) {
-        let (host, slots) = split_host(entry).map_err(|problem| refuse(entry, problem))?;
+        let (host, slots) = split(entry).map_err(|problem| refuse(entry, problem))?;
         let slots = slots.map_or(Ok(1), number).map_err(|problem| refuse(entry, problem))?;
-        add(&mut hosts, host, slots).map_err(|problem| refuse(entry, problem))?;
+        add(&mut hosts, &host, slots).map_err(|problem| refuse(entry, problem))?;
     }
     Ok(hosts)
 }
@@ -52,7 +57,7 @@ fn from_lines(text: &str, path: &Path) -> Result<Vec<Host>, Error> {
         if entry.is_empty() {
             continue;
         }
-        line_of(entry).and_then(|(host, slots)| add(&mut hosts, host, slots)).map_err(
+        line_of(entry).and_then(|(host, slots)| add(&mut hosts, &host, slots)).map_err(
             |problem| Error::Usage {
                 problem: format!("{}:{number}: `{entry}`: {problem}", path.display()),
                 help: Some("a line is `h0 slots=2` or `h0:2`".into()),
@@ -68,9 +73,21 @@ fn from_lines(text: &str, path: &Path) -> Result<Vec<Host>, Error> {
     }
 }
 
-fn line_of(entry: &str) -> Result<(&str, usize), &'static str> {
+/// A destination without brackets, and what stands behind its last colon.
+fn split(text: &str) -> Result<(String, Option<&str>), &'static str> {
+    let (user, text) =
+        text.rsplit_once('@').map_or((None, text), |(user, text)| (Some(user), text));
+    let (host, behind) = split_host(text)?;
+    match user {
+        Some("") => Err("names no user before the @"),
+        Some(user) => Ok((format!("{user}@{host}"), behind)),
+        None => Ok((host.into(), behind)),
+    }
+}
+
+fn line_of(entry: &str) -> Result<(String, usize), &'static str> {
     let mut words = entry.split_whitespace();
-    let (host, behind) = split_host(words.next().unwrap_or_default())?;
+    let (host, behind) = split(words.next().unwrap_or_default())?;
     let mut slots = behind.map(number).transpose()?;
     for word in words {
         match word.split_once('=') {
@@ -123,7 +140,10 @@ mod tests {
         assert_eq!(parse("h0:2,h1:2").unwrap(), both);
         assert_eq!(parse("h0, h1:2,h0").unwrap(), both);
         assert_eq!(parse("[fd00::1]:3,me@h1").unwrap(), [host("fd00::1", 3), host("me@h1", 1)]);
+        let with_user = [host("me@fd00::1", 2), host("me@h1", 1)];
+        assert_eq!(parse("me@[fd00::1]:2,me@h1").unwrap(), with_user);
         let path = Path::new("hosts");
+        assert_eq!(from_lines("me@[fd00::1] slots=2\nme@h1", path).unwrap(), with_user);
         let text = "# ours\n\nh0 slots=2 # big\n  h1 slots=2 max_slots=4\r\n";
         assert_eq!(from_lines(text, path).unwrap(), both);
         assert_eq!(from_lines("h0:2\nh1\nh1\n", path).unwrap(), both);
@@ -139,6 +159,9 @@ mod tests {
             ("-oX=y", "--hosts -oX=y: `-oX=y`: is no name of a host"),
             ("h0;rm", "--hosts h0;rm: `h0;rm`: is no name of a host"),
             ("fd00::1", "--hosts fd00::1: `fd00::1`: an IPv6 address stands in brackets"),
+            ("@h0", "--hosts @h0: `@h0`: names no user before the @"),
+            ("me@:2", "--hosts me@:2: `me@:2`: names no host"),
+            ("[me@h0]", "--hosts [me@h0]: `[me@h0]`: is no name of a host"),
             ("h0:4096,h0", "--hosts h0:4096,h0: `h0`: has more than 4096 slots"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), problem);

@@ -32,7 +32,7 @@ pub(crate) fn why(
         said.iter().rev().find(|line| marks.iter().any(|mark| line.contains(mark)))
     };
     // Not what a host's banner says of connections.
-    let find_own = |marks: &[&str]| find(marks).filter(|line| line.starts_with("ssh: "));
+    let find_own = |marks: &[&str]| find(marks).filter(|line| is_sshs(line));
     let code = status.and_then(|status| status.code());
     let usage = |problem: String, help: String| Error::Job {
         message: problem,
@@ -46,6 +46,12 @@ pub(crate) fn why(
     };
     if let Some(line) = find_own(&["Could not resolve hostname"]) {
         let problem = line.rsplit_once(": ").map_or("", |(_, reason)| reason);
+        if problem.starts_with("Temporary failure") {
+            return try_again(
+                format!("the name {name} cannot be resolved now: {problem}"),
+                format!("see whether a name server answers: `getent hosts {name}`"),
+            );
+        }
         return usage(
             format!("unknown host {name}: {problem}"),
             format!(
@@ -83,6 +89,15 @@ pub(crate) fn why(
             format!("see whether {name} is up and whether a firewall keeps TCP port 22 closed"),
         );
     }
+    if let Some(line) = find_own(&["kex_exchange_identification: "]) {
+        return try_again(
+            format!("{name} takes ssh's connection and ends it at once: {line}"),
+            format!(
+                "see whether sshd listens at that port of {name}, and whether it has too many at \
+                 once: MaxStartups in its sshd_config"
+            ),
+        );
+    }
     let there = format!("install it there, or say where it is: --remote-path {path}");
     match code {
         Some(NOT_FOUND) => return usage(format!("allfold is not at {path} on {name}"), there),
@@ -94,11 +109,33 @@ pub(crate) fn why(
     if find(&["unrecognized subcommand", "unrecognised subcommand"]).is_some() {
         return usage(format!("{path} on {name} is another version of allfold"), there);
     }
-    let last = said.last().map_or_else(|| ended(status), String::clone);
-    try_again(
-        format!("no launcher on {name}: {last}"),
-        format!("see whether `ssh -o BatchMode=yes {name} {path} --version` works"),
-    )
+    let reason = reason(said).map_or_else(|| ended(status), ToOwned::to_owned);
+    let message = format!("no launcher on {name}: {reason}");
+    let help = format!("see whether `ssh -o BatchMode=yes {name} {path} --version` works");
+    match code {
+        // Of allfold there, which knows whether it would fail again.
+        Some(code @ 1..=254) if is_error(said) => {
+            Error::Job { message, help: Some(help), code: u8::try_from(code).unwrap_or(u8::MAX) }
+        }
+        _ => try_again(message, help),
+    }
+}
+
+/// Which of these lines says why: an error of allfold's has a line of help behind it.
+pub(crate) fn reason(said: &[String]) -> Option<&str> {
+    let mut latest = said.iter().rev().map(String::as_str);
+    let error = latest.clone().find_map(|line| line.strip_prefix(ERROR));
+    error.or_else(|| latest.find(|line| !line.starts_with(LEARNT)))
+}
+
+fn is_error(said: &[String]) -> bool {
+    said.iter().any(|line| line.starts_with(ERROR))
+}
+
+/// Whether it is ssh that says so.
+fn is_sshs(line: &str) -> bool {
+    let marks = ["ssh: ", "kex_exchange_identification: ", "Connection timed out during banner"];
+    marks.iter().any(|mark| line.starts_with(mark))
 }
 
 /// An error for a version that differs.
@@ -131,8 +168,8 @@ fn quoted(path: &str) -> String {
 
 pub(crate) const DEFAULT: &str = "ssh";
 /// Nobody can answer a question, a host that is gone is noticed, and nothing else uses the
-/// connection.
-const OPTIONS: [&str; 12] = [
+/// connection: one that is shared would heed none of these, and not be ours to end.
+const OPTIONS: [&str; 16] = [
     "-T",
     "-x",
     "-o",
@@ -145,7 +182,15 @@ const OPTIONS: [&str; 12] = [
     "ServerAliveCountMax=3",
     "-o",
     "ClearAllForwardings=yes",
+    "-o",
+    "ControlMaster=no",
+    "-o",
+    "ControlPath=none",
 ];
+/// How errors of allfold begin.
+const ERROR: &str = "error: ";
+/// What ssh says whenever it learns a host's key.
+const LEARNT: &str = "Warning: Permanently added ";
 /// Of a shell that finds no such program.
 const NOT_FOUND: i32 = 127;
 /// Of a shell that must not start it.
@@ -231,6 +276,35 @@ mod tests {
                 2,
                 "--remote-path",
             ),
+            (
+                "ssh: Could not resolve hostname h1: Temporary failure in name resolution",
+                255,
+                "the name h1 cannot be resolved now: Temporary failure in name resolution",
+                75,
+                "getent hosts h1",
+            ),
+            (
+                "Connection timed out during banner exchange",
+                255,
+                "h1 does not answer ssh: Connection timed out during banner exchange",
+                75,
+                "firewall",
+            ),
+            (
+                "kex_exchange_identification: Connection closed by remote host",
+                255,
+                "h1 takes ssh's connection and ends it at once: kex_exchange_identification: \
+                 Connection closed by remote host",
+                75,
+                "MaxStartups",
+            ),
+            (
+                "error: ALLFOLD_LOG=x: not a level",
+                2,
+                "no launcher on h1: ALLFOLD_LOG=x: not a level",
+                2,
+                "--version",
+            ),
             ("kex_exchange: reset", 255, "no launcher on h1: kex_exchange: reset", 75, "BatchMode"),
         ] {
             let (message, exit_code, text) = said(&["Warning: noise", line], code);
@@ -238,6 +312,10 @@ mod tests {
             assert!(text.contains(help), "{text}");
         }
         assert_eq!(said(&[], 1).0, "no launcher on h1: ssh ended with code 1");
+        let lines = ["Welcome", "error: no such thing", "help: make it", "Bye"];
+        assert_eq!(said(&lines, 1), ("no launcher on h1: no such thing".into(), 1, said(&[], 1).2));
+        let learnt = "Warning: Permanently added 'h1' to the list of known hosts.";
+        assert_eq!(said(&["no room", learnt], 1).0, "no launcher on h1: no room");
     }
 
     #[test]

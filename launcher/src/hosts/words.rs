@@ -114,10 +114,12 @@ pub(crate) fn greeting() -> String {
     format!("{GREETING}{DIALECT} {VERSION}\n")
 }
 
-/// What a line says of the version there; None where it is not a greeting, but what a login shell
-/// prints.
+/// What a line says of the version there; None where it has no greeting, but what a login shell
+/// prints. That may stand before the greeting, too: a window's title has no end of line.
 pub(crate) fn greeted(line: &[u8]) -> Option<Result<(), String>> {
-    let line = std::str::from_utf8(line).ok()?.strip_prefix(GREETING)?;
+    let mut places = line.windows(GREETING.len());
+    let behind = places.rposition(|part| part == GREETING.as_bytes())? + GREETING.len();
+    let line = std::str::from_utf8(line.get(behind..)?).ok()?;
     let (dialect, version) = line.trim_end().split_once(' ')?;
     Some(match dialect == DIALECT && version == VERSION {
         true => Ok(()),
@@ -189,6 +191,10 @@ mod tests {
         assert_eq!(greeted(greeting().as_bytes()), Some(Ok(())));
         assert_eq!(greeted(b"allfold-host 1 9.0.0\n"), Some(Err("9.0.0".into())));
         assert_eq!(greeted(b"allfold-host 0 0.1.0\n"), Some(Err("0.1.0".into())));
+        for shell in [&b"hi"[..], b"\x1b]0;me@h1\x07", b"\xff", b"allfold-host "] {
+            let line = [shell, greeting().as_bytes()].concat();
+            assert_eq!(greeted(&line), Some(Ok(())), "{}", line.escape_ascii());
+        }
         for noise in [&b"Welcome to h1\n"[..], b"\xff\n", b"\n", b"allfold-host\n"] {
             assert_eq!(greeted(noise), None);
         }
