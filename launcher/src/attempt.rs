@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use allfold::Secret;
 use rustix::process::{Pid, Signal};
@@ -28,7 +29,7 @@ use crate::kill_every::KillEvery;
 use crate::lines::Lines;
 use crate::logs::Log;
 use crate::meeting::Meeting;
-use crate::output::{Logged, Output, Shape, Source, Stream};
+use crate::output::{Logged, Origin, Output, Shape, Source, Stream};
 use crate::port::Port;
 use crate::random;
 use crate::rank::{Rank, watch};
@@ -54,6 +55,8 @@ pub(crate) struct Attempt<'a> {
 /// How it ended.
 pub(crate) struct End {
     pub(crate) outcome: Outcome,
+    /// The exit code, where no rank is at fault but what they ran on.
+    pub(crate) failed: Option<u8>,
     pub(crate) result: Result<(), Error>,
 }
 
@@ -149,9 +152,9 @@ impl Attempt<'_> {
         };
         let outcome = Supervisor::new(ranks, around).run(events);
         drop(output);
-        let outcome = wait_for_output(outcome, events);
+        let outcome = wait_for_output(outcome, events, None);
         let result = verdict(self.job.kind, &outcome, &reports());
-        Ok(End { outcome, result })
+        Ok(End { outcome, failed: None, result })
     }
 
     fn start(
@@ -190,7 +193,8 @@ impl Attempt<'_> {
                     false => self.lines(rank, streams).map(Shape::Lines),
                 };
                 let log = self.logged(rank);
-                output.add(stream, Source { rank, pipe, shown, log });
+                let origin = Origin::Pipe(pipe);
+                output.add(stream, Source { rank, origin, shown, log });
             }
         }
         Ok(Rank::new(rank, pid, child))
@@ -304,11 +308,20 @@ fn terminal_or_pipe(is_pipe: bool) -> Stdio {
 }
 
 /// Returns when both streams are printed, or when the user no longer wants to wait for a reader
-/// that has stalled.
-pub(crate) fn wait_for_output(mut outcome: Outcome, events: &mpsc::Receiver<Event>) -> Outcome {
+/// that has stalled, at the latest after `limit`.
+pub(crate) fn wait_for_output(
+    mut outcome: Outcome,
+    events: &mpsc::Receiver<Event>,
+    limit: Option<Duration>,
+) -> Outcome {
+    let until = limit.map(|limit| Instant::now() + limit);
     let mut open_streams = 2;
     while open_streams > 0 {
-        match events.recv() {
+        let event = match until {
+            Some(until) => events.recv_timeout(until.saturating_duration_since(Instant::now())),
+            None => events.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+        };
+        match event {
             Ok(Event::OutputDone(problem)) => {
                 open_streams -= 1;
                 outcome.unprinted = outcome.unprinted.or(problem);

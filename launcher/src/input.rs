@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::termios::{isatty, tcgetpgrp};
 
@@ -18,6 +19,15 @@ use crate::output::write_all;
 /// background process that reads the terminal.
 pub(crate) fn of_rank_0() -> Stdio {
     if isatty(io::stdin()) { Stdio::piped() } else { Stdio::inherit() }
+}
+
+/// Whether there is a file or pipe with something that nobody has read yet.
+pub(crate) fn has_unread() -> bool {
+    let stdin = io::stdin();
+    let is_file_or_pipe = rustix::fs::fstat(&stdin).is_ok_and(|status| {
+        matches!(FileType::from_raw_mode(status.st_mode), FileType::RegularFile | FileType::Fifo)
+    });
+    is_file_or_pipe && rustix::io::ioctl_fionread(&stdin).is_ok_and(|unread| unread > 0)
 }
 
 /// Starts to relay the terminal to rank 0.

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{getpid, set_child_subreaper};
 use rustix::termios::isatty;
@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::attempt::{Attempt, End};
 use crate::binding::Binding;
+use crate::duration;
 use crate::ending::at_fault;
 use crate::error::{Error, MAX_RANKS};
 use crate::exit_code;
@@ -115,6 +116,7 @@ impl Job {
         let program = &self.program.words();
         journal.note(&Entry::JobStarted { job: &name, ranks, pid, program });
         let mut restart = 0;
+        let mut pause = Duration::ZERO;
         let now = Instant::now();
         let kills = self.options.kill_every.map(|every| KillEvery::new(every, ranks, limit, now));
         let kills = kills.as_ref();
@@ -122,9 +124,18 @@ impl Job {
             allfold::report::name_job(&name);
             let attempt =
                 Attempt { job: self, name: &name, restart, binding, journal, kills, logs };
-            let End { outcome, result } = match &self.place {
-                Place::Here | Place::Share(_) => attempt.run(sender.clone(), events)?,
-                Place::Hosts(hosts) => leading::run(&attempt, hosts, sender.clone(), events)?,
+            let end = match &self.place {
+                Place::Here | Place::Share(_) => attempt.run(sender.clone(), events),
+                Place::Hosts(hosts) => leading::run(&attempt, hosts, sender.clone(), events),
+            };
+            let End { outcome, failed, result } = match end {
+                Ok(end) => end,
+                // A host that takes its time to come back.
+                Err(error) if restart > 0 && error.exit_code() == exit_code::TRY_AGAIN => {
+                    let failed = Some(exit_code::TRY_AGAIN);
+                    End { outcome: Outcome::default(), failed, result: Err(error) }
+                }
+                Err(error) => return Err(error),
             };
             let Err(error) = result else {
                 return Ok(());
@@ -134,7 +145,7 @@ impl Job {
             if limit == 0 {
                 return Err(error);
             }
-            match Restart::of(self.kind, &outcome) {
+            match Restart::of(self.kind, &outcome, failed) {
                 Restart::Unwanted => return Err(error),
                 Restart::Useless(why) => return Err(error.with(&format!("; not restarted: {why}"))),
                 Restart::MayHelp if restart == limit => {
@@ -152,7 +163,18 @@ impl Job {
             let after = error.to_string();
             journal.note(&Entry::Restart { restart, of: limit, job: &name, after: &after });
             self.clear_progress_bar();
-            log::say("warning", &format!("restart {restart} of {limit} after {after}"));
+            pause = match failed {
+                Some(_) => (pause * 2).clamp(PAUSE, MAX_PAUSE),
+                None => Duration::ZERO,
+            };
+            let when = match pause {
+                Duration::ZERO => String::new(),
+                _ => format!(", in {}", duration::text(pause)),
+            };
+            log::say("warning", &format!("restart {restart} of {limit} after {after}{when}"));
+            if let Some(signal) = signal_within(events, pause) {
+                return Err(stopped(signal, &Outcome::default()));
+            }
         }
     }
 
@@ -216,9 +238,25 @@ impl Job {
     }
 }
 
+/// Lets that time pass, unless the user wants an end.
+fn signal_within(events: &mpsc::Receiver<Event>, pause: Duration) -> Option<i32> {
+    let until = Instant::now() + pause;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if let Some(signal) = events.recv_timeout(left).ok().map(stop_signal)? {
+            return Some(signal);
+        }
+    }
+}
+
 fn stop_signal(event: Event) -> Option<i32> {
     match event {
         Event::Signal(signal @ (SIGHUP | SIGINT | SIGQUIT | SIGTERM)) => Some(signal),
         _ => None,
     }
 }
+
+/// Before what failed with a host is tried again, twice as long each time in turn: a host that
+/// starts anew takes minutes, and one that was cut off 30 s and more to end its ranks.
+const PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(60);

@@ -41,7 +41,8 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) nodes: NodeOptions,
 
-    /// The program and its arguments; standard input goes to rank 0 only
+    /// The program and its arguments; standard input goes to rank 0 only, and with
+    /// --hosts to none
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) command: Vec<OsString>,
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,12 +38,18 @@ impl Output {
         Self::start_on(stdout, stderr, done)
     }
 
-    /// The same where both are words to the launcher that leads, on standard output.
+    /// The same where both are words to the launcher that leads, on standard output: no more of what
+    /// ranks print than it has room for, so that its own words never wait behind that.
     pub(crate) fn start_led(
         done: impl Fn(Option<Errno>) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-        Self::start_on(stdout.try_clone()?, stdout, done)
+        let start = |name, to, done| start_printer(name, to, LED_TURN.clone(), Some(WINDOW), done);
+        let other = stdout.try_clone()?;
+        Ok(Self {
+            stdout: start("stdout", stdout, done.clone())?,
+            stderr: start("stderr", other, done)?,
+        })
     }
 
     fn start_on(
@@ -56,12 +62,12 @@ impl Output {
         let turn = Arc::new(Mutex::new(()));
         let other_turn = if is_same_file(&stdout, &stderr) { turn.clone() } else { Arc::default() };
         Ok(Self {
-            stdout: start_printer("stdout", stdout, turn, done.clone())?,
-            stderr: start_printer("stderr", stderr, other_turn, done)?,
+            stdout: start_printer("stdout", stdout, turn, None, done.clone())?,
+            stderr: start_printer("stderr", stderr, other_turn, None, done)?,
         })
     }
 
-    /// From now on prints what comes out of the source's pipe.
+    /// From now on prints what comes from that source.
     pub(crate) fn add(&self, stream: Stream, source: Source) {
         self.of(stream).send(Order::Add(source));
     }
@@ -73,14 +79,25 @@ impl Output {
         self.stderr.send(Order::Drain(rank));
     }
 
-    /// Tells the launcher that leads, behind what the ranks have printed so far on that stream.
+    /// Tells the launcher that leads; not behind what the ranks have printed.
     pub(crate) fn tell(&self, line: String) {
         self.stdout.send(Order::Say(line));
     }
 
-    /// Nobody reads this stream any more: ranks that write there see a broken pipe.
-    pub(crate) fn close(&self, stream: Stream) {
-        self.of(stream).send(Order::Close);
+    /// Prints what has come from a rank of another host.
+    pub(crate) fn print(
+        &self,
+        stream: Stream,
+        rank: usize,
+        bytes: Vec<u8>,
+        host: Arc<dyn Printed>,
+    ) {
+        self.of(stream).send(Order::Print { rank, bytes, host });
+    }
+
+    /// What the launcher that leads says of what it was sent.
+    pub(crate) fn heed(&self, stream: Stream, reader: Reader) {
+        self.of(stream).send(Order::Heed(reader));
     }
 
     /// Prints a line of the launcher's own on stderr, between those of the ranks.
@@ -100,16 +117,40 @@ enum Order {
     Add(Source),
     Drain(usize),
     Say(String),
-    Close,
+    Print { rank: usize, bytes: Vec<u8>, host: Arc<dyn Printed> },
+    Heed(Reader),
+}
+
+/// How the launcher that leads gets on with one stream of a host's ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Reader {
+    /// So many bytes more are done with.
+    Took(usize),
+    /// Nobody reads what this rank prints there: it shall see a broken pipe.
+    Left { rank: usize },
+}
+
+/// Another host that learns what became of what its ranks have printed; it is told so by a printer,
+/// which must not wait.
+pub(crate) trait Printed: Send + Sync {
+    fn tell(&self, stream: Stream, reader: Reader);
 }
 
 /// One stream of one rank, and where it goes.
 pub(crate) struct Source {
     pub(crate) rank: usize,
-    pub(crate) pipe: OwnedFd,
+    pub(crate) origin: Origin,
     /// None where it is not shown.
     pub(crate) shown: Option<Shape>,
     pub(crate) log: Option<Logged>,
+}
+
+/// Where a source's bytes come from.
+pub(crate) enum Origin {
+    Pipe(OwnedFd),
+    /// By [`Output::print`].
+    Host(Arc<dyn Printed>),
 }
 
 /// How a stream is shown.
@@ -172,11 +213,15 @@ fn start_printer(
     name: &str,
     destination: OwnedFd,
     turn: Arc<Mutex<()>>,
+    room: Option<i64>,
     done: impl FnOnce(Option<Errno>) + Send + 'static,
 ) -> io::Result<Sender<Order>> {
     let (sender, orders) = mailbox()?;
+    let stream = if name == "stderr" { Stream::Err } else { Stream::Out };
     let mut printer = Printer {
+        stream,
         sources: Vec::new(),
+        room,
         destination: Some(destination),
         problem: None,
         turn,
@@ -191,7 +236,11 @@ fn start_printer(
 }
 
 struct Printer {
+    stream: Stream,
     sources: Vec<Source>,
+    /// How many bytes the launcher that leads takes until it has printed some, where one leads.
+    /// Less than none after a rank's end, with which all that it has printed is sent.
+    room: Option<i64>,
     /// None once its reader is gone.
     destination: Option<OwnedFd>,
     /// Why nothing more can be printed, where its reader is still there.
@@ -227,10 +276,24 @@ impl Printer {
                 match order {
                     // Without a reader of ours the rank must see a broken pipe, as if it wrote
                     // there itself.
-                    Order::Add(source) if source.shown.is_some() && self.destination.is_none() => {}
+                    Order::Add(source) if source.shown.is_some() && self.destination.is_none() => {
+                        self.leave(&source);
+                    }
                     Order::Add(source) => self.sources.push(source),
                     Order::Drain(rank) => self.drain(|source| source.rank == rank),
-                    Order::Close => self.sources.clear(),
+                    Order::Print { rank, bytes, host } => {
+                        if let Some(source) = self.sources.iter_mut().find(|own| own.rank == rank) {
+                            source.push(&bytes, &mut self.text);
+                            self.print();
+                        }
+                        host.tell(self.stream, Reader::Took(bytes.len()));
+                    }
+                    Order::Heed(Reader::Took(bytes)) => {
+                        self.room = self.room.map(|room| room.saturating_add(size(bytes)));
+                    }
+                    Order::Heed(Reader::Left { rank }) => {
+                        self.sources.retain(|source| source.rank != rank);
+                    }
                     Order::Say(line) => {
                         self.text.extend_from_slice(line.as_bytes());
                         self.print();
@@ -246,26 +309,46 @@ impl Printer {
     /// Whether there are orders, and the sources that can be read.
     fn wait(&self, bell: BorrowedFd<'_>) -> Result<(bool, Vec<usize>), Errno> {
         let mut waits = vec![PollFd::from_borrowed_fd(bell, PollFlags::IN)];
-        let pipes = self.sources.iter();
-        waits.extend(pipes.map(|source| PollFd::new(&source.pipe, PollFlags::IN)));
+        let mut indices = Vec::new();
+        for (index, source) in self.sources.iter().enumerate().filter(|_| self.has_room()) {
+            if let Origin::Pipe(pipe) = &source.origin {
+                indices.push(index);
+                waits.push(PollFd::new(pipe, PollFlags::IN));
+            }
+        }
         poll(&mut waits, None)?;
         let mut ready = waits.iter().map(|wait| !wait.revents().is_empty());
         let has_orders = ready.next().unwrap_or(false);
-        let readable = ready.enumerate().filter_map(|(index, is_ready)| is_ready.then_some(index));
+        let readable = indices.into_iter().zip(ready).filter_map(|(index, is)| is.then_some(index));
         Ok((has_orders, readable.collect()))
     }
 
+    fn has_room(&self) -> bool {
+        self.room.is_none_or(|room| room > 0)
+    }
+
+    fn take_room(&mut self, bytes: usize) {
+        self.room = self.room.map(|room| room.saturating_sub(size(bytes)));
+    }
+
     fn read(&mut self, index: usize) {
+        if !self.has_room() {
+            return;
+        }
         let Some(source) = self.sources.get_mut(index) else {
             return;
         };
-        match rustix::io::read(&source.pipe, &mut self.buffer) {
+        let Origin::Pipe(pipe) = &source.origin else { return };
+        match rustix::io::read(pipe, &mut self.buffer) {
             Err(Errno::INTR | Errno::AGAIN) => return,
             Ok(0) | Err(_) => {
                 source.finish(&mut self.text);
                 self.sources.remove(index);
             }
-            Ok(size) => source.push(&self.buffer[..size], &mut self.text),
+            Ok(size) => {
+                source.push(&self.buffer[..size], &mut self.text);
+                self.take_room(size);
+            }
         }
         self.print();
     }
@@ -275,15 +358,21 @@ impl Printer {
         self.sources = kept;
         let drained: Vec<Source> = drained;
         for mut source in drained {
+            let mut left = None;
             // What lies there now is all that is owed: who still writes is no longer the rank.
-            let mut owed = rustix::io::ioctl_fionread(&source.pipe).unwrap_or(0);
-            while owed > 0 {
-                match rustix::io::read(&source.pipe, &mut self.buffer) {
+            while let Origin::Pipe(pipe) = &source.origin {
+                let owed =
+                    *left.get_or_insert_with(|| rustix::io::ioctl_fionread(pipe).unwrap_or(0));
+                if owed == 0 {
+                    break;
+                }
+                match rustix::io::read(pipe, &mut self.buffer) {
                     Err(Errno::INTR) => {}
                     Ok(0) | Err(_) => break,
                     Ok(size) => {
-                        owed = owed.saturating_sub(size as u64);
+                        left = Some(owed.saturating_sub(size as u64));
                         source.push(&self.buffer[..size], &mut self.text);
+                        self.take_room(size);
                     }
                 }
             }
@@ -298,12 +387,32 @@ impl Printer {
             if let Err(error) = write_all(destination.as_fd(), &self.text) {
                 self.problem = (error != Errno::PIPE).then_some(error);
                 self.destination = None;
-                self.sources.retain(|source| source.shown.is_none());
+                let all = std::mem::take(&mut self.sources).into_iter();
+                let (kept, left): (Vec<_>, Vec<_>) = all.partition(|source| source.shown.is_none());
+                self.sources = kept;
+                left.iter().for_each(|source| self.leave(source));
             }
         }
         self.text.clear();
         self.text.shrink_to(KEPT_TEXT);
     }
+
+    /// A pipe that is closed says it by itself.
+    fn leave(&self, source: &Source) {
+        if let Origin::Host(host) = &source.origin {
+            host.tell(self.stream, Reader::Left { rank: source.rank });
+        }
+    }
+}
+
+/// Writes a word to the launcher that leads, whole.
+pub(crate) fn say_led(line: &str) -> io::Result<()> {
+    let _turn = LED_TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(write_all(io::stdout().as_fd(), line.as_bytes())?)
+}
+
+fn size(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Writes everything, also to a terminal that another program made non-blocking.
@@ -332,6 +441,10 @@ fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
     }
 }
 
+/// Words to the launcher that leads come from several threads.
+static LED_TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+/// What the launcher that leads may have to keep of each stream of a host: four reads.
+const WINDOW: i64 = 256 << 10;
 /// A pipe holds 64 KiB by default, so one read empties it.
 const READ_SIZE: usize = 64 << 10;
 /// After a very long line the memory goes back.
@@ -344,11 +457,81 @@ mod tests {
     use super::*;
 
     fn printer(to: OwnedFd) -> Sender<Order> {
-        start_printer("test", to, Arc::default(), |_| ()).unwrap()
+        start_printer("test", to, Arc::default(), None, |_| ()).unwrap()
     }
 
     fn source(pipe: PipeReader, lines: Lines) -> Source {
-        Source { rank: 1, pipe: pipe.into(), shown: Some(Shape::Lines(lines)), log: None }
+        let origin = Origin::Pipe(pipe.into());
+        Source { rank: 1, origin, shown: Some(Shape::Lines(lines)), log: None }
+    }
+
+    /// A host that passes on what it is told.
+    struct Host(std::sync::mpsc::Sender<(Stream, Reader)>);
+
+    impl Printed for Host {
+        fn tell(&self, stream: Stream, reader: Reader) {
+            self.0.send((stream, reader)).unwrap();
+        }
+    }
+
+    #[test]
+    fn words_do_not_wait_for_room() {
+        let (mut shown, to) = pipe().unwrap();
+        let orders = start_printer("test", to.into(), Arc::default(), Some(0), |_| ()).unwrap();
+        let (from, mut rank) = pipe().unwrap();
+        rank.write_all(b"printed").unwrap();
+        let origin = Origin::Pipe(from.into());
+        let shape = Shape::Words { rank: 1, stream: Stream::Out };
+        orders.send(Order::Add(Source { rank: 1, origin, shown: Some(shape), log: None }));
+        let mut read = |wanted: &[u8]| {
+            let mut bytes = vec![0; wanted.len()];
+            shown.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes.escape_ascii().to_string(), wanted.escape_ascii().to_string());
+        };
+        for word in ["one\n", "two\n"] {
+            orders.send(Order::Say(word.into()));
+            read(word.as_bytes());
+        }
+        let printed = |text: &[u8]| {
+            let mut bytes = Vec::new();
+            words::print(1, Stream::Out, text, &mut bytes);
+            bytes
+        };
+        orders.send(Order::Heed(Reader::Took(1)));
+        read(&printed(b"printed"));
+        // The debt is paid back first; what an end leaves is sent all the same.
+        rank.write_all(b"last").unwrap();
+        orders.send(Order::Heed(Reader::Took(6)));
+        orders.send(Order::Say("three\n".into()));
+        read(b"three\n");
+        orders.send(Order::Drain(1));
+        read(&printed(b"last"));
+    }
+
+    #[test]
+    fn a_host_learns_what_became_of_its_ranks_output() {
+        let (mut shown, to) = pipe().unwrap();
+        let orders = printer(to.into());
+        let (sender, told) = std::sync::mpsc::channel();
+        let host: Arc<dyn Printed> = Arc::new(Host(sender));
+        let origin = Origin::Host(host.clone());
+        let lines = Some(Shape::Lines(Lines::of_rank(1, 2)));
+        orders.send(Order::Add(Source { rank: 1, origin, shown: lines, log: None }));
+        let print = |bytes: &[u8]| {
+            orders.send(Order::Print { rank: 1, bytes: bytes.into(), host: host.clone() });
+        };
+        print(b"a\nb");
+        assert_eq!(told.recv().unwrap(), (Stream::Out, Reader::Took(3)));
+        let mut line = [0; 6];
+        shown.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"[1] a\n");
+        drop(shown);
+        print(b"c\n");
+        assert_eq!(told.recv().unwrap(), (Stream::Out, Reader::Left { rank: 1 }));
+        assert_eq!(told.recv().unwrap(), (Stream::Out, Reader::Took(2)));
+        // Room is given back for what comes before the host has heard of it.
+        print(b"d\n");
+        assert_eq!(told.recv().unwrap(), (Stream::Out, Reader::Took(2)));
     }
 
     #[test]

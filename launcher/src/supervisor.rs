@@ -21,7 +21,7 @@ use crate::keeper::Keeper;
 use crate::kill_every::KillEvery;
 use crate::log;
 use crate::memory::Killings;
-use crate::output::{Output, Stream};
+use crate::output::{Output, Reader, Stream};
 use crate::process::{has_group, table};
 use crate::rank::{Leaving, Rank, State};
 use crate::report::Report;
@@ -37,8 +37,8 @@ pub(crate) enum Event {
     OutputDone(Option<Errno>),
     /// A rank of another host has ended; None where the job has failed there in another way.
     Elsewhere(Option<Ending>),
-    /// Nobody reads that stream any more, where another launcher leads.
-    Unread(Stream),
+    /// How another launcher, which leads, gets on with that stream.
+    Reader(Stream, Reader),
     /// A host of several says something.
     OfHost(usize, News),
 }
@@ -122,7 +122,7 @@ impl<'a> Supervisor<'a> {
             match event {
                 Some(Event::Signal(signal)) => self.obey(signal),
                 Some(Event::Elsewhere(ending)) => self.hear(ending),
-                Some(Event::Unread(stream)) => self.around.output.close(stream),
+                Some(Event::Reader(stream, reader)) => self.around.output.heed(stream, reader),
                 _ => {}
             }
             self.collect();
@@ -417,6 +417,15 @@ impl<'a> Supervisor<'a> {
     fn running(&self) -> impl Iterator<Item = &Rank> {
         self.ranks.iter().filter(|rank| matches!(rank.state, State::Running))
     }
+}
+
+/// How long after the first failure, or after the user's stop, the last rank is gone at the latest.
+pub(crate) fn latest_end(grace: Option<Duration>, is_stop: bool) -> Duration {
+    let patience = match is_stop {
+        true => grace.unwrap_or(STOP_GRACE) + PUT_DOWN,
+        false => GRACE + grace.unwrap_or(PUT_DOWN),
+    };
+    patience + LINGER + KILL_AFTER + STUCK
 }
 
 /// What this failure means for the others.

@@ -94,9 +94,15 @@ pub(crate) enum Restart {
 }
 
 impl Restart {
-    pub(crate) fn of(kind: Kind, outcome: &Outcome) -> Self {
+    /// `failed` is the exit code where no rank is at fault but what they ran on.
+    pub(crate) fn of(kind: Kind, outcome: &Outcome, failed: Option<u8>) -> Self {
         if outcome.is_stopped || outcome.unprinted.is_some() {
             return Self::Unwanted;
+        }
+        match failed {
+            Some(exit_code::TRY_AGAIN) => return Self::MayHelp,
+            Some(_) => return Self::Unwanted,
+            None => {}
         }
         match at_fault(&outcome.endings).map(|ending| ending.how) {
             None => Self::Unwanted,
@@ -277,7 +283,8 @@ mod tests {
 
     #[test]
     fn only_what_may_go_better_is_started_anew() {
-        let of_kind = |kind, endings| Restart::of(kind, &Outcome { endings, ..Outcome::default() });
+        let of_kind =
+            |kind, endings| Restart::of(kind, &Outcome { endings, ..Outcome::default() }, None);
         let of = |endings| of_kind(Kind::Program, endings);
         assert_eq!(of(vec![ended(0, How::Exit(0))]), Restart::Unwanted);
         for how in [How::Signal(9), How::Signal(15), How::Exit(1), How::Exit(75), How::Exit(101)] {
@@ -295,7 +302,16 @@ mod tests {
         }
         let endings = vec![ended(1, How::Signal(9))];
         let stopped = Outcome { endings, is_stopped: true, ..Outcome::default() };
-        assert_eq!(Restart::of(Kind::Program, &stopped), Restart::Unwanted);
+        assert_eq!(Restart::of(Kind::Program, &stopped, None), Restart::Unwanted);
+        // A host that is lost, whether its ranks were heard of or not.
+        let lost = |outcome, code| Restart::of(Kind::Program, outcome, Some(code));
+        let put_down = Ending { by_itself: false, ..ended(0, How::Signal(15)) };
+        let survived = Outcome { endings: vec![put_down], ..Outcome::default() };
+        for outcome in [&Outcome::default(), &survived] {
+            assert_eq!(lost(outcome, exit_code::TRY_AGAIN), Restart::MayHelp);
+            assert_eq!(lost(outcome, exit_code::USAGE), Restart::Unwanted);
+        }
+        assert_eq!(lost(&stopped, exit_code::TRY_AGAIN), Restart::Unwanted);
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! The line to the launcher on one host.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::words::{self, Order, Word};
 use crate::log;
-use crate::output::{Stream, write_all};
+use crate::output::{Output, Printed, Reader, Stream};
 use crate::program::own_binary;
 use crate::supervisor::Event;
 
@@ -26,8 +25,6 @@ pub(crate) enum News {
     /// It is there and says its version; the error is one that differs.
     Greeted(Result<(), String>),
     Word(Word),
-    /// Nobody here reads that stream any more.
-    Unread(Stream),
     /// The line has ended; why, where not in order.
     Gone(Option<io::Error>),
 }
@@ -35,10 +32,9 @@ pub(crate) enum News {
 /// One that has been made.
 pub(crate) struct Call {
     child: Child,
-    /// None once there is nothing more to say.
-    orders: Option<Sender<ToSend>>,
-    pipes: Pipes,
-    said: Arc<Mutex<Vec<String>>>,
+    voice: Arc<Voice>,
+    screen: Screen,
+    said: Arc<Mutex<Said>>,
     has_said_all: Receiver<()>,
 }
 
@@ -49,8 +45,56 @@ enum ToSend {
     Mark(Sender<()>),
 }
 
-/// Where to put what the ranks print.
-type Pipes = Arc<Mutex<HashMap<(usize, Stream), OwnedFd>>>;
+/// What prints what ranks do; None before the start and after the end.
+type Screen = Arc<Mutex<Option<Arc<Output>>>>;
+
+/// Sends words to the host.
+struct Voice {
+    /// None once there is nothing more to say.
+    orders: Mutex<Option<Sender<ToSend>>>,
+    /// What was printed and is not told yet, of standard output and standard error.
+    printed: [AtomicUsize; 2],
+}
+
+impl Voice {
+    fn order(&self, order: &Order) {
+        self.send(ToSend::Bytes(Zeroizing::new(words::line(order).into_bytes())));
+    }
+
+    fn send(&self, words: ToSend) -> bool {
+        lock(&self.orders).as_ref().is_some_and(|orders| orders.send(words).is_ok())
+    }
+
+    fn close(&self) {
+        *lock(&self.orders) = None;
+    }
+}
+
+impl Printed for Voice {
+    fn tell(&self, stream: Stream, reader: Reader) {
+        let Reader::Took(bytes) = reader else {
+            return self.order(&Order::Reader { stream, reader });
+        };
+        let [out, err] = &self.printed;
+        let printed = if stream == Stream::Out { out } else { err };
+        // Only one thread prints a stream.
+        let sum = printed.load(Ordering::Relaxed) + bytes;
+        let is_enough = sum >= ENOUGH;
+        printed.store(if is_enough { 0 } else { sum }, Ordering::Relaxed);
+        if is_enough {
+            self.order(&Order::Reader { stream, reader: Reader::Took(sum) });
+        }
+    }
+}
+
+/// What came from a host beside words.
+#[derive(Default)]
+struct Said {
+    /// On standard error.
+    lines: Vec<String>,
+    /// The last line on standard output before the greeting.
+    noise: Option<String>,
+}
 
 impl Call {
     /// Calls the host; its news are events of host `number`.
@@ -75,19 +119,28 @@ impl Call {
             .stderr(Stdio::piped())
             .spawn()?;
         let (orders, to_send) = mpsc::channel();
-        let pipes = Pipes::default();
-        let said = Arc::<Mutex<Vec<String>>>::default();
+        let orders = Mutex::new(Some(orders));
+        let voice = Arc::new(Voice { orders, printed: [(); 2].map(|()| AtomicUsize::new(0)) });
+        let screen = Screen::default();
+        let said = Arc::<Mutex<Said>>::default();
         let (all_said, has_said_all) = mpsc::channel();
         if let Some(stdin) = child.stdin.take() {
             spawn("orders", move || send(stdin, &to_send))?;
         }
         if let Some(stdout) = child.stdout.take() {
-            let pipes = pipes.clone();
+            let (screen, said) = (screen.clone(), said.clone());
+            let (voice, ranks) = (voice.clone(), place.ranks.clone());
             let hear = move || {
                 let tell = |news| events.send(Event::OfHost(number, news)).is_ok();
-                let problem = hear(stdout, &pipes, tell).err();
-                // The ranks' streams end here.
-                lock(&pipes).clear();
+                let show = |rank, stream, bytes| {
+                    let output = lock(&screen).clone().filter(|_| ranks.contains(&rank));
+                    if let Some(output) = output {
+                        output.print(stream, rank, bytes, voice.clone());
+                    }
+                };
+                let problem = hear(stdout, &said, show, tell).err();
+                // Nothing comes any more for whom the output would have to wait.
+                *lock(&screen) = None;
                 tell(News::Gone(problem));
             };
             spawn("words", hear)?;
@@ -99,55 +152,54 @@ impl Call {
                 drop(all_said);
             })?;
         }
-        Ok(Self { child, orders: Some(orders), pipes, said, has_said_all })
+        Ok(Self { child, voice, screen, said, has_said_all })
     }
 
     /// Sends the secret, which nobody gets who has not greeted.
     pub(crate) fn send_secret(&self, line: &str) {
-        self.send(Zeroizing::new([line.as_bytes(), b"\n"].concat()));
+        self.voice.send(ToSend::Bytes(Zeroizing::new([line.as_bytes(), b"\n"].concat())));
     }
 
     /// Sends an order; it is lost where the host is.
     pub(crate) fn order(&self, order: &Order) {
-        self.send(Zeroizing::new(words::line(order).into_bytes()));
-    }
-
-    fn send(&self, bytes: Zeroizing<Vec<u8>>) {
-        if let Some(orders) = &self.orders {
-            let _ = orders.send(ToSend::Bytes(bytes));
-        }
+        self.voice.order(order);
     }
 
     /// Waits until all orders so far are on their way, for a while.
     pub(crate) fn flush(&self) {
         let (sender, written) = mpsc::channel();
-        if let Some(orders) = &self.orders
-            && orders.send(ToSend::Mark(sender)).is_ok()
-        {
+        if self.voice.send(ToSend::Mark(sender)) {
             let _ = written.recv_timeout(FLUSH);
         }
     }
 
-    /// What a rank prints on that stream goes there.
-    pub(crate) fn print_to(&self, rank: usize, stream: Stream, pipe: OwnedFd) {
-        lock(&self.pipes).insert((rank, stream), pipe);
+    /// From now on what the ranks print goes there.
+    pub(crate) fn show_on(&self, output: &Arc<Output>) {
+        *lock(&self.screen) = Some(output.clone());
+    }
+
+    /// Who learns what became of that.
+    pub(crate) fn printed(&self) -> Arc<dyn Printed> {
+        self.voice.clone()
     }
 
     /// Nothing more will be said; the launcher there ends, and what it still has of the job.
-    pub(crate) fn hang_up(&mut self) {
-        self.orders = None;
+    pub(crate) fn hang_up(&self) {
+        self.voice.close();
     }
 
     /// Ends it at once.
-    pub(crate) fn cut(&mut self) {
-        self.orders = None;
+    pub(crate) fn cut(&self) {
+        self.voice.close();
+        // Nobody waits for what may still come.
+        *lock(&self.screen) = None;
         // It is not reaped before `end`.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
     }
 
     /// After its last news: how ssh ended, and what it has said.
     pub(crate) fn end(mut self) -> (Option<ExitStatus>, Vec<String>) {
-        self.orders = None;
+        self.voice.close();
         let until = Instant::now() + LAST_WORDS;
         let _ = self.has_said_all.recv_timeout(LAST_WORDS);
         let status = loop {
@@ -160,7 +212,11 @@ impl Call {
                 }
             }
         };
-        (status, std::mem::take(&mut lock(&self.said)))
+        let Said { mut lines, noise } = std::mem::take(&mut *lock(&self.said));
+        if lines.is_empty() {
+            lines.extend(noise);
+        }
+        (status, lines)
     }
 }
 
@@ -193,8 +249,14 @@ fn send(mut to: ChildStdin, orders: &Receiver<ToSend>) {
     }
 }
 
-/// Reads all that the host says, and prints what the ranks do.
-fn hear(from: ChildStdout, pipes: &Pipes, tell: impl Fn(News) -> bool) -> io::Result<()> {
+/// Reads all that the host says, and shows what the ranks print. It never waits for whoever reads
+/// that, or the host's words would wait, too.
+fn hear(
+    from: impl Read,
+    said: &Mutex<Said>,
+    show: impl Fn(usize, Stream, Vec<u8>),
+    tell: impl Fn(News) -> bool,
+) -> io::Result<()> {
     let mut from = BufReader::new(from);
     let mut skipped = 0;
     let greeting = loop {
@@ -204,32 +266,30 @@ fn hear(from: ChildStdout, pipes: &Pipes, tell: impl Fn(News) -> bool) -> io::Re
         }
         skipped += line.len();
         if skipped > MAX_NOISE {
-            return Err(io::Error::other("what comes from there is not allfold"));
+            let problem = "what comes from there is not allfold";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        let text = String::from_utf8_lossy(line.trim_ascii()).into_owned();
+        if !text.is_empty() {
+            lock(said).noise = Some(text);
         }
     };
+    // It was not why anything failed.
+    *lock(said) = Said::default();
     tell(News::Greeted(greeting));
     while let Some(word) = words::read(&mut from)? {
         let Word::Printed { rank, stream, length } = word else {
             tell(News::Word(word));
             continue;
         };
-        let bytes = words::read_printed(&mut from, length)?;
-        let key = (rank, stream);
-        // Not under the lock: whoever reads may be slow.
-        let Some(pipe) = lock(pipes).remove(&key) else { continue };
-        match write_all(std::os::fd::AsFd::as_fd(&pipe), &bytes) {
-            Ok(()) => drop(lock(pipes).insert(key, pipe)),
-            Err(_) => {
-                tell(News::Unread(stream));
-            }
-        }
+        show(rank, stream, words::read_printed(&mut from, length)?);
     }
     Ok(())
 }
 
 /// Shows what ssh says, and the launcher there outside its words, once that is there; until then it
 /// is why there is none.
-fn complain(from: ChildStderr, name: &str, said: &Mutex<Vec<String>>) {
+fn complain(from: ChildStderr, name: &str, said: &Mutex<Said>) {
     for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if line.is_empty() {
@@ -240,10 +300,10 @@ fn complain(from: ChildStderr, name: &str, said: &Mutex<Vec<String>>) {
             log::say("warning", &format!("{name}: {text}"));
             continue;
         }
-        let mut said = lock(said);
-        said.push(line);
-        if said.len() > MAX_SAID {
-            said.remove(0);
+        let lines = &mut lock(said).lines;
+        lines.push(line);
+        if lines.len() > MAX_SAID {
+            lines.remove(0);
         }
     }
 }
@@ -259,6 +319,8 @@ const BEAT: Duration = Duration::from_secs(10);
 /// Between the end of what a host says and ssh's own end, and what it has to say of that.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// A quarter of what a host sends before it must hear of some.
+const ENOUGH: usize = 64 << 10;
 /// A login shell may greet its user.
 const MAX_NOISE: usize = 64 << 10;
 /// The last lines are those that say why.

@@ -4,9 +4,10 @@
 //! other hosts' ranks were its own, since it hears of them from here.
 
 use std::ffi::OsString;
-use std::io::{self, pipe};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use allfold::Secret;
@@ -17,17 +18,19 @@ use super::call::{Call, News};
 use super::words::{Ended, Order, Task, Wanted, Word};
 use super::{Hosts, Place, ssh};
 use crate::attempt::{Attempt, End, Streams, wait_for_output};
+use crate::duration;
 use crate::ending::{Ending, How, at_fault};
 use crate::environment::OWN_NAMES;
 use crate::error::Error;
 use crate::exit_code;
+use crate::input;
 use crate::job::Kind;
 use crate::journal::{Entry, signal_text};
 use crate::log;
 use crate::meeting::Meeting;
-use crate::output::{Output, Shape, Source, Stream};
+use crate::output::{Origin, Output, Shape, Source, Stream};
 use crate::report::Report;
-use crate::supervisor::{Event, Stop, failed};
+use crate::supervisor::{Event, Stop, failed, latest_end};
 use crate::variables::Variable;
 use crate::verdict::{Outcome, stopped, verdict};
 
@@ -48,12 +51,22 @@ pub(crate) fn run(
         reports: vec![None; attempt.job.ranks],
         failure: None,
         stop: None,
-        patience: None,
+        wishes: 0,
+        wait: Wait::until_ready(Instant::now()),
         has_given_up: false,
     };
+    let has_unread = attempt.restart == 0 && input::has_unread();
+    if has_unread {
+        log::say("warning", UNREAD);
+    }
     leader.call(&sender)?;
     leader.listen(&sender, events);
-    leader.end(events)
+    let end = leader.end(events);
+    // It may have come only now.
+    if attempt.restart == 0 && !has_unread && input::has_unread() {
+        log::say("warning", UNREAD);
+    }
+    end
 }
 
 struct Leader<'a> {
@@ -63,15 +76,46 @@ struct Leader<'a> {
     lines: Vec<Line>,
     secret: Secret,
     /// Since the ranks have been started.
-    output: Option<Output>,
+    output: Option<Arc<Output>>,
     outcome: Outcome,
     reports: Vec<Option<Report>>,
     /// What failed before any rank did.
     failure: Option<Error>,
     stop: Option<Stop>,
-    /// When hosts that do not answer, or whose output nobody takes, are given up.
-    patience: Option<Instant>,
+    /// How often the user has asked for an end.
+    wishes: usize,
+    wait: Wait,
     has_given_up: bool,
+}
+
+/// How long hosts are waited for.
+struct Wait {
+    /// When those that are not ready are given up.
+    ready: Instant,
+    /// When it is said next who they are.
+    say: Instant,
+    /// When all are given up whose ranks have not ended; None while they need not end.
+    end: Option<Instant>,
+}
+
+impl Wait {
+    fn until_ready(now: Instant) -> Self {
+        Self { ready: now + READY, say: now + SAY_AFTER, end: None }
+    }
+
+    /// So long nothing could come.
+    fn shift(&mut self, by: Duration) {
+        (self.ready, self.say) = (self.ready + by, self.say + by);
+        self.end = self.end.map(|end| end + by);
+    }
+
+    /// What is due first.
+    fn next(&self, has_started: bool) -> Option<Instant> {
+        match has_started {
+            true => self.end,
+            false => Some(self.end.unwrap_or(self.ready).min(self.ready).min(self.say)),
+        }
+    }
 }
 
 struct Line {
@@ -90,7 +134,7 @@ enum Stage {
     Greeted,
     /// It waits for the others.
     Ready,
-    /// All its ranks have ended.
+    /// All its ranks have ended, or it has said why there are none.
     Done,
 }
 
@@ -119,25 +163,58 @@ impl Leader<'_> {
 
     /// Returns when every line has ended.
     fn listen(&mut self, sender: &Sender<Event>, events: &Receiver<Event>) {
-        let mut has_asked = false;
-        while self.lines.iter().any(|line| line.call.is_some()) {
-            let until = self.patience.map(|until| until.saturating_duration_since(Instant::now()));
-            match events.recv_timeout(until.unwrap_or(SAY_AFTER).min(SAY_AFTER)) {
-                Ok(Event::OfHost(number, news)) => self.hear(number, news, sender),
-                Ok(Event::Signal(signal)) => self.obey(signal),
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) if self.patience.is_some_and(is_over) => {
-                    self.cut();
-                    self.has_given_up = true;
-                    return;
+        while !self.has_given_up && self.lines.iter().any(|line| line.call.is_some()) {
+            let event = match self.wait.next(self.output.is_some()) {
+                Some(due) => {
+                    events.recv_timeout(due.saturating_duration_since(Instant::now())).ok()
                 }
-                Err(RecvTimeoutError::Timeout) if !has_asked && self.output.is_none() => {
-                    has_asked = true;
-                    self.say_who_is_missing();
-                }
-                Err(_) => {}
+                None => events.recv().ok(),
+            };
+            match event {
+                Some(Event::OfHost(number, news)) => self.hear(number, news, sender),
+                Some(Event::Signal(signal)) => self.obey(signal),
+                _ => {}
+            }
+            self.look_at_the_clock(Instant::now());
+        }
+    }
+
+    /// No wait is for ever, and none is silent.
+    fn look_at_the_clock(&mut self, now: Instant) {
+        if self.wait.end.is_some_and(|end| end <= now) {
+            return self.give_up();
+        }
+        if self.output.is_some() || self.failure.is_some() {
+            return;
+        }
+        if self.wait.ready <= now {
+            let missing = self.missing(|stage| stage != Stage::Ready);
+            self.fail(late(&missing));
+        } else if self.wait.say <= now {
+            self.wait.say = now + SAY_AFTER;
+            let missing = self.missing(|stage| stage != Stage::Ready);
+            if !missing.is_empty() {
+                log::say("info", &format!("waiting for the launcher on {}", missing.join(", ")));
             }
         }
+    }
+
+    /// Waits no longer for hosts of which nothing is heard.
+    fn give_up(&mut self) {
+        self.has_given_up = true;
+        let missing = self.missing(|stage| stage != Stage::Done);
+        if self.output.is_some() && !missing.is_empty() {
+            let names = missing.join(", ");
+            let message = format!("gave up on {names}: no word that the ranks there have ended");
+            self.say(log::line("warning", &message));
+        }
+        self.cut();
+    }
+
+    /// All ranks have to end; those that do are heard of within this time.
+    fn expect_end(&mut self, within: Duration) {
+        let end = Instant::now() + within + GIVE_UP;
+        self.wait.end = Some(self.wait.end.map_or(end, |other| other.max(end)));
     }
 
     fn end(mut self, events: &Receiver<Event>) -> Result<End, Error> {
@@ -152,14 +229,15 @@ impl Leader<'_> {
             return Err(stopped.or(self.failure).unwrap_or_else(nobody));
         };
         drop(output);
-        let outcome = match self.has_given_up {
-            true => self.outcome,
-            false => wait_for_output(self.outcome, events),
-        };
+        // Who has asked for an end does not wait for one who reads nothing.
+        let limit = (self.has_given_up || self.outcome.is_stopped).then_some(READER);
+        let outcome = wait_for_output(self.outcome, events, limit);
         let hosts = self.hosts;
-        let result = match self.failure {
-            Some(failure) if outcome.stopped_by.is_none() => Err(failure),
-            _ => verdict(self.attempt.job.kind, &outcome, &self.reports),
+        let (failed, result) = match self.failure {
+            Some(failure) if outcome.stopped_by.is_none() => {
+                (Some(failure.exit_code()), Err(failure))
+            }
+            _ => (None, verdict(self.attempt.job.kind, &outcome, &self.reports)),
         };
         let result = result.map_err(|error| match error {
             Error::Job { message, help, code } => {
@@ -168,7 +246,7 @@ impl Leader<'_> {
             }
             other => other,
         });
-        Ok(End { outcome, result })
+        Ok(End { outcome, failed, result })
     }
 
     fn hear(&mut self, number: usize, news: News, sender: &Sender<Event>) {
@@ -199,6 +277,8 @@ impl Leader<'_> {
                 }
             }
             News::Word(Word::Refused { message, help, code }) => {
+                // It ends by itself now, and is not lost.
+                line.stage = Stage::Done;
                 let message = format!("{}: {message}", place.host.destination);
                 self.fail(Error::Job { message, help, code: code.max(exit_code::CHECK_FAILED) });
             }
@@ -209,7 +289,7 @@ impl Leader<'_> {
             News::Word(Word::Ended { ended, report }) => self.note(number, place, ended, report),
             News::Word(Word::Done { put_down }) => {
                 line.stage = Stage::Done;
-                if let Some(call) = &mut line.call {
+                if let Some(call) = &line.call {
                     call.hang_up();
                 }
                 let own = put_down.into_iter().filter(|rank| place.ranks.contains(rank));
@@ -217,7 +297,6 @@ impl Leader<'_> {
             }
             // `Call` prints what ranks print.
             News::Word(Word::Printed { .. }) => {}
-            News::Unread(stream) => self.order_all(&Order::Close { stream }),
             News::Gone(problem) => {
                 let Some(call) = line.call.take() else { return };
                 let stage = line.stage;
@@ -244,11 +323,11 @@ impl Leader<'_> {
         if stage == Stage::Calling && problem.is_none() {
             return ssh::why(&place.host, path, source, said, status);
         }
-        let reason = match (problem, said.last()) {
+        let reason = match (problem, ssh::reason(said)) {
             (Some(problem), _) if problem.kind() == io::ErrorKind::InvalidData => {
                 problem.to_string()
             }
-            (_, Some(line)) => line.clone(),
+            (_, Some(line)) => line.to_owned(),
             (Some(problem), None) => problem.to_string(),
             (None, None) => ssh::ended(status),
         };
@@ -301,14 +380,14 @@ impl Leader<'_> {
             let _ = done.send(Event::OutputDone(problem));
         })
         .map_err(Error::system("cannot print"))?;
+        let output = Arc::new(output);
         let listen = &self.hosts.listen;
         let port = self.lines.first().and_then(|line| line.port).unwrap_or(listen.port);
         let meeting = Meeting { host: listen.host.clone(), port };
         for (place, line) in self.hosts.places.iter().zip(&self.lines) {
             let Some(call) = &line.call else { continue };
-            for rank in place.ranks.clone() {
-                self.connect(rank, call, &output).map_err(Error::system("cannot print"))?;
-            }
+            place.ranks.clone().for_each(|rank| self.connect(rank, call, &output));
+            call.show_on(&output);
         }
         self.output = Some(output);
         self.order_all(&Order::Start { meeting });
@@ -316,7 +395,7 @@ impl Leader<'_> {
     }
 
     /// What the rank prints is shown and logged as if it were here.
-    fn connect(&self, rank: usize, call: &Call, output: &Output) -> io::Result<()> {
+    fn connect(&self, rank: usize, call: &Call, output: &Output) {
         let job = self.attempt.job;
         let streams: &[(Stream, Streams)] = match (job.kind, rank) {
             (Kind::Program, _) if job.output.has_prefix() => {
@@ -333,11 +412,9 @@ impl Leader<'_> {
             if shown.is_none() && log.is_none() {
                 continue;
             }
-            let (from, to) = pipe()?;
-            output.add(stream, Source { rank, pipe: from.into(), shown, log });
-            call.print_to(rank, stream, to.into());
+            let origin = Origin::Host(call.printed());
+            output.add(stream, Source { rank, origin, shown, log });
         }
-        Ok(())
     }
 
     /// A rank has ended.
@@ -360,6 +437,9 @@ impl Leader<'_> {
         }
         let is_first = was_well && at_fault(&self.outcome.endings).is_some();
         let is_last = self.outcome.endings.len() == self.attempt.job.ranks;
+        if is_first {
+            self.expect_end(latest_end(self.attempt.job.options.grace, false));
+        }
         if is_first && !is_last && self.attempt.job.kind == Kind::Program && self.stop.is_none() {
             let message = with_hosts(failed(ending), &self.outcome, self.hosts);
             self.say(log::line("warning", &message));
@@ -377,7 +457,10 @@ impl Leader<'_> {
             false => {}
         }
         match self.output {
-            Some(_) => self.order_all(&Order::Failed),
+            Some(_) => {
+                self.expect_end(latest_end(self.attempt.job.options.grace, false));
+                self.order_all(&Order::Failed);
+            }
             None => self.cut(),
         }
     }
@@ -389,9 +472,14 @@ impl Leader<'_> {
             SIGCHLD => return,
             SIGHUP | SIGINT | SIGQUIT | SIGTERM => match &self.stop {
                 Some(stop) if stop.is_same_wish(signal, now) => {}
+                Some(_) if self.wishes > 1 => return self.give_up(),
                 // The hosts kill their ranks now.
-                Some(_) => self.patience = Some(now + GIVE_UP),
+                Some(_) => {
+                    self.wishes += 1;
+                    self.wait.end = Some(now + GIVE_UP);
+                }
                 None => {
+                    self.wishes = 1;
                     self.stop = Some(Stop { signal, since: now });
                     self.outcome.is_stopped = true;
                     if self.failure.is_none() && at_fault(&self.outcome.endings).is_none() {
@@ -402,6 +490,7 @@ impl Leader<'_> {
                     if self.output.is_none() {
                         return self.cut();
                     }
+                    self.expect_end(latest_end(self.attempt.job.options.grace, true));
                 }
             },
             _ => {}
@@ -409,18 +498,27 @@ impl Leader<'_> {
         self.order_all(&Order::Signal { signal });
         if signal == SIGTSTP {
             // Else the hosts' ranks would go on, and miss this launcher.
-            self.lines.iter().filter_map(|line| line.call.as_ref()).for_each(Call::flush);
+            self.called().for_each(Call::flush);
+            let since = Instant::now();
             let _ = kill_process(getpid(), Signal::STOP);
+            self.wait.shift(since.elapsed());
         }
     }
 
+    /// Where somebody is there who understands orders: the first line is the secret.
+    fn called(&self) -> impl Iterator<Item = &Call> {
+        let lines = self.lines.iter().filter(|line| line.stage != Stage::Calling);
+        lines.filter_map(|line| line.call.as_ref())
+    }
+
     fn order_all(&self, order: &Order) {
-        self.lines.iter().filter_map(|line| line.call.as_ref()).for_each(|call| call.order(order));
+        self.called().for_each(|call| call.order(order));
     }
 
     /// Ends all lines at once, and so the launchers and the ranks there.
     fn cut(&mut self) {
-        self.lines.iter_mut().filter_map(|line| line.call.as_mut()).for_each(Call::cut);
+        self.lines.iter().filter_map(|line| line.call.as_ref()).for_each(Call::cut);
+        self.wait.end.get_or_insert(Instant::now() + GIVE_UP);
     }
 
     fn say(&self, line: String) {
@@ -429,15 +527,25 @@ impl Leader<'_> {
         }
     }
 
-    fn say_who_is_missing(&self) {
+    /// The hosts at such a stage.
+    fn missing(&self, is_such: impl Fn(Stage) -> bool) -> Vec<&str> {
         let places = self.hosts.places.iter().zip(&self.lines);
-        let missing: Vec<&str> = places
-            .filter(|(_, line)| line.stage != Stage::Ready)
-            .map(|(place, _)| place.host.destination.as_str())
-            .collect();
-        if !missing.is_empty() {
-            log::say("info", &format!("waiting for the launcher on {}", missing.join(", ")));
-        }
+        let missing = places.filter(|(_, line)| line.call.is_some() && is_such(line.stage));
+        missing.map(|(place, _)| place.host.destination.as_str()).collect()
+    }
+}
+
+/// For hosts that nobody answers for.
+fn late(missing: &[&str]) -> Error {
+    let (names, first) = (missing.join(", "), missing.first().unwrap_or(&"HOST"));
+    let within = duration::text(READY);
+    Error::Job {
+        message: format!("the launcher on {names} is not ready within {within}"),
+        help: Some(format!(
+            "see whether `ssh {first} true` returns, and whether the home and this directory \
+             answer there"
+        )),
+        code: exit_code::TRY_AGAIN,
     }
 }
 
@@ -459,17 +567,25 @@ fn with_hosts(message: String, outcome: &Outcome, hosts: &Hosts) -> String {
     outcome.endings.iter().fold(message, |message, Ending { rank, pid, .. }| {
         let place = hosts.places.iter().find(|place| place.ranks.contains(rank));
         let name = place.map_or("", |place| &place.host.destination);
-        message.replace(&format!("{rank} (pid {pid})"), &format!("{rank} ({name}, pid {pid})"))
+        let (short, long) = (format!("{rank} (pid {pid})"), format!("{rank} ({name}, pid {pid})"));
+        let mut parts = message.split(&short);
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |text, part| {
+            // `2 (pid 71)` also ends `12 (pid 71)`, which may be there on another host.
+            let is_whole = !text.ends_with(|before: char| before.is_ascii_digit());
+            text + if is_whole { &long } else { &short } + part
+        })
     })
-}
-
-fn is_over(until: Instant) -> bool {
-    until <= Instant::now()
 }
 
 /// How long nobody wonders why nothing happens; as long as the library waits with its first line.
 const SAY_AFTER: Duration = Duration::from_secs(10);
-/// After a second signal: what hosts take to kill their ranks and to say so.
+/// How long a host may take to be ready, as the library waits for a rank.
+const READY: Duration = Duration::from_secs(60);
+/// After a stop: how long whoever reads what the ranks print may take for the rest.
+const READER: Duration = Duration::from_secs(5);
+const UNREAD: &str = "standard input is not handed on to ranks of --hosts: rank 0 has none";
+/// What hosts take to kill their ranks and to say so.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -501,5 +617,25 @@ mod tests {
             with_hosts(message, &outcome, &hosts),
             "rank 2 (me@h1, pid 71) was killed by signal 9 (SIGKILL)"
         );
+        // Hosts with a process numbering of their own have the same pids.
+        let named = |text: &str| with_hosts(text.into(), &outcome, &hosts);
+        let other = "ranks 12 (pid 71) and 2 (pid 71) did not end";
+        assert_eq!(named(other), "ranks 12 (pid 71) and 2 (me@h1, pid 71) did not end");
+        assert_eq!(named("2 (pid 71)"), "2 (me@h1, pid 71)");
+    }
+
+    #[test]
+    fn a_wait_ends_and_time_in_which_nothing_could_come_does_not_count() {
+        let now = Instant::now();
+        let mut wait = Wait::until_ready(now);
+        assert_eq!(wait.next(false), Some(now + SAY_AFTER));
+        assert_eq!(wait.next(true), None);
+        wait.say = now + READY * 2;
+        assert_eq!(wait.next(false), Some(now + READY));
+        wait.end = Some(now + GIVE_UP);
+        wait.shift(READY);
+        assert_eq!(wait.next(true), Some(now + GIVE_UP + READY));
+        assert_eq!(wait.next(false), Some(now + GIVE_UP + READY));
+        assert_eq!(wait.ready, now + READY * 2);
     }
 }

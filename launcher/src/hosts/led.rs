@@ -3,7 +3,7 @@
 //! It hears by standard input what to do, and says by standard output what happens. When standard
 //! input ends, whatever the reason, it ends at once, and its keeper ends the ranks.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::words::{self, Order, Task, Wanted, Word};
 use crate::attempt::Attempt;
 use crate::binding::Binding;
+use crate::duration;
 use crate::error::Error;
 use crate::exit_code;
 use crate::job::{Job, Kind, Place};
@@ -22,6 +23,7 @@ use crate::journal::Journal;
 use crate::log;
 use crate::meeting::Meeting;
 use crate::options::{BindOptions, JobOptions, OutputOptions};
+use crate::output::say_led as say;
 use crate::program::Program;
 use crate::report::Report;
 use crate::share::{Ruler, Share, listen};
@@ -163,19 +165,23 @@ fn obey(orders: &mpsc::Receiver<Order>, start: &Sender<Meeting>, events: &Sender
             }
             Ok(Order::Ended(ended)) => events.send(Event::Elsewhere(Some(ended.into()))).is_ok(),
             Ok(Order::Failed) => events.send(Event::Elsewhere(None)).is_ok(),
-            Ok(Order::Close { stream }) => events.send(Event::Unread(stream)).is_ok(),
+            Ok(Order::Reader { stream, reader }) => {
+                events.send(Event::Reader(stream, reader)).is_ok()
+            }
             Ok(Order::Beat | Order::Task(_)) => true,
             // Nobody waits for this host any more. Whatever is left is the keeper's.
-            Err(_) => std::process::exit(exit_code::TRY_AGAIN.into()),
+            Err(silence) => {
+                if silence == RecvTimeoutError::Timeout {
+                    let patience = duration::text(PATIENCE);
+                    let words = format!(
+                        "no word from the launcher that leads for {patience}: the ranks here end"
+                    );
+                    log::say("warning", &words);
+                }
+                std::process::exit(exit_code::TRY_AGAIN.into())
+            }
         };
     }
-}
-
-/// One whole line to the launcher that leads, where nothing else is printed.
-fn say(line: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(line.as_bytes())?;
-    stdout.flush()
 }
 
 /// Three beats, and more than ssh takes to notice a connection that is dead.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::ending::{Ending, How};
 use crate::meeting::Meeting;
 use crate::options::Bind;
-use crate::output::Stream;
+use crate::output::{Reader, Stream};
 use crate::report::Report;
 use crate::variables::Variable;
 
@@ -32,8 +32,8 @@ pub(crate) enum Order {
     Ended(Ended),
     /// The job has failed in another way.
     Failed,
-    /// Nobody reads this stream any more.
-    Close { stream: Stream },
+    /// What became of what ranks have printed.
+    Reader { stream: Stream, reader: Reader },
     /// The leader is still there.
     Beat,
 }
@@ -174,7 +174,7 @@ fn invalid(problem: &str) -> io::Error {
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Grows with every change of these words.
-const DIALECT: &str = "1";
+const DIALECT: &str = "2";
 const GREETING: &str = "allfold-host ";
 /// A task holds the program's arguments and variables, of which the kernel takes 2 MiB in all, and
 /// each of their bytes is up to four here.
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_greeting_is_found_behind_what_a_shell_prints() {
         assert_eq!(greeted(greeting().as_bytes()), Some(Ok(())));
-        assert_eq!(greeted(b"allfold-host 1 9.0.0\n"), Some(Err("9.0.0".into())));
+        assert_eq!(greeted(b"allfold-host 2 9.0.0\n"), Some(Err("9.0.0".into())));
         assert_eq!(greeted(b"allfold-host 0 0.1.0\n"), Some(Err("0.1.0".into())));
         for shell in [&b"hi"[..], b"\x1b]0;me@h1\x07", b"\xff", b"allfold-host "] {
             let line = [shell, greeting().as_bytes()].concat();
