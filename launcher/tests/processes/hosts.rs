@@ -1,6 +1,7 @@
 //! Ranks on several hosts, of which here there is only this one: the launcher that leads starts
 //! another without ssh, and launchers that are started by hand meet on loopback.
 
+use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 
 use rustix::process::Signal;
@@ -94,6 +95,72 @@ fn ranks_whose_reader_has_left_see_it() {
     scratch.prepare(&mut command);
     let ended = finish(command);
     assert_eq!(ended.lines, ["y"]);
+    scratch.expect_nothing_left();
+}
+
+#[test]
+fn an_end_is_told_although_nobody_reads_and_one_signal_ends_all() {
+    let scratch = Scratch::new();
+    let script = "if [ $RANK = 0 ]; then exec yes; fi
+        mkfifo $SCRATCH/go.1; read word < $SCRATCH/go.1; exit 7";
+    for is_stopped in [false, true] {
+        let mut command = scratch.run_with(&["--hosts", "localhost:2"], script);
+        let (shown, to) = std::io::pipe().unwrap();
+        let (errors, stderr) = std::io::pipe().unwrap();
+        let mut child = command.stdout(to).stderr(stderr).spawn().unwrap();
+        drop(command);
+        wait_until("the output is full", || {
+            let unread = rustix::io::ioctl_fionread(&shown).unwrap();
+            if unread > 60_000 { Ok(()) } else { Err(unread) }
+        });
+        let pid = rustix::process::Pid::from_child(&child);
+        if is_stopped {
+            rustix::process::kill_process(pid, Signal::INT).unwrap();
+            let status = child.wait().unwrap();
+            assert_eq!(status.code(), Some(130));
+        } else {
+            wait_until("rank 1 waits", || {
+                let pipe = scratch.path().join("go.1");
+                if pipe.exists() { Ok(()) } else { Err(pipe) }
+            });
+            scratch.release(1, "go");
+            let mut lines = BufReader::new(errors).lines();
+            let first = lines.next().unwrap().unwrap();
+            assert!(first.contains("rank 1 (localhost, pid "), "{first}");
+            assert!(first.contains(") ended with code 7; the others have "), "{first}");
+            let mut shown = shown;
+            std::io::copy(&mut shown, &mut std::io::sink()).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(7));
+            std::fs::remove_file(scratch.path().join("go.1")).unwrap();
+        }
+        scratch.expect_nothing_left();
+    }
+}
+
+#[test]
+fn a_signal_before_the_greeting_is_no_secret() {
+    let scratch = Scratch::new();
+    // A host that is slow to greet, as a login that asks a directory service.
+    let ssh = scratch.path().join("ssh");
+    let allfold = scratch.allfold(&[]).get_program().to_str().unwrap().to_owned();
+    let words = format!(
+        "#!/bin/sh\nprintf hi; touch $SCRATCH/called; read word < $SCRATCH/login\nexec {allfold} host\n"
+    );
+    std::fs::write(&ssh, words).unwrap();
+    std::fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let login = scratch.path().join("login");
+    assert!(std::process::Command::new("mkfifo").arg(&login).status().unwrap().success());
+    let options = ["--hosts", "me@localhost:1", "--ssh", ssh.to_str().unwrap()];
+    let launched = Launched::start(scratch.run_with(&options, "echo up"));
+    wait_until("the host is called", || {
+        if scratch.path().join("called").exists() { Ok(()) } else { Err(()) }
+    });
+    launched.signal(Signal::USR1);
+    launched.signal(Signal::CONT);
+    std::fs::write(&login, "go\n").unwrap();
+    let ended = launched.finish();
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+    assert_eq!(ended.lines, ["[0] up"]);
     scratch.expect_nothing_left();
 }
 
