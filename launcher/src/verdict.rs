@@ -307,9 +307,9 @@ mod tests {
         let lost = |outcome, code| Restart::of(Kind::Program, outcome, Some(code));
         let put_down = Ending { by_itself: false, ..ended(0, How::Signal(15)) };
         let survived = Outcome { endings: vec![put_down], ..Outcome::default() };
-        for outcome in [&Outcome::default(), &survived] {
-            assert_eq!(lost(outcome, exit_code::TRY_AGAIN), Restart::MayHelp);
-            assert_eq!(lost(outcome, exit_code::USAGE), Restart::Unwanted);
+        for outcome in [Outcome::default(), survived] {
+            assert_eq!(lost(&outcome, exit_code::TRY_AGAIN), Restart::MayHelp);
+            assert_eq!(lost(&outcome, exit_code::USAGE), Restart::Unwanted);
         }
         assert_eq!(lost(&stopped, exit_code::TRY_AGAIN), Restart::Unwanted);
     }
