@@ -304,7 +304,7 @@ mod tests {
         let stopped = Outcome { endings, is_stopped: true, ..Outcome::default() };
         assert_eq!(Restart::of(Kind::Program, &stopped, None), Restart::Unwanted);
         // A host that is lost, whether its ranks were heard of or not.
-        let lost = |outcome, code| Restart::of(Kind::Program, outcome, Some(code));
+        let lost = |outcome: &Outcome, code| Restart::of(Kind::Program, outcome, Some(code));
         let put_down = Ending { by_itself: false, ..ended(0, How::Signal(15)) };
         let survived = Outcome { endings: vec![put_down], ..Outcome::default() };
         for outcome in [Outcome::default(), survived] {
