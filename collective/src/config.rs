@@ -205,6 +205,11 @@ impl Config {
         self.identity.rank
     }
 
+    /// How long this rank waits for all ranks.
+    pub fn patience(&self) -> Duration {
+        self.connect_timeout
+    }
+
     /// The world size.
     pub fn size(&self) -> usize {
         self.identity.size

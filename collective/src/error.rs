@@ -112,8 +112,10 @@ impl Error {
             | Setting { .. }
             | Secret { .. }
             | Bind { .. }
-            | ServeMetrics { .. }
-            | UnknownHost { .. } => EXIT_USAGE,
+            | ServeMetrics { .. } => EXIT_USAGE,
+            // A pod that waits for a node has no name yet, or none any more.
+            UnknownHost { name, .. } if is_of_service(name) => EXIT_TRY_AGAIN,
+            UnknownHost { .. } => EXIT_USAGE,
             Refused { retryable, .. } => {
                 if *retryable {
                     EXIT_TRY_AGAIN
@@ -444,7 +446,10 @@ mod tests {
                 problem: "none".into(),
                 waited: "1 s".into(),
             };
-            Error::new(kind).help().unwrap()
+            let error = Error::new(kind);
+            let code = if name.starts_with("trainer-0.") { EXIT_TRY_AGAIN } else { EXIT_USAGE };
+            assert_eq!(error.exit_code(), code, "{name}");
+            error.help().unwrap()
         };
         let pod = help("trainer-0.trainer.ml.svc.cluster.local");
         assert!(pod.starts_with("`kubectl -n ml get service trainer` must show a headless"));

@@ -8,12 +8,12 @@ mod writer;
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Environment, invalid};
 
 use writer::Weight;
 
-pub use last_words::leave;
+pub use last_words::{leave, take_back};
 pub(crate) use origin::Origin;
 pub use origin::name_job;
 
@@ -146,7 +146,8 @@ pub(crate) fn flush() {
 /// This process has no world, for this reason.
 pub(crate) fn has_failed(error: &Error) {
     let origin = origin::current();
-    if origin.is_process() {
+    // That all is done is no cause of an end.
+    if origin.is_process() && !matches!(error.kind(), ErrorKind::Done { .. }) {
         leave_end(error);
     }
     origin.ends(error, None);

@@ -417,17 +417,7 @@ impl Attending {
                 }
             }
             Message::Refused { reason, again } => {
-                let reason = report::printable(&reason);
-                return Err(match self.not_reached() {
-                    // Rank 0 cannot know why.
-                    Some(problem) => ErrorKind::Refused {
-                        reason: format!("{reason}; {problem}"),
-                        retryable: again != Again::Never,
-                        help: Some(PORTS_HELP.into()),
-                    }
-                    .into(),
-                    None => refused(reason, again),
-                });
+                return Err(self.sent_away(report::printable(&reason), again));
             }
             Message::Commit { .. }
             | Message::Prepared { .. }
@@ -440,6 +430,26 @@ impl Attending {
             | Message::Verdict(_) => {}
         }
         Ok(())
+    }
+
+    /// By rank 0, after it was made welcome there.
+    fn sent_away(&self, reason: String, again: Again) -> Error {
+        // Rank 0 cannot know why.
+        let (reason, help) = match self.not_reached() {
+            Some(problem) => (format!("{reason}; {problem}"), Some(PORTS_HELP.to_string())),
+            None => (reason, None),
+        };
+        match (again, help) {
+            // One deadline for all: nobody is to wait anew.
+            (Again::GivenUp, help) => {
+                let waited = report::duration(self.terms.connect_timeout);
+                ErrorKind::ConnectTimeout { problem: reason, waited, help }.into()
+            }
+            (again, None) => refused(reason, again),
+            (again, help) => {
+                ErrorKind::Refused { reason, retryable: again != Again::Never, help }.into()
+            }
+        }
     }
 
     /// The world table, with hosts that a person can be shown, if it has the right form.

@@ -1,6 +1,7 @@
 //! Rank 0 after the end: tells whoever still comes that the job is done.
 
-use std::sync::{Arc, mpsc};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
@@ -25,6 +26,7 @@ use crate::trust::hello::Again;
 pub struct Doorkeeper {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    told: Arc<Mutex<BTreeSet<usize>>>,
 }
 
 impl Doorkeeper {
@@ -51,6 +53,8 @@ impl Doorkeeper {
         let (counters, reason) = (Arc::new(counters), reason.to_string());
         let (stop, stopped) = oneshot::channel();
         let (opened, outcome) = mpsc::sync_channel(1);
+        let told = Arc::<Mutex<BTreeSet<usize>>>::default();
+        let tells = told.clone();
         let main = move || {
             report::speak_for(&counters.origin);
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -71,8 +75,12 @@ impl Doorkeeper {
                 let _ = opened.send(Ok(()));
                 let open = endpoint.clone();
                 let guests = endpoint::accept(open, membership, counters, move |greeted| {
-                    let reason = reason.clone();
-                    tokio::task::spawn_local(greeted.refuse(reason, Again::Over));
+                    let (reason, tells) = (reason.clone(), tells.clone());
+                    let rank = greeted.hello.rank as usize;
+                    tokio::task::spawn_local(async move {
+                        greeted.refuse(reason, Again::Over).await;
+                        tells.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
+                    });
                 });
                 tokio::select! {
                     () = guests => {}
@@ -85,12 +93,17 @@ impl Doorkeeper {
             .name("allfold-door".into())
             .spawn(main)
             .map_err(|error| Error::system("start the door's thread", error))?;
-        let keeper = Self { stop: Some(stop), thread: Some(thread) };
+        let keeper = Self { stop: Some(stop), thread: Some(thread), told };
         match outcome.recv() {
             Ok(Ok(())) => Ok(keeper),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::system("keep the door", "its thread ended")),
         }
+    }
+
+    /// The ranks that have come and were told, in ascending order.
+    pub fn told(&self) -> Vec<usize> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 }
 
@@ -121,6 +134,7 @@ mod tests {
             assert_eq!(error.to_string(), "training complete");
             assert!(!error.is_retryable());
         }
+        assert_eq!(keeper.told(), [1, 2]);
         let error = Communicator::connect(config(1).job("another")).map(drop).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Refused { .. }), "{error}");
         drop(keeper);

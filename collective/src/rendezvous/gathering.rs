@@ -437,7 +437,7 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
                 (!absent.is_empty()).then(|| format!("{} did not come to {place}", ranks(&absent)));
             absent.into_iter().chain(came).collect::<Vec<_>>().join("; ")
         };
-        let (reason, again) = (problem.clone(), Again::Later);
+        let (reason, again) = (problem.clone(), Again::GivenUp);
         self.out.push(Action::PostAll(Message::Refused { reason, again }));
         let waited = report::duration(self.terms.connect_timeout);
         let help = (!missing.is_empty() && self.turned_away.is_empty()).then(|| {

@@ -304,8 +304,9 @@ fn a_rank_that_is_not_reached_is_named_with_its_addresses() {
     assert_eq!(waiting.dials.len(), 2, "it is dialled again");
     // Rank 0's deadline comes first, and rank 0 cannot know why.
     let reason = "the ranks could not connect to each other".to_string();
-    waiting.on(Event::Message(0, Message::Refused { reason, again: Again::Later }));
+    waiting.on(Event::Message(0, Message::Refused { reason, again: Again::GivenUp }));
     let error = waiting.ended.unwrap();
+    assert!(matches!(error.kind(), ErrorKind::ConnectTimeout { .. }), "as on rank 0");
     let expected = "the ranks could not connect to each other; rank 1 does not reach rank 2: \
                     10.0.0.9:4711 does not answer; [fd00::9]:4711 does not answer";
     assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 75));

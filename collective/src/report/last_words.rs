@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
+use super::writer::{self, Weight};
 use crate::identity::Environment;
 
 /// Leaves the line that ends this process where its cluster looks for it: in Kubernetes in
@@ -20,6 +21,17 @@ use crate::identity::Environment;
 pub fn leave(message: &str, help: Option<&str>) {
     let places = Places::of(&Environment::of_process());
     places.leave(message, help);
+}
+
+/// Takes back what this process has left for Kubernetes: it has outlived that, and its pod's status
+/// is to show what ends it, if anything does.
+pub fn take_back() {
+    let places = Places::of(&Environment::of_process());
+    if places.termination_log.is_some() {
+        // Behind all that allfold's own threads were to leave before.
+        writer::FILES.hand_over(Weight::End, move || places.take_back());
+        super::flush();
+    }
 }
 
 struct Places {
@@ -52,6 +64,12 @@ impl Places {
         }
         if let Some(path) = &self.error_file {
             let _ = write_error_file(path, message, &text);
+        }
+    }
+
+    fn take_back(&self) {
+        if let Some(path) = self.termination_log.as_ref().filter(|_| self.is_ours.load(Relaxed)) {
+            let _ = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0));
         }
     }
 
@@ -138,6 +156,23 @@ mod tests {
         first.leave("the end", None);
         assert_eq!(read(&first.termination_log), "the end\n");
         assert!(read(&first.error_file).contains("the cause"));
+    }
+
+    #[test]
+    fn what_was_outlived_is_taken_back_by_who_left_it() {
+        let first = places("back");
+        let second = Places {
+            termination_log: first.termination_log.clone(),
+            error_file: None,
+            is_ours: Box::leak(Box::default()),
+        };
+        first.leave("the cause", None);
+        second.take_back();
+        assert_eq!(read(&first.termination_log), "the cause\n");
+        first.take_back();
+        assert_eq!(read(&first.termination_log), "");
+        first.leave("the end", None);
+        assert_eq!(read(&first.termination_log), "the end\n");
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub(crate) enum Again {
     Never,
     /// The job is done, and needs nobody any more.
     Over,
+    /// In another run of the job: this one has waited as long as it should.
+    GivenUp,
 }
 
 /// A connection whose peer has said who it is and proved it.
