@@ -33,7 +33,7 @@ use crate::output::{Logged, Origin, Output, Shape, Source, Stream};
 use crate::port::Port;
 use crate::random;
 use crate::rank::{Rank, watch};
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::share::{Ruler, Share};
 use crate::supervisor::{Event, Supervisor, Surroundings};
 use crate::verdict::{Outcome, verdict};
@@ -138,6 +138,8 @@ impl Attempt<'_> {
         }
 
         let reports = || self.reports(directory);
+        let is_done =
+            || here.clone().any(|rank| report::is_done(&directory::report(directory, rank)));
         let around = Surroundings {
             announcer: &announcer,
             output: &output,
@@ -148,6 +150,7 @@ impl Attempt<'_> {
             is_led: self.is_led(),
             grace: self.job.options.grace,
             kills: self.kills,
+            is_done: &is_done,
             reports: &reports,
         };
         let outcome = Supervisor::new(ranks, around).run(events);

@@ -205,7 +205,7 @@ impl Collective for allfold_trainer::Options {
             // Its own checkpoints: the folder had none when the job began, or was to be gone on from.
             options.resume.get_or_insert(Resume::Auto);
         }
-        Ok(allfold_trainer::take_part(options, data, &identity, config)?)
+        Ok(allfold_trainer::take_part(options, data, &identity, config, &report::note_done)?)
     }
 }
 

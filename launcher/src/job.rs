@@ -122,6 +122,9 @@ impl Job {
         let kills = kills.as_ref();
         loop {
             allfold::report::name_job(&name);
+            if let Some(kills) = kills {
+                kills.starts(restart);
+            }
             let attempt =
                 Attempt { job: self, name: &name, restart, binding, journal, kills, logs };
             let end = match &self.place {

@@ -10,28 +10,39 @@ pub(crate) struct KillEvery {
     /// As many as there are restarts: the last start is left in peace.
     limit: usize,
     killed: Cell<usize>,
-    next: Cell<Instant>,
+    /// None after the last.
+    next: Cell<Option<Instant>>,
 }
 
 impl KillEvery {
     /// Time counts from `now`.
     pub(crate) fn new(every: Duration, ranks: usize, limit: usize, now: Instant) -> Self {
-        Self { every, ranks, limit, killed: Cell::new(0), next: Cell::new(now + every) }
+        Self { every, ranks, limit, killed: Cell::new(0), next: Cell::new(Some(now + every)) }
+    }
+
+    /// All ranks are started, after so many restarts: a failure of their own takes one, too.
+    pub(crate) fn starts(&self, restart: usize) {
+        if restart >= self.limit {
+            self.next.set(None);
+        }
     }
 
     /// When the next is due; None after the last.
     pub(crate) fn due(&self) -> Option<Instant> {
-        (self.killed.get() < self.limit).then(|| self.next.get())
+        self.next.get()
     }
 
-    /// The rank whose turn it is, and which of how many kills that is; None where none is due.
-    pub(crate) fn turn(&self, now: Instant) -> Option<(usize, String)> {
-        if self.due().is_none_or(|due| now < due) {
+    /// The rank whose turn it is, and which of how many kills that is; None where none is due, and
+    /// from then on where the training `is_done`.
+    pub(crate) fn turn(&self, now: Instant, is_done: &dyn Fn() -> bool) -> Option<(usize, String)> {
+        self.due().filter(|due| *due <= now)?;
+        if is_done() {
+            self.next.set(None);
             return None;
         }
         let kill = self.killed.get() + 1;
         self.killed.set(kill);
-        self.next.set(now + self.every);
+        self.next.set(Some(now + self.every));
         // Rank 0 last: it is the one whose loss looks worst.
         let rank = kill % self.ranks;
         Some((rank, format!("{kill} of {}", self.limit)))
@@ -42,16 +53,45 @@ impl KillEvery {
 mod tests {
     use super::*;
 
+    /// The second and the rank of every kill, where each has the ranks started again.
+    fn kills(
+        kills: &KillEvery,
+        start: Instant,
+        restarts: usize,
+        done_at: u32,
+    ) -> Vec<(u32, usize)> {
+        let second = Duration::from_secs(1);
+        let mut ranks = Vec::new();
+        kills.starts(restarts);
+        for at in 0..100 {
+            if let Some((rank, _)) = kills.turn(start + at * second, &|| at >= done_at) {
+                ranks.push((at, rank));
+                kills.starts(restarts + ranks.len());
+            }
+        }
+        ranks
+    }
+
     #[test]
     fn each_in_turn_until_the_restarts_are_used_up() {
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let kills = KillEvery::new(10 * second, 3, 4, start);
-        assert_eq!(kills.turn(start + 9 * second), None);
-        let mut ranks = Vec::new();
-        for at in 0..100 {
-            ranks.extend(kills.turn(start + at * second).map(|(rank, _)| (at, rank)));
-        }
-        assert_eq!(ranks, [(10, 1), (20, 2), (30, 0), (40, 1)]);
-        assert_eq!(kills.due(), None);
+        let start = Instant::now();
+        let every = || KillEvery::new(Duration::from_secs(10), 3, 4, start);
+        assert_eq!(every().turn(start + Duration::from_secs(9), &|| false), None);
+        let all = every();
+        assert_eq!(kills(&all, start, 0, 100), [(10, 1), (20, 2), (30, 0), (40, 1)]);
+        assert_eq!(all.due(), None);
+        // Two restarts are used up by failures of the job's own.
+        assert_eq!(kills(&every(), start, 2, 100), [(10, 1), (20, 2)]);
+        let none = every();
+        none.starts(4);
+        assert_eq!(none.due(), None);
+    }
+
+    #[test]
+    fn nobody_is_killed_who_is_done() {
+        let start = Instant::now();
+        let every = KillEvery::new(Duration::from_secs(10), 3, 4, start);
+        assert_eq!(kills(&every, start, 0, 20), [(10, 1)]);
+        assert_eq!(every.due(), None);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use allfold::report::Format;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,25 @@ impl Report {
             help: lines.next().filter(|help| !help.is_empty()).map(Into::into),
         })
     }
+}
+
+/// Tells the launcher that started this copy that nothing is left to do but to end.
+pub(crate) fn note_done() {
+    if let Some(path) = std::env::var_os(REPORT) {
+        // Without it a rank may yet be killed, and the job goes on from its checkpoint.
+        let _ = std::fs::write(done_beside(Path::new(&path)), "");
+    }
+}
+
+/// Whether the copy whose report is at `path` has said so.
+pub(crate) fn is_done(path: &Path) -> bool {
+    done_beside(path).exists()
+}
+
+fn done_beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".done");
+    name.into()
 }
 
 /// Whether this process is one of the copies that `train -n 4` or `bench` started.

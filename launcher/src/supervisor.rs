@@ -69,6 +69,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) grace: Option<Duration>,
     /// Where the user wants to see ranks killed.
     pub(crate) kills: Option<&'a KillEvery>,
+    /// Whether a copy of ourselves has nothing left to do but to end.
+    pub(crate) is_done: &'a dyn Fn() -> bool,
     /// What copies of ourselves have left so far, by rank.
     pub(crate) reports: &'a dyn Fn() -> Vec<Option<Report>>,
 }
@@ -145,7 +147,8 @@ impl<'a> Supervisor<'a> {
             Stage::Terminating(until) => until,
             // Killings for want of memory are looked for that often.
             Stage::Running => {
-                let due = self.around.kills.and_then(KillEvery::due);
+                let kills = self.around.kills.filter(|_| self.is_whole());
+                let due = kills.and_then(KillEvery::due);
                 let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
                 return Some(wait.map_or(LOOK, |wait| wait.min(LOOK)));
             }
@@ -240,20 +243,21 @@ impl<'a> Supervisor<'a> {
 
     /// Kills a rank where the user wants to see that; not one of a job that is ending.
     fn kill_in_turn(&self) {
-        let is_whole = self.ranks.iter().all(|rank| matches!(rank.state, State::Running));
-        if !is_whole || !matches!(self.stage, Stage::Running) {
+        let Some(kills) = self.around.kills else { return };
+        if !self.is_whole() || !matches!(self.stage, Stage::Running) {
             return;
         }
-        let Some((rank, which)) = self.around.kills.and_then(|kills| kills.turn(Instant::now()))
-        else {
-            return;
-        };
+        let Some((rank, which)) = kills.turn(Instant::now(), self.around.is_done) else { return };
         for rank in self.ranks.iter().filter(|other| other.number == rank) {
             let (number, pid) = (rank.number, rank.pid);
             let message = format!("--kill-every: rank {number} (pid {pid}) is killed, {which}");
             self.around.output.say(log::line("warning", &message));
             rank.signal(Signal::KILL);
         }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.ranks.iter().all(|rank| matches!(rank.state, State::Running))
     }
 
     /// Takes note of every process that has ended, and tells the others.

@@ -119,6 +119,16 @@ pub enum Error {
         help: String,
     },
 
+    /// Another process writes checkpoints there, and it did not end in time; every rank gets the
+    /// same error.
+    #[error("checkpoint {folder}: another process writes checkpoints here (waited {waited})")]
+    Locked {
+        /// The folder.
+        folder: String,
+        /// How long, in words.
+        waited: String,
+    },
+
     /// A file or folder of the user's cannot be used.
     #[error("{place}: {problem}")]
     Input {
@@ -272,6 +282,11 @@ impl Error {
             Self::AnotherEnd => {
                 Some("end it, too: it has not been started with these options".into())
             }
+            Self::Locked { .. } => Some(
+                "try again: a host that is gone holds its lock until the file server forgets it; \
+                 where the other one is alive, end it, or give another folder"
+                    .into(),
+            ),
             Self::Unwritten { .. } => {
                 Some("see the warnings; the model is that of the digest".into())
             }
@@ -289,7 +304,7 @@ impl Error {
             }
             Self::Stopped { .. } => EXIT_STOPPED,
             Self::Disagree { .. } => allfold::error::EXIT_DISAGREE,
-            Self::AnotherEnd => allfold::error::EXIT_TRY_AGAIN,
+            Self::AnotherEnd | Self::Locked { .. } => allfold::error::EXIT_TRY_AGAIN,
             Self::World(error) => error.exit_code(),
             Self::UnknownModel { .. }
             | Self::Option { .. }

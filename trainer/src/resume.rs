@@ -1,6 +1,8 @@
 //! Goes on from a checkpoint. Rank 0 alone chooses and reads; the others get it from there.
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use allfold::Communicator;
 
@@ -44,21 +46,23 @@ impl Resumed {
 /// Gives all ranks the parameters and the optimiser's state of the newest checkpoint, where that
 /// was asked for and there is one. None where it was not asked for. And rank 0's lock on the
 /// folder, for as long as it writes there.
-/// `described` is the model, `settings` how it is trained.
+/// `described` is the model, `settings` how it is trained. `patience` is how long the folder may be
+/// locked by another process, on rank 0.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] on every rank, with what rank 0 found wrong; [`Error::OptimizerState`].
+/// [`Error::Checkpoint`] on every rank, with what rank 0 found wrong; [`Error::Locked`], where there
+/// is patience; [`Error::OptimizerState`].
 pub(crate) fn resume(
     options: &Options,
-    described: &[(String, String)],
-    settings: &[(String, String)],
+    [described, settings]: [&[(String, String)]; 2],
     world: &Communicator,
     optimizer: &mut Distributed<'_, Optimiser>,
+    patience: Duration,
 ) -> Result<(Option<Resumed>, Option<Lock>)> {
     // Whether rank 0 was asked is rank 0's word, so that all make the same calls.
     let mut lock = None;
     let own = match world.rank() {
-        0 => find(options, described, settings, &mut lock),
+        0 => find(options, described, settings, (&mut lock, patience)),
         _ => Ok(None),
     };
     let Some((mut resumed, stored)) = tell_all(world, own)? else { return Ok((None, lock)) };
@@ -74,19 +78,46 @@ pub(crate) fn resume(
     Ok((Some(resumed), lock))
 }
 
-/// Whether the newest checkpoint is of this training, and leaves nothing to train. What is wrong
-/// with one that cannot be used, all ranks are told when they resume.
-pub(crate) fn is_at_the_end(options: &Options, data: &Data, ranks: usize) -> bool {
-    let look = || -> Result<bool> {
-        let Some(path) = &options.checkpoint else { return Ok(false) };
-        let settings = Settings::new(options, ranks, data)?;
-        let Some(stored) = Folder::new(path).latest()?.newest else { return Ok(false) };
-        let checkpoint = stored.decode()?;
-        checkpoint.fits(&settings.model_lines(&data.shape))?;
-        changes(&checkpoint, &saved_lines(&settings, data))?;
-        Ok(checkpoint.step >= settings.steps as u64)
+/// Whether the newest checkpoint is the end of this very training: of the same settings to the last,
+/// and of the last step. Of one that is not, all ranks are told when they resume.
+///
+/// # Errors
+/// Where it cannot be read, which does not say what it is.
+pub(crate) fn is_at_the_end(options: &Options, data: &Data, ranks: usize) -> Result<bool> {
+    let Some(path) = &options.checkpoint else { return Ok(false) };
+    let settings = Settings::new(options, ranks, data)?;
+    let Some(stored) = Folder::new(path).latest()?.newest else { return Ok(false) };
+    let Ok(checkpoint) = stored.decode() else { return Ok(false) };
+    let lines = saved_lines(&settings, data);
+    let is_same = |(name, here): &(String, String)| {
+        name == STEPS || checkpoint.setting(name).is_some_and(|there| there == here)
     };
-    look().unwrap_or(false)
+    Ok(checkpoint.fits(&settings.model_lines(&data.shape)).is_ok()
+        && lines.iter().all(is_same)
+        && checkpoint.setting(MIXED).is_none()
+        && checkpoint.step == settings.steps as u64)
+}
+
+/// A rank 0 whose host is gone holds its lock until the file server forgets it.
+fn lock_within(patience: Duration, folder: &Folder) -> Result<Option<Lock>> {
+    let began = Instant::now();
+    let mut say = began;
+    loop {
+        let locked = match folder.lock() {
+            Err(error) if !patience.is_zero() => error,
+            done => return done,
+        };
+        let waited = format!("{:.0} s", began.elapsed().as_secs_f64());
+        if began.elapsed() >= patience {
+            return Err(Error::Locked { folder: folder.path().display().to_string(), waited });
+        }
+        if Instant::now() >= say {
+            say += SAY_EVERY;
+            let limit = patience.as_secs();
+            tracing::warn!("{locked}; waiting up to {limit} s for it to end ({waited} so far)");
+        }
+        thread::sleep(LOOK_EVERY);
+    }
 }
 
 type Choice = Option<(Resumed, Option<Stored>)>;
@@ -96,7 +127,7 @@ fn find(
     options: &Options,
     described: &[(String, String)],
     settings: &[(String, String)],
-    lock: &mut Option<Lock>,
+    (lock, patience): (&mut Option<Lock>, Duration),
 ) -> Result<Choice> {
     let Some(path) = &options.checkpoint else { return Ok(None) };
     let folder = Folder::new(path);
@@ -104,7 +135,7 @@ fn find(
         // Where it cannot be made, it is told when it is prepared.
         let _ = std::fs::create_dir_all(path);
     }
-    *lock = folder.lock()?;
+    *lock = lock_within(patience, &folder)?;
     let Some(resume) = options.resume else {
         folder.must_be_unused()?;
         return Ok(None);
@@ -191,6 +222,7 @@ fn counts_epochs(checkpoint: &Checkpoint, settings: &[(String, String)]) -> bool
 /// What rank 0 has found, on every rank.
 fn tell_all(world: &Communicator, own: Result<Choice>) -> Result<Choice> {
     let (word, sizes) = match &own {
+        Err(Error::Locked { .. }) => (LOCKED, [0; 2]),
         Err(_) => (FAILED, [0; 2]),
         Ok(None) => (NOT_ASKED, [0; 2]),
         Ok(Some((_, None))) => (NOTHING, [0; 2]),
@@ -204,6 +236,7 @@ fn tell_all(world: &Communicator, own: Result<Choice>) -> Result<Choice> {
     match words {
         [NOT_ASKED, ..] => Ok(None),
         [FAILED, ..] => Err(tell_error(world, own.err())?),
+        [LOCKED, ..] => Err(tell_locked(world, own.err())?),
         [FOUND, model, optimizer] => {
             let (resumed, stored) = match own {
                 Ok(Some((resumed, Some(stored)))) => (resumed, stored),
@@ -239,6 +272,16 @@ fn tell_error(world: &Communicator, own: Option<Error>) -> Result<Error> {
     Ok(own.unwrap_or(Error::Checkpoint { file, problem, help }))
 }
 
+/// The same of a lock, which may be free when they try again.
+fn tell_locked(world: &Communicator, own: Option<Error>) -> Result<Error> {
+    let [folder, waited] = match &own {
+        Some(Error::Locked { folder, waited }) => [folder.clone(), waited.clone()],
+        _ => Default::default(),
+    };
+    let folder = broadcast_text(world, &folder, 0)?;
+    Ok(Error::Locked { folder, waited: broadcast_text(world, &waited, 0)? })
+}
+
 fn broadcast_bytes(world: &Communicator, own: Vec<u8>, length: u64) -> Result<Vec<u8>> {
     if length > FILE_LIMIT {
         return Err(Error::ListTooLong { bytes: length, limit: FILE_LIMIT });
@@ -264,5 +307,12 @@ const NOTHING: u64 = 1;
 const FOUND: u64 = 2;
 /// Rank 0 has an error.
 const FAILED: u64 = 3;
+/// Rank 0 did not get the lock.
+const LOCKED: u64 = 4;
+/// NFS 4 forgets a client after 90 s, and some servers after twice that.
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(180);
+const SAY_EVERY: Duration = Duration::from_secs(10);
+/// Nothing tells when a lock is free.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Bytes of a checkpoint's file: beyond the memory of the hosts that this is for.
 const FILE_LIMIT: u64 = 1 << 40;

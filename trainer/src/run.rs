@@ -1,6 +1,7 @@
 //! One training of `allfold train`: a rank's part, and what rank 0 says of it.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use allfold::{Communicator, ReduceOp};
 
@@ -9,6 +10,7 @@ use crate::error::{Error, LastStep, Result};
 use crate::options::{Options, Resume, WhenDone};
 use crate::output::Output;
 use crate::report::Report;
+use crate::resume::LOCK_PATIENCE;
 use crate::stop::Stop;
 use crate::training::{Event, Outcome, Training};
 use crate::watching::Scalars;
@@ -24,6 +26,7 @@ pub fn run(options: &Options, data: Data, world: Communicator) -> Result<()> {
     // Until there is something to save.
     Stop::end_at_once()?;
     let trained = train(options, data, &world, &Round::default())?;
+    trained.by_all.clone()?;
     world.close()?;
     let problems = trained.end(options)?;
     if options.when_done == Some(WhenDone::Wait) {
@@ -35,14 +38,20 @@ pub fn run(options: &Options, data: Data, world: Communicator) -> Result<()> {
 }
 
 /// What this process knows of the trainings of its job, of which each loss begins another.
-#[derive(Debug, Default)]
-pub(crate) struct Round {
+#[derive(Default)]
+pub(crate) struct Round<'a> {
+    /// Whether another process may have been this rank before, and its lock outlive it.
+    pub(crate) succeeds: bool,
     /// Whether one before it has got as far as its first step: the checkpoints are this job's own.
     pub(crate) continues: bool,
     /// Whether this one has.
     pub(crate) has_begun: Cell<bool>,
     /// The last step that this one has taken, from 1; 0 before the first.
     pub(crate) step: Cell<usize>,
+    /// What could not be written so far, in this one and those before it that a loss has ended.
+    pub(crate) problems: Cell<usize>,
+    /// Called as soon as it is trained to the end, before anything is said of that.
+    pub(crate) done: Option<&'a dyn Fn()>,
 }
 
 /// A training that has ended well.
@@ -50,6 +59,8 @@ pub(crate) struct Trained {
     outcome: Outcome,
     /// What could not be written.
     problems: usize,
+    /// Whether every rank is known to have got as far.
+    pub(crate) by_all: allfold::Result<()>,
 }
 
 impl Trained {
@@ -84,7 +95,7 @@ pub(crate) fn train(
     options: &Options,
     data: Data,
     world: &Communicator,
-    round: &Round,
+    round: &Round<'_>,
 ) -> Result<Trained> {
     let mut report = (world.rank() == 0).then(|| Report::new(options.progress));
     // Rank 0 may be new, and the others know.
@@ -95,7 +106,8 @@ pub(crate) fn train(
     if continues {
         options.resume.get_or_insert(Resume::Auto);
     }
-    let mut training = Training::with_data(options, data, world)?;
+    let patience = if continues || round.succeeds { LOCK_PATIENCE } else { Duration::ZERO };
+    let mut training = Training::within(patience, options, data, world)?;
     round.has_begun.set(true);
     let stop = Stop::install()?;
     training.stop_on(stop);
@@ -118,6 +130,7 @@ pub(crate) fn train(
     for change in training.resumed.iter().flat_map(|resumed| &resumed.changes) {
         tracing::warn!("resume: {change}");
     }
+    let problems_before = round.problems.get();
     let outcome = training.run(|event| {
         if let Event::Step(done) = &event {
             round.step.set(done.step);
@@ -127,11 +140,16 @@ pub(crate) fn train(
             scalars.event(&events[0]);
             events.extend(scalars.problems().into_iter().map(Event::Problem));
         }
+        let problems = events.iter().filter(|event| matches!(event, Event::Problem(_))).count();
+        round.problems.set(round.problems.get() + problems);
         match &mut report {
             Some(report) => events.iter().try_for_each(|event| report.event(event)),
             None => Ok(()),
         }
     })?;
+    if let Some(done) = round.done.filter(|_| outcome.test.is_some()) {
+        done();
+    }
     let unwritten = scalars.as_mut().map_or(0, Scalars::finish);
     if let (Some(report), Some(scalars)) = (&mut report, &mut scalars) {
         scalars.problems().into_iter().map(Event::Problem).try_for_each(|it| report.event(&it))?;
@@ -139,8 +157,10 @@ pub(crate) fn train(
     if let Some(report) = &mut report {
         report.end(&outcome)?;
     }
-    let problems = outcome.problems + unwritten;
-    Ok(Trained { outcome, problems })
+    let problems = problems_before + outcome.problems + unwritten;
+    // A broadcast ends on rank 0 before the others have it.
+    let by_all = world.all_reduce(&mut [0u64], ReduceOp::Max).map(drop);
+    Ok(Trained { outcome, problems, by_all })
 }
 
 /// Where nobody deletes the process, but somebody ends it.

@@ -131,6 +131,17 @@ impl<'a> Training<'a> {
     /// # Errors
     /// As there.
     pub fn with_data(options: &Options, data: Data, world: &'a Communicator) -> Result<Self> {
+        Self::within(Duration::ZERO, options, data, world)
+    }
+
+    /// As [`with_data`](Self::with_data), and waits so long for another process that has the folder
+    /// for checkpoints.
+    pub(crate) fn within(
+        patience: Duration,
+        options: &Options,
+        data: Data,
+        world: &'a Communicator,
+    ) -> Result<Self> {
         let settings = Settings::new(options, world.size(), &data)?;
         agreement::compare(world, "options", &settings.lines(&data))?;
         let vars = VarMap::new();
@@ -143,7 +154,8 @@ impl<'a> Training<'a> {
         optimizer.set_clip_norm(settings.clip_norm);
         let described = settings.model_lines(&data.shape);
         let mut lines = saved_lines(&settings, &data);
-        let (resumed, lock) = resume(options, &described, &lines, world, &mut optimizer)?;
+        let (resumed, lock) =
+            resume(options, [&described, &lines], world, &mut optimizer, patience)?;
         if resumed.as_ref().is_some_and(|resumed| !resumed.counts_epochs) {
             lines.push((MIXED.into(), "yes".into()));
         }
