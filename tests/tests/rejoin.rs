@@ -10,6 +10,7 @@ use allfold_tests::hosts::Hosts;
 use allfold_tests::{
     Ended, Folder, Job, Process, clean_command, free_address, machine_lock, skipped,
 };
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -82,6 +83,98 @@ fn a_rank_comes_back_on_another_host() {
         assert_eq!(ended.code(), 0, "{ended:#?}");
     }
     assert_eq!(digest(&ended[0]), digest_of(3, &train));
+}
+
+#[test]
+fn over_shared_memory_ranks_come_back_too() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin-memory");
+    let line = format!("train -n 3 {TRAIN}");
+    let undisturbed = Process::start(clean_command(ALLFOLD).args(line.split_whitespace())).wait();
+    let mut job = Ranks::start(3, "--on-loss rejoin", &saving(&folder), shared_memory);
+    job.ranks[0].wait_for_line("shared memory");
+    job.ranks[0].wait_for_line(" step=100 ");
+    for lost in [1, 0] {
+        job.kill(&[lost]);
+        job.ranks[2].wait_for_line("waiting for it to come back (rejoin ");
+        job.start_again(lost);
+        job.ranks[0].wait_for_line("  resume step ");
+        job.ranks[0].wait_for_line(" step=");
+    }
+    let ended = job.wait();
+    for ended in &ended {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+    assert_eq!(digest(&ended[0]), digest(&undisturbed));
+}
+
+#[test]
+fn a_loss_at_the_very_end_leaves_no_rank_behind() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin-last");
+    let options = "--on-loss rejoin --resume";
+    let mut job = Ranks::start(3, options, &saving(&folder), briefly);
+    let first = job.ranks[0].wait_for_line(", digest ");
+    job.kill(&[2]);
+    // It may have been done already; whoever starts ranks again may not have seen that.
+    let _killed_or_done = job.ranks.remove(2).wait();
+    job.ranks.push(job.begin(2));
+    for ended in job.wait() {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+    // All anew: rank 0 sees it, and tells the others.
+    let all = Ranks::start(3, options, &saving(&folder), briefly).wait();
+    assert!(first.ends_with(&digest(&all[0])), "{:#?}", all[0]);
+    for ended in &all {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+    // One alone, after all others have ended for good.
+    let mut job = Ranks::of(3, options, &saving(&folder), briefly);
+    for rank in [0, 1] {
+        let ended = job.begin(rank).wait();
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+    // Of another training, it is not the end of this one.
+    job.line = job.line.replace("--steps 4000", "--steps 3999");
+    for rank in [0, 1] {
+        let ended = job.begin(rank).wait();
+        assert_eq!(ended.code(), 75, "{ended:#?}");
+    }
+}
+
+#[test]
+fn ranks_that_disagree_do_not_meet_again() {
+    let _one_at_a_time = machine_lock();
+    let mut job = Ranks::of(2, "--on-loss rejoin", "", plain);
+    job.ranks.push(job.begin(0));
+    job.line += " --seed 7";
+    job.ranks.push(job.begin(1));
+    for ended in job.wait() {
+        assert_eq!(ended.code(), 3, "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_lock_that_may_be_a_predecessors_is_waited_for() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("rejoin-lock");
+    let at = folder.path().join("checkpoints");
+    std::fs::create_dir(&at).unwrap();
+    let other = std::fs::File::create(at.join(".allfold-lock")).unwrap();
+    flock(&other, FlockOperation::LockExclusive).unwrap();
+    // Nobody was rank 0 before this one.
+    for ended in Ranks::start(2, "--on-loss rejoin", &saving(&folder), plain).wait() {
+        ended.assert_error(2, &["another process writes checkpoints here"]);
+    }
+    // A pod's host may be gone, and its lock there; numbered as by `allfold manifest`.
+    let mut job = Ranks::start(2, "", &saving(&folder), pod_of_manifest);
+    job.ranks[0].wait_for_line("another process writes checkpoints here; waiting up to 180 s");
+    drop(other);
+    job.each(|rank| _ = rank.wait_for_line(COMPLETE));
+    job.each(|rank| rank.signal(Signal::TERM));
+    for ended in job.wait() {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
 }
 
 #[test]
@@ -219,6 +312,17 @@ fn a_checkpoint_of_another_training_is_not_the_end_of_this_one() {
     both.wait_for_line("training complete, waiting for SIGTERM");
     both.signal(Signal::TERM);
     assert_eq!(both.wait().code(), 0);
+    // What looks alike, but is not this training's.
+    let alone = "rank 0 tells it from the checkpoint, alone";
+    for (other, words) in [
+        ("--hidden 16 --steps 20 --seed 2", "! warning: resume: seed was 1, is 2"),
+        ("--hidden 16 --steps 20 --lr 0.001", "! warning: resume: lr was "),
+        ("--hidden 16 --steps 19", "nothing left to train: the checkpoint is at step 20"),
+    ] {
+        let ended = end(train(other));
+        assert!(ended.lines.iter().any(|line| line.starts_with(words)), "{other}: {ended:#?}");
+        assert!(!ended.lines.iter().any(|line| line.ends_with(alone)), "{other}: {ended:#?}");
+    }
     assert!(trained(&end(train("--hidden 16 --steps 21"))), "there is a step left");
     train("--hidden 17 --steps 20").wait().assert_error(2, &["hidden is 16 there, 17 here"]);
 }
@@ -270,12 +374,17 @@ type Environment = fn(&Job, usize, &mut Command);
 impl Ranks {
     /// Starts them all, the last first.
     fn start(size: usize, options: &str, saving: &str, environment: Environment) -> Self {
-        let line = format!("train {TRAIN} {options} {saving}");
-        let mut ranks = Self { job: Job::new(size), line, environment, ranks: Vec::new() };
+        let mut ranks = Self::of(size, options, saving, environment);
         for rank in (0..size).rev() {
             ranks.ranks.insert(0, ranks.begin(rank));
         }
         ranks
+    }
+
+    /// None of them is started yet.
+    fn of(size: usize, options: &str, saving: &str, environment: Environment) -> Self {
+        let line = format!("train {TRAIN} {options} {saving}");
+        Self { job: Job::new(size), line, environment, ranks: Vec::new() }
     }
 
     fn begin(&self, rank: usize) -> Process {
@@ -309,12 +418,26 @@ impl Ranks {
 
 fn plain(_: &Job, _: usize, _: &mut Command) {}
 
+fn shared_memory(_: &Job, _: usize, command: &mut Command) {
+    command.env_remove("ALLFOLD_TRANSPORT");
+}
+
+/// Who waits for nobody waits in vain.
+fn briefly(_: &Job, _: usize, command: &mut Command) {
+    command.env("ALLFOLD_CONNECT_TIMEOUT", "5s");
+}
+
 /// As in a pod of a StatefulSet, with ports of its own.
-fn pod(_: &Job, rank: usize, command: &mut Command) {
+fn pod(job: &Job, rank: usize, command: &mut Command) {
+    pod_of_manifest(job, rank, command);
+    command.env_remove("ALLFOLD_RANK");
+}
+
+/// The same, where the pod's label says the rank.
+fn pod_of_manifest(_: &Job, rank: usize, command: &mut Command) {
     let port = free_address().rsplit_once(':').unwrap().1.to_string();
     // The next one is its lane's.
     free_address();
-    command.env_remove("ALLFOLD_RANK");
     command.env("KUBERNETES_SERVICE_HOST", "10.96.0.1").env("POD_NAME", format!("trainer-{rank}"));
     command.env("ALLFOLD_PORT", port);
 }
