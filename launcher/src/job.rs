@@ -141,6 +141,9 @@ impl Job {
                 Err(error) => return Err(error),
             };
             let Err(error) = result else {
+                if let Some(message) = kills.and_then(KillEvery::unseen) {
+                    log::say("info", &message);
+                }
                 return Ok(());
             };
             let culprit = at_fault(&outcome.endings).map(|ending| ending.rank);

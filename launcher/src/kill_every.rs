@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use crate::duration;
+
 /// When the next rank is killed, and which.
 pub(crate) struct KillEvery {
     every: Duration,
@@ -25,6 +27,17 @@ impl KillEvery {
         if restart >= self.limit {
             self.next.set(None);
         }
+    }
+
+    /// That nobody was killed, where the job was too short for it.
+    pub(crate) fn unseen(&self) -> Option<String> {
+        let every = duration::text(self.every);
+        (self.killed.get() == 0).then(|| {
+            format!(
+                "--kill-every: nobody was killed, the job was done within {every}; a shorter time \
+                 or more --epochs show it"
+            )
+        })
     }
 
     /// When the next is due; None after the last.
@@ -79,12 +92,13 @@ mod tests {
         assert_eq!(every().turn(start + Duration::from_secs(9), &|| false), None);
         let all = every();
         assert_eq!(kills(&all, start, 0, 100), [(10, 1), (20, 2), (30, 0), (40, 1)]);
-        assert_eq!(all.due(), None);
+        assert_eq!((all.due(), all.unseen()), (None, None));
         // Two restarts are used up by failures of the job's own.
         assert_eq!(kills(&every(), start, 2, 100), [(10, 1), (20, 2)]);
         let none = every();
         none.starts(4);
         assert_eq!(none.due(), None);
+        assert!(none.unseen().is_some_and(|message| message.contains("within 10 s")));
     }
 
     #[test]

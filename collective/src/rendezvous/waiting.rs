@@ -308,7 +308,7 @@ fn a_rank_that_is_not_reached_is_named_with_its_addresses() {
     let error = waiting.ended.unwrap();
     assert!(matches!(error.kind(), ErrorKind::ConnectTimeout { .. }), "as on rank 0");
     let expected = "the ranks could not connect to each other; rank 1 does not reach rank 2: \
-                    10.0.0.9:4711 does not answer; [fd00::9]:4711 does not answer";
+                    10.0.0.9:4711 does not answer; [fd00::9]:4711 does not answer (waited 60 s)";
     assert_eq!((error.to_string().as_str(), error.exit_code()), (expected, 75));
     assert!(error.help().unwrap().contains("ALLFOLD_PORT"));
 }
