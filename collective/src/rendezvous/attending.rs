@@ -125,6 +125,8 @@ pub(super) enum Action {
 /// Somebody who is not rank 0 of this job, and never will be.
 struct Stranger {
     reason: String,
+    /// From when on it was always somebody else who answered.
+    since: Instant,
     /// How many attempts since then have met nobody.
     unmet: u32,
 }
@@ -229,7 +231,7 @@ impl Attending {
 
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
         match event {
-            Event::RankZero(outcome) => return self.found(outcome),
+            Event::RankZero(outcome) => return self.found(now, outcome),
             Event::Named(outcome) => {
                 self.was_known |= outcome.is_ok();
                 self.unknown = outcome.err();
@@ -300,7 +302,11 @@ impl Attending {
         Ok(())
     }
 
-    fn found(&mut self, outcome: std::result::Result<(SocketAddr, usize), Unfound>) -> Result<()> {
+    fn found(
+        &mut self,
+        now: Instant,
+        outcome: std::result::Result<(SocketAddr, usize), Unfound>,
+    ) -> Result<()> {
         let error = match outcome {
             Ok((at, link)) => {
                 self.found.insert(0, at);
@@ -338,7 +344,7 @@ impl Attending {
             DialError::Final(reason) | DialError::Elsewhere(reason)
                 if self.terms.place.ip().is_none() =>
             {
-                self.meet_stranger(reason);
+                self.meet_stranger(now, reason)?;
                 self.look_again();
                 Ok(())
             }
@@ -350,7 +356,7 @@ impl Attending {
     }
 
     /// Says at once what the user may have to mend.
-    fn meet_stranger(&mut self, reason: String) {
+    fn meet_stranger(&mut self, now: Instant, reason: String) -> Result<()> {
         if self.told.len() < MAX_TOLD && self.told.insert(reason.clone()) {
             let place = &self.terms.place;
             self.out.push(Action::Say(format!(
@@ -358,7 +364,12 @@ impl Attending {
                  lead elsewhere soon"
             )));
         }
-        self.stranger = Some(Stranger { reason, unmet: 0 });
+        let since = self.stranger.as_ref().map_or(now, |stranger| stranger.since);
+        self.stranger = Some(Stranger { reason, since, unmet: 0 });
+        match now.saturating_duration_since(since) {
+            met if met >= STRANGER_STAYS => Err(self.give_up(report::duration(met))),
+            _ => Ok(()),
+        }
     }
 
     /// The system's word that nobody listens is rare, and silence proves little beside it.
@@ -700,6 +711,8 @@ const PORTS_HELP: &str = "UDP must pass between all hosts, both ways, on the por
 const UNANSWERED: &str = "the name server has not answered yet";
 /// Attempts in a row that meet nobody where somebody else was.
 const GONE_AFTER: u32 = 3;
+/// By then a name leads where it should: clusters keep names for 30 s, and caches twice that.
+const STRANGER_STAYS: Duration = Duration::from_secs(60);
 /// Strangers to be told of.
 const MAX_TOLD: usize = 8;
 /// A rank that starts with the others has met rank 0 by then.

@@ -26,10 +26,13 @@ struct Waiting {
 
 impl Waiting {
     fn at(place: &str) -> Self {
+        Self::for_long(place, TIMEOUT)
+    }
+
+    fn for_long(place: &str, connect_timeout: Duration) -> Self {
         let now = Instant::now();
         let place = HostPort::read(place, 29_500).unwrap();
-        let terms =
-            Terms { rank: 1, size: 3, lanes: 1, connect_timeout: TIMEOUT, place, local_rank: 0 };
+        let terms = Terms { rank: 1, size: 3, lanes: 1, connect_timeout, place, local_rank: 0 };
         let (attending, first) = Attending::new(terms, now);
         let mut waiting = Self {
             attending,
@@ -276,6 +279,17 @@ fn somebody_else_at_a_name_is_waited_out_and_at_an_address_is_the_error() {
     // The name leads elsewhere by now.
     waiting.finds_rank_0();
     assert!(waiting.ended.is_none());
+    // It never does, and the deadline of pods is far.
+    let mut waiting = Waiting::for_long("node-0", Duration::from_secs(900));
+    waiting.fails(other());
+    waiting.now += Duration::from_secs(59);
+    waiting.fails(other());
+    assert!(waiting.ended.is_none());
+    waiting.now += Duration::from_secs(1);
+    waiting.fails(other());
+    let error = waiting.ended.unwrap();
+    let words = "another rank than rank 0 answers there (tried for 60 s)";
+    assert!(error.to_string().ends_with(words) && error.exit_code() == 2, "{error}");
     let mut waiting = Waiting::at("10.0.0.7:29500");
     waiting.fails(other());
     assert_eq!(waiting.ended.unwrap().exit_code(), 2);
