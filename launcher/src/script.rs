@@ -138,7 +138,7 @@ impl Script<'_> {
 }
 
 /// As one word of a shell, whatever it holds.
-fn quoted(word: impl AsRef<OsStr>) -> Vec<u8> {
+pub(crate) fn quoted(word: impl AsRef<OsStr>) -> Vec<u8> {
     let bytes = word.as_ref().as_bytes();
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:,+@%".contains(byte);
     if !bytes.is_empty() && bytes.iter().all(is_plain) {

@@ -88,10 +88,14 @@ impl Hosts {
 
     /// The same command on `host`, where it is process 1; it ends with what it was started as.
     pub fn on(&self, host: usize, command: &Command) -> Command {
+        self.moved(host, &[], command)
+    }
+
+    fn moved(&self, host: usize, more: &[&str], command: &Command) -> Command {
         let mut moved = Command::new("ip");
         moved.args(["netns", "exec", &self.name(host)]);
         // Of its own are also its processes: nobody can watch them from another host.
-        moved.args(["unshare", "--uts", "--pid", "--fork", "--kill-child"]);
+        moved.args(["unshare", "--uts", "--pid", "--fork", "--kill-child"]).args(more);
         moved.args(["sh", "-c", "hostname \"$1\"; shift; exec \"$@\"", "sh"]);
         moved.arg(host_name(host)).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {

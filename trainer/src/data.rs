@@ -17,6 +17,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256};
 use candle_core::{DType, Tensor};
 
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::model::ModelKind;
 use subset::hold_out;
@@ -217,7 +218,7 @@ fn fingerprint(shape: &Shape, parts: &[&[u8]]) -> String {
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(hash.finish().as_ref())
 }
 
 /// A sample number beyond the end: a mistake in the program, not in the data.

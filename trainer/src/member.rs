@@ -8,6 +8,7 @@ use allfold::{Communicator, Config, Doorkeeper, ErrorKind, Identity};
 use aws_lc_rs::digest::SHA256;
 
 use crate::data::Data;
+use crate::digest::hex;
 use crate::error::{Error, LastStep, Result};
 use crate::options::{OnLoss, Options, Resume, WhenDone};
 use crate::output::Output;
@@ -266,8 +267,7 @@ impl<'a> Member<'a> {
         let settings = Settings::new(self.options, self.config.size(), &self.data)?;
         let lines = settings.lines(&self.data).join("\n");
         let digest = aws_lc_rs::digest::digest(&SHA256, lines.as_bytes());
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(format!("training complete, of settings {}", short(&hex)))
+        Ok(format!("training complete, of settings {}", short(&hex(digest.as_ref()))))
     }
 
     /// Until a SIGTERM.

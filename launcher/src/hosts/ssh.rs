@@ -1,9 +1,12 @@
 //! How a launcher is started on another host, and what ssh's words mean when it is not.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::process::{Command, ExitStatus};
 
 use crate::error::Error;
 use crate::exit_code;
+use crate::script::quoted;
 
 use super::SUBCOMMAND;
 use super::list::Host;
@@ -14,7 +17,8 @@ pub(crate) fn command(ssh: &str, host: &Host, path: &str) -> Command {
     let mut command = Command::new(words.next().unwrap_or(DEFAULT));
     // The user's options come first, and so before these: ssh takes the first of each.
     command.args(words).args(OPTIONS).arg("--").arg(&host.destination);
-    command.arg(format!("exec {} {SUBCOMMAND}", quoted(path)));
+    let words = [b"exec ", &quoted(path)[..], b" ", SUBCOMMAND.as_bytes()].concat();
+    command.arg(OsString::from_vec(words));
     command
 }
 
@@ -154,15 +158,6 @@ pub(crate) fn ended(status: Option<ExitStatus>) -> String {
         Some((Some(code), _)) => format!("ssh ended with code {code}"),
         Some((None, status)) => format!("ssh: {status}"),
         None => "ssh is gone".into(),
-    }
-}
-
-/// As one word for whatever shell is there.
-fn quoted(path: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
-    match path.chars().all(is_plain) {
-        true => path.into(),
-        false => format!("'{}'", path.replace('\'', r"'\''")),
     }
 }
 

@@ -101,17 +101,7 @@ impl Ssh {
 impl Hosts {
     /// As [`on`](Self::on), with a /proc of its own: for what looks after processes.
     pub fn machine(&self, host: usize, command: &Command) -> Command {
-        let mut moved = Command::new("ip");
-        moved.args(["netns", "exec", &self.name(host)]);
-        moved.args(["unshare", "--uts", "--pid", "--mount-proc", "--fork", "--kill-child"]);
-        moved.args(["sh", "-c", "hostname \"$1\"; shift; exec \"$@\"", "sh"]);
-        moved.arg(host_name(host)).arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => moved.env(name, value),
-                None => moved.env_remove(name),
-            };
-        }
+        let mut moved = self.moved(host, &["--mount-proc"], command);
         if let Some(directory) = command.get_current_dir() {
             moved.current_dir(directory);
         }

@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use candle_core::{DType, Device, Tensor, WithDType};
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::parameters::with_elements;
 
@@ -200,7 +201,7 @@ fn digest_entry(sha256: &str) -> String {
 fn digest(pieces: &[&[u8]]) -> String {
     let mut hash = Context::new(&SHA256);
     pieces.iter().for_each(|piece| hash.update(piece));
-    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(hash.finish().as_ref())
 }
 
 /// In the metadata: steps taken.
