@@ -73,14 +73,20 @@ const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::process::{Child, Command, Stdio};
 
     use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
     use super::*;
 
+    /// A process that waits for input; before it first does, the disk may keep it in the kernel.
     fn idle() -> Child {
-        Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
+        let mut command = Command::new("cat");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        child
     }
 
     #[tokio::test]
