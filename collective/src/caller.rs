@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::buffer::{Borrowed, Parts};
 use crate::communicator::{Communicator, Kind};
-use crate::contract::{CallShape, Collective};
+use crate::contract::{CallShape, Collective, Role};
 use crate::engine::Engine;
 use crate::error::{ErrorKind, Result};
 use crate::owned::Owned;
@@ -165,7 +165,7 @@ impl<'a> Caller<'a> {
         let own = end - counts.get(rank).copied().unwrap_or(0)..end;
         Ok(Shaped {
             collective: Collective::AllGatherV,
-            splits: false,
+            role: Role::Data,
             op: None,
             count: total as u64,
             counts: Some(Arc::from(ends)),
@@ -422,22 +422,32 @@ impl<'a> Caller<'a> {
     /// The number of that call.
     pub(crate) fn gather_for_split(self, buffer: &mut [u64]) -> Result<u64> {
         let mut call = self.all_gather_call(buffer.len())?;
-        call.splits = true;
+        call.role = Role::Split;
         let parts = call.parts.clone();
         let Some(engine) = self.engine() else { return Ok(0) };
         engine.call(&self.shape::<u64>(call), Borrowed::in_place(buffer, parts))
     }
 
     /// A call on whole buffers of one length.
-    fn whole(self, collective: Collective, op: Option<ReduceOp>, length: usize) -> Shaped {
+    pub(crate) fn whole(
+        self,
+        collective: Collective,
+        op: Option<ReduceOp>,
+        length: usize,
+    ) -> Shaped {
         let parts = Parts { input: 0..length, output: 0..length };
-        Shaped { collective, splits: false, op, count: length as u64, counts: None, parts }
+        Shaped { collective, role: Role::Data, op, count: length as u64, counts: None, parts }
     }
 
     /// A call on blocks of one length, in separate buffers.
-    fn of_blocks(self, collective: Collective, op: Option<ReduceOp>, block: usize) -> Shaped {
+    pub(crate) fn of_blocks(
+        self,
+        collective: Collective,
+        op: Option<ReduceOp>,
+        block: usize,
+    ) -> Shaped {
         let parts = Parts { input: 0..0, output: 0..0 };
-        Shaped { collective, splits: false, op, count: block as u64, counts: None, parts }
+        Shaped { collective, role: Role::Data, op, count: block as u64, counts: None, parts }
     }
 
     fn in_place<T: Element>(self, call: Shaped, buffer: &mut [T]) -> Result<()> {
@@ -481,17 +491,17 @@ impl<'a> Caller<'a> {
         }
     }
 
-    fn engine(self) -> Option<&'a Engine> {
+    pub(crate) fn engine(self) -> Option<&'a Engine> {
         match &self.communicator.kind {
             Kind::Single => None,
             Kind::Joined(engine) => Some(engine),
         }
     }
 
-    fn shape<T: Element>(self, call: Shaped) -> CallShape {
-        let Shaped { collective, splits, op, count, counts, .. } = call;
+    pub(crate) fn shape<T: Element>(self, call: Shaped) -> CallShape {
+        let Shaped { collective, role, op, count, counts, .. } = call;
         let (label, location) = (self.label, self.location);
-        CallShape { collective, splits, op, element: T::TYPE, count, counts, label, location }
+        CallShape { collective, role, op, element: T::TYPE, count, counts, label, location }
     }
 
     /// This rank's block.
@@ -511,7 +521,8 @@ impl<'a> Caller<'a> {
         Ok(length / size)
     }
 
-    fn blocks(
+    /// Whether the long buffer has a block like the short one for each rank.
+    pub(crate) fn blocks(
         self,
         what: &str,
         long: &str,
@@ -529,7 +540,7 @@ impl<'a> Caller<'a> {
         Ok(())
     }
 
-    fn same_length(self, what: &str, input: usize, output: usize) -> Result<()> {
+    pub(crate) fn same_length(self, what: &str, input: usize, output: usize) -> Result<()> {
         if input != output {
             return argument(format!(
                 "{what}: the input has {input} elements, the output {output}"
@@ -538,7 +549,7 @@ impl<'a> Caller<'a> {
         Ok(())
     }
 
-    fn rank_of(self, what: &str, rank: usize) -> Result<u32> {
+    pub(crate) fn rank_of(self, what: &str, rank: usize) -> Result<u32> {
         let size = self.communicator.size();
         match u32::try_from(rank) {
             Ok(wire) if rank < size => Ok(wire),
@@ -546,7 +557,7 @@ impl<'a> Caller<'a> {
         }
     }
 
-    fn other_rank(self, what: &str, rank: usize) -> Result<u32> {
+    pub(crate) fn other_rank(self, what: &str, rank: usize) -> Result<u32> {
         let wire = self.rank_of(what, rank)?;
         if rank == self.communicator.rank() {
             return argument(format!("{what} rank {rank}, which is this rank itself"));
@@ -556,9 +567,9 @@ impl<'a> Caller<'a> {
 }
 
 /// A call with its numbers.
-struct Shaped {
+pub(crate) struct Shaped {
     collective: Collective,
-    splits: bool,
+    pub(crate) role: Role,
     op: Option<ReduceOp>,
     count: u64,
     counts: Option<Arc<[u64]>>,
@@ -579,6 +590,6 @@ enum Copied {
     Same(std::ops::Range<usize>),
 }
 
-fn argument<T>(problem: String) -> Result<T> {
+pub(crate) fn argument<T>(problem: String) -> Result<T> {
     Err(ErrorKind::Argument { problem }.into())
 }

@@ -5,7 +5,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::caller::Caller;
-use crate::config::{self, Config};
+use crate::config::{self, Config, NcclSettings};
 use crate::engine::{Engine, MAX_COMMUNICATORS};
 use crate::error::{ErrorKind, Result};
 use crate::identity::{Findings, host_name};
@@ -39,6 +39,8 @@ pub struct Communicator {
     transport: String,
     security: String,
     pub(crate) metrics: Metrics,
+    /// None: as the environment says when NCCL is asked for.
+    nccl: Option<NcclSettings>,
     /// Only in a world of one; shared with the communicators split off.
     _alone: Option<Arc<Alone>>,
 }
@@ -133,6 +135,7 @@ impl Communicator {
             transport: "alone".into(),
             security: "no network".into(),
             metrics,
+            nccl: None,
             _alone: alone,
         }
     }
@@ -159,6 +162,7 @@ impl Communicator {
             transport: "memory".into(),
             security: "one process".into(),
             metrics: Metrics::default(),
+            nccl: None,
             _alone: None,
         }
     }
@@ -176,8 +180,11 @@ impl Communicator {
         let metrics = config.metrics.map(|address| address.for_local_rank(config.local_rank()));
         let metrics = metrics.transpose()?;
         if config.size() == 1 {
-            return Self::alone(metrics, about);
+            let mut alone = Self::alone(metrics, about)?;
+            alone.nccl = Some(config.nccl_settings());
+            return Ok(alone);
         }
+        let nccl = Some(config.nccl_settings());
         let (rank, local_rank, local_size) =
             (config.rank(), config.local_rank(), config.local_size());
         let counters = Counters::new(rank as u32, config.size(), "quic");
@@ -197,6 +204,7 @@ impl Communicator {
             transport: joined.transport,
             security: joined.security,
             metrics,
+            nccl,
             _alone: None,
         })
     }
@@ -308,7 +316,9 @@ impl Communicator {
         }
         let Some(color) = color else { return Ok(None) };
         let Kind::Joined(engine) = &self.kind else {
-            return Ok(Some(Self::of_one(self.metrics.clone(), self._alone.clone())));
+            let mut alone = Self::of_one(self.metrics.clone(), self._alone.clone());
+            alone.nccl = self.nccl;
+            return Ok(Some(alone));
         };
         let mut chosen: Vec<(u32, usize)> = words
             .chunks_exact(2)
@@ -341,6 +351,7 @@ impl Communicator {
             transport: self.transport.clone(),
             security: self.security.clone(),
             metrics: self.metrics.clone(),
+            nccl: self.nccl,
             _alone: None,
             kind: Kind::Joined(engine),
         }))
@@ -364,6 +375,15 @@ impl Communicator {
             Kind::Single => Ok(()),
             Kind::Joined(engine) => engine.close(),
         }
+    }
+
+    /// What its ranks may use NCCL for.
+    ///
+    /// # Errors
+    /// An error that names the variable where one is wrong.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn nccl_settings(&self) -> Result<NcclSettings> {
+        self.nccl.map_or_else(|| config::nccl_from_env(self.local_rank), Ok)
     }
 
     pub(crate) fn address(&self) -> IpAddr {

@@ -1,6 +1,7 @@
 //! Every setting: its builder method, environment variable, default and unit.
 
 mod interfaces;
+mod nccl;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::trust::secret::Secrets;
 
 pub(crate) use crate::world::Limits;
 pub(crate) use interfaces::Interfaces;
+pub(crate) use nccl::{NcclSettings, Reach};
 
 /// How a rank connects. Each setting has an environment variable, `ALLFOLD_` and its name.
 #[derive(Clone, Debug)]
@@ -42,6 +44,7 @@ pub struct Config {
     pub(crate) sharing: Sharing,
     /// 1 to `MAX_LANES`.
     pub(crate) lanes: u16,
+    pub(crate) nccl: Reach,
     /// Where metrics are served, the local rank not yet counted in.
     pub(crate) metrics: Option<Address>,
     /// The socket of `allfold run`.
@@ -178,6 +181,16 @@ impl Config {
         Ok(self)
     }
 
+    /// Between which ranks NCCL may move data, for programs that call [`nccl`](crate::nccl): `on`,
+    /// `same-host` (between hosts its data is not encrypted), or `off`. Default: `on`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setting`] for another word.
+    pub fn nccl(mut self, reach: &str) -> Result<Self> {
+        self.nccl = Reach::parse(reach)?;
+        Ok(self)
+    }
+
     /// Where this rank serves its metrics and probes over plain HTTP: `:9200` (all addresses),
     /// `127.0.0.1:9200`, `[::1]:9200`, port 0 for any free one; `off`. With several ranks on one
     /// host each listens on the port plus its local rank. Default: off.
@@ -221,6 +234,12 @@ impl Config {
 
     pub(crate) fn local_size(&self) -> usize {
         self.identity.local_size
+    }
+
+    /// What communicators need to know for NCCL.
+    pub(crate) fn nccl_settings(&self) -> NcclSettings {
+        let (reach, patience) = (self.nccl, self.connect_timeout);
+        NcclSettings { reach, patience, local_rank: self.local_rank() }
     }
 
     /// The settings that must be equal on all ranks, as they are shown when they are not.
@@ -290,6 +309,7 @@ impl Config {
             algorithm: algorithm(environment)?,
             sharing: sharing(environment)?,
             lanes: lanes(environment)?,
+            nccl: Reach::read(environment)?,
             metrics: metrics(environment)?,
             // The launcher's socket belongs to the rank that the launcher numbered.
             launcher: environment
@@ -322,6 +342,14 @@ pub(crate) fn choice_from_env() -> Result<Choice> {
     let environment = Environment::of_process();
     let forced = algorithm(&environment)?;
     Ok(Choice { costs: CostTable::default(), forced, lanes: lanes(&environment)? })
+}
+
+/// How a world without a rendezvous uses NCCL.
+#[cfg(feature = "nccl")]
+pub(crate) fn nccl_from_env(local_rank: usize) -> Result<NcclSettings> {
+    let environment = Environment::of_process();
+    let patience = duration(&environment, "ALLFOLD_CONNECT_TIMEOUT", CONNECT_TIMEOUT)?;
+    Ok(NcclSettings { reach: Reach::read(&environment)?, patience, local_rank })
 }
 
 /// Where a world of one without a launcher serves its metrics.
@@ -512,7 +540,7 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 /// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 31] = [
+const NAMES: [&str; 32] = [
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -538,6 +566,7 @@ const NAMES: [&str; 31] = [
     "ALGORITHM",
     "TRANSPORT",
     "LANES",
+    "NCCL",
     "METRICS",
     "LOG",
     "LOG_FORMAT",

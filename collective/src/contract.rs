@@ -7,8 +7,9 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::plan::Request;
+use crate::plan::{Algorithm, Request};
 use crate::reduce::{ElementType, ReduceOp};
+use crate::statistics::CallKey;
 
 /// The kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,18 @@ pub(crate) enum Collective {
     Send,
 }
 
+/// What a call does, where its collective does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Role {
+    /// Moves the data of buffers.
+    Data = 0,
+    /// The all-gather that a `split` makes.
+    Split = 1,
+    /// Compares a call whose data NCCL moves between GPUs, and moves nothing itself.
+    Device = 2,
+}
+
 /// One call, as all ranks must make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Contract {
@@ -43,8 +56,7 @@ pub(crate) struct Contract {
     /// The call's number on the communicator, from 0.
     pub(crate) sequence: u64,
     pub(crate) collective: Collective,
-    /// The all-gather that a `split` makes.
-    pub(crate) splits: bool,
+    pub(crate) role: Role,
     pub(crate) op: Option<ReduceOp>,
     pub(crate) element: ElementType,
     /// As [`Request::count`] says.
@@ -67,6 +79,17 @@ impl Contract {
         })
     }
 
+    /// The elements that it moves itself, as [`Request::count`] says.
+    pub(crate) fn carried_count(&self) -> u64 {
+        self.role.carries_of(self.count)
+    }
+
+    /// Under what it is counted, as its data went by `algorithm`.
+    pub(crate) fn key(&self, algorithm: Algorithm) -> CallKey {
+        let algorithm = if self.role == Role::Device { Algorithm::Nccl } else { algorithm };
+        CallKey { collective: self.collective, algorithm }
+    }
+
     /// The bytes on the wire, little-endian.
     pub(crate) fn to_wire(self) -> [u8; CONTRACT_BYTES] {
         let (kind, root) = self.collective.to_wire();
@@ -74,7 +97,7 @@ impl Contract {
         bytes[0] = kind;
         bytes[1] = self.op.map_or(0, ReduceOp::to_wire);
         bytes[2] = self.element as u8;
-        bytes[3] = u8::from(self.label.is_some()) | u8::from(self.splits) << 1;
+        bytes[3] = u8::from(self.label.is_some()) | (self.role as u8) << 1;
         bytes[4..8].copy_from_slice(&root.to_le_bytes());
         let words = [
             self.group,
@@ -109,10 +132,29 @@ impl Contract {
             element: ElementType::from_wire(bytes[2])?,
             count: word(3),
             spread: word(4),
-            splits: bytes[3] & 2 != 0,
+            role: Role::from_wire(bytes[3] >> 1)?,
             label: (bytes[3] & 1 != 0).then(|| word(5)),
             plan: word(6),
         })
+    }
+}
+
+impl Role {
+    /// The collective whose plan a call of this role follows.
+    pub(crate) fn carries(self, collective: Collective) -> Collective {
+        match self {
+            Self::Device => Collective::Barrier,
+            Self::Data | Self::Split => collective,
+        }
+    }
+
+    /// Of so many elements, those that it moves.
+    fn carries_of(self, count: u64) -> u64 {
+        if self == Self::Device { 0 } else { count }
+    }
+
+    fn from_wire(number: u8) -> Option<Self> {
+        [Self::Data, Self::Split, Self::Device].into_iter().find(|role| *role as u8 == number)
     }
 }
 
@@ -213,8 +255,10 @@ impl Contract {
     /// `all_reduce #418 (sum of f32 x 1048576, src/train.rs:88)`: the call with its number, and
     /// where in the program it was made.
     pub(crate) fn describe(&self, location: Option<&str>) -> String {
-        let name = if self.splits { "split" } else { self.collective.name() };
-        let details = if self.splits { String::new() } else { self.details() };
+        let (name, details) = match self.role {
+            Role::Split => ("split", String::new()),
+            Role::Data | Role::Device => (self.collective.name(), self.details()),
+        };
         let within = [details.as_str(), location.unwrap_or_default()];
         let within: Vec<&str> = within.into_iter().filter(|part| !part.is_empty()).collect();
         match within.is_empty() {
@@ -244,7 +288,8 @@ impl Contract {
         // Two calls of one total must read differently.
         let parts = (self.spread != 0).then(|| format!("in parts {:08x}", self.spread >> 32));
         let label = self.label.map(|label| format!("label {label}"));
-        let words = [root, data, parts, label];
+        let place = (self.role == Role::Device).then(|| "on GPUs".to_string());
+        let words = [root, data, parts, place, label];
         words.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 }
@@ -253,8 +298,7 @@ impl Contract {
 #[derive(Clone, Debug)]
 pub(crate) struct CallShape {
     pub(crate) collective: Collective,
-    /// It belongs to a `split`.
-    pub(crate) splits: bool,
+    pub(crate) role: Role,
     pub(crate) op: Option<ReduceOp>,
     pub(crate) element: ElementType,
     /// As [`Request::count`] says.
@@ -270,12 +314,17 @@ impl CallShape {
     /// What the choice of the plan depends on, among `size` ranks.
     pub(crate) fn request(&self, size: u32) -> Request {
         Request {
-            collective: self.collective,
+            collective: self.carried(),
             size,
-            count: self.count,
+            count: self.role.carries_of(self.count),
             element_bytes: self.element.size() as u32,
-            counts: self.counts.clone(),
+            counts: self.counts.clone().filter(|_| self.role != Role::Device),
         }
+    }
+
+    /// The collective whose plan it follows.
+    pub(crate) fn carried(&self) -> Collective {
+        self.role.carries(self.collective)
     }
 
     /// The hash of all ranks' counts; 0 where they do not differ.

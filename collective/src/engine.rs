@@ -4,6 +4,8 @@
 //! the caller's slices and sleeps until the lanes have let go of them; one that was started owns its
 //! buffer and comes back as a [`Pending`].
 
+#[cfg(feature = "nccl")]
+mod on_device;
 mod watch;
 mod within_host;
 
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::{self, Borrowed, Held, Lent, Parts};
-use crate::contract::{self, CallShape, Collective};
+use crate::contract::{self, CallShape, Collective, Role};
 use crate::departure;
 use crate::error::{ErrorKind, Result};
 use crate::fork::Process;
@@ -315,7 +317,7 @@ impl Engine {
         let element: ElementType = T::TYPE;
         let shape = CallShape {
             collective: Collective::Send,
-            splits: false,
+            role: Role::Data,
             op: None,
             element,
             count: length as u64,
@@ -346,7 +348,7 @@ impl Engine {
     /// What a call is made with if its ranks meet in memory.
     fn meets_here(&self, shape: &CallShape) -> Option<&Arc<WithinHost>> {
         let forced = self.world().choice.forced;
-        let meets = forced.is_none() && costs::meets_in_memory(shape.collective);
+        let meets = forced.is_none() && costs::meets_in_memory(shape.carried());
         self.here.as_ref().filter(|_| meets)
     }
 

@@ -39,7 +39,9 @@ impl Error {
                  is found"
                     .into(),
             ),
-            Setting { help, .. } | Secret { help, .. } | Bind { help, .. } => help.clone(),
+            Setting { help, .. } | Secret { help, .. } | NoGpu { help, .. } | Bind { help, .. } => {
+                help.clone()
+            }
             ServeMetrics { help, .. } => Some(help.clone()),
             UnknownHost { name, .. } if is_of_service(name) => Some(no_pod(name)),
             UnknownHost { name, .. } => Some(format!(
@@ -111,6 +113,7 @@ impl Error {
             NoEnvironment { .. }
             | Setting { .. }
             | Secret { .. }
+            | NoGpu { .. }
             | Bind { .. }
             | ServeMetrics { .. } => EXIT_USAGE,
             // A pod that waits for a node has no name yet, or none any more.
@@ -171,6 +174,15 @@ pub enum ErrorKind {
     #[error("{problem}")]
     Secret {
         /// What is wrong; never the secret itself.
+        problem: String,
+        /// What to do.
+        help: Option<String>,
+    },
+
+    /// GPUs, their driver or NCCL cannot be used.
+    #[error("{problem}")]
+    NoGpu {
+        /// What is missing or wrong.
         problem: String,
         /// What to do.
         help: Option<String>,

@@ -428,7 +428,7 @@ impl Agreed {
             group,
             sequence: 0,
             collective: shape.collective,
-            splits: shape.splits,
+            role: shape.role,
             op: shape.op,
             element: shape.element,
             count: shape.count,
@@ -441,11 +441,11 @@ impl Agreed {
 
     /// Whether a call of this shape is the same but for its number.
     fn is_as(&self, shape: &CallShape) -> bool {
-        let Contract { collective, splits, op, element, count, label, .. } = self.contract;
+        let Contract { collective, role, op, element, count, label, .. } = self.contract;
         // Counts that differ from rank to rank are not kept.
         shape.counts.is_none()
             && self.contract.spread == 0
-            && (shape.collective, shape.splits, shape.op) == (collective, splits, op)
+            && (shape.collective, shape.role, shape.op) == (collective, role, op)
             && (shape.element, shape.count, shape.label) == (element, count, label)
     }
 }

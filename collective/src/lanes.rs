@@ -14,7 +14,6 @@ use crate::lane::{self, Asked, Call, Command, Completer, Completion, Ending, com
 use crate::link::Links;
 use crate::machine::Machine;
 use crate::plan::{Plan, Stripe};
-use crate::statistics::CallKey;
 use crate::world::{Goodbye, World};
 
 /// The lanes' threads.
@@ -119,7 +118,7 @@ impl Handed {
         let element_bytes = contract.element.size();
         let segment = world.choice.costs.segment_elements(element_bytes as u32);
         let (group, algorithm) = (contract.group, plan.algorithm());
-        let key = CallKey { collective: contract.collective, algorithm };
+        let key = contract.key(algorithm);
         let ending = is_whole.then(|| Ending { world: world.clone(), group, key });
         let (done, completion) = completion_with(ending);
         let location = contract::show_location(location);

@@ -84,6 +84,7 @@ mod link;
 mod liveness;
 mod machine;
 mod metrics;
+pub mod nccl;
 mod owned;
 mod pending;
 mod plan;

@@ -141,6 +141,8 @@ pub(crate) enum Algorithm {
     SharedMemory,
     /// In memory within each host, and between one rank of each (`by_host`).
     ByHost,
+    /// Between GPUs. No plan is: NCCL has its own.
+    Nccl,
 }
 
 impl Plan {
@@ -269,7 +271,7 @@ impl Space {
 
 impl Algorithm {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Algorithm::Ring,
         Algorithm::Tree,
         Algorithm::RecursiveDoubling,
@@ -280,6 +282,7 @@ impl Algorithm {
         Algorithm::Dissemination,
         Algorithm::SharedMemory,
         Algorithm::ByHost,
+        Algorithm::Nccl,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -294,6 +297,7 @@ impl Algorithm {
             Algorithm::Dissemination => "dissemination",
             Algorithm::SharedMemory => "shared-memory",
             Algorithm::ByHost => "by-host",
+            Algorithm::Nccl => "nccl",
         }
     }
 }

@@ -187,7 +187,7 @@ pub(crate) const MAX_HELLO_BYTES: usize = 16 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::Collective;
+    use crate::contract::{Collective, Role};
     use crate::reduce::{ElementType, ReduceOp};
     use proptest::prelude::*;
 
@@ -220,14 +220,18 @@ mod tests {
             group: u64, sequence: u64, root: u32, count: u64, spread: u64, label: Option<u64>,
             plan: u64, splits: bool, before: u64,
         ) {
+            let (role, other) = match splits {
+                true => (Role::Split, Role::Device),
+                false => (Role::Data, Role::Split),
+            };
             let contract = Contract {
-                group, sequence, collective: Collective::Broadcast { root }, splits, op: None,
+                group, sequence, collective: Collective::Broadcast { root }, role, op: None,
                 element: ElementType::F64, count, spread, label, plan,
             };
             prop_assert_eq!(Contract::from_wire(&contract.to_wire()), Some(contract));
             let others = [
                 Contract { group: group ^ 1, ..contract },
-                Contract { splits: !splits, ..contract },
+                Contract { role: other, ..contract },
                 Contract { spread: spread ^ 1, ..contract },
                 Contract { sequence: sequence ^ 1, ..contract },
                 Contract { collective: Collective::Barrier, ..contract },

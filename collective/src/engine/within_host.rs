@@ -21,7 +21,6 @@ use crate::link::shared_memory::{Shared, Stop, Sum};
 use crate::plan::{Algorithm, Plan};
 use crate::reduce::ReduceOp;
 use crate::report;
-use crate::statistics::CallKey;
 use crate::verdict::{Fault, Loss};
 use crate::wire;
 use crate::world::World;
@@ -269,9 +268,7 @@ impl WithinHost {
                     Some(_) => Algorithm::ByHost,
                     None => Algorithm::SharedMemory,
                 };
-                let collective = contract.collective;
-                let key = CallKey { collective, algorithm };
-                world.counters.call(key, since.elapsed());
+                world.counters.call(contract.key(algorithm), since.elapsed());
                 Ok(())
             }
             Err(Stop::Over) => Err(world.error().unwrap_or_else(|| ErrorKind::Closed.into())),

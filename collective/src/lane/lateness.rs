@@ -137,9 +137,9 @@ impl Driver {
             return Vec::new();
         }
         let request = Request {
-            collective: contract.collective,
+            collective: contract.role.carries(contract.collective),
             size: members.len() as u32,
-            count: contract.count,
+            count: contract.carried_count(),
             element_bytes: contract.element.size() as u32,
             counts: None,
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Call, Completion, Driver, Queued, completion};
 use crate::buffer::{self, Parts};
-use crate::contract::{CallShape, Collective};
+use crate::contract::{CallShape, Collective, Role};
 use crate::group::Planned;
 use crate::link::{Links, memory};
 use crate::machine::Machine;
@@ -40,7 +40,7 @@ pub(super) fn with(limits: Limits, test: impl FnOnce(Rc<Driver>)) {
 pub(super) fn call(driver: &Rc<Driver>) -> Completion {
     let shape = CallShape {
         collective: Collective::AllReduce,
-        splits: false,
+        role: Role::Data,
         op: Some(ReduceOp::Sum),
         element: ElementType::F32,
         count: 6,

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use crate::contract::{CONTRACT_BYTES, Collective, Contract, roll};
+use crate::contract::{CONTRACT_BYTES, Collective, Contract, Role, roll};
 use crate::reduce::{ElementType, ReduceOp};
 use crate::wire::{Header, MessageKind, read_contract};
 
@@ -22,7 +22,7 @@ pub fn call_headers(count: u64) -> u64 {
         group: 1,
         sequence: 0,
         collective: Collective::AllReduce,
-        splits: false,
+        role: Role::Data,
         op: Some(ReduceOp::Sum),
         element: ElementType::F32,
         count: 1 << 20,

@@ -255,10 +255,8 @@ impl Counters {
 
     /// What carries the data of calls by this algorithm.
     pub(crate) fn transport_of(&self, algorithm: &str) -> &'static str {
-        match algorithm == Algorithm::SharedMemory.name() {
-            true => Algorithm::SharedMemory.name(),
-            false => self.transport,
-        }
+        let own = [Algorithm::SharedMemory, Algorithm::Nccl].map(Algorithm::name);
+        own.into_iter().find(|name| *name == algorithm).unwrap_or(self.transport)
     }
 
     pub(crate) fn stats(&self) -> Statistics {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::*;
-use crate::contract::Collective;
+use crate::contract::{Collective, Role};
 use crate::control::endpoint::Message;
 use crate::reduce::{ElementType, ReduceOp};
 use crate::trust::hello::{Again, Answer, Hello, Purpose};
@@ -57,7 +57,7 @@ fn a_contract() {
         group: 1,
         sequence: 7,
         collective: Collective::Reduce { root: 2 },
-        splits: false,
+        role: Role::Data,
         op: Some(ReduceOp::Avg),
         element: ElementType::F32,
         count: 1000,

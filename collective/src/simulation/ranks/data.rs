@@ -8,7 +8,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::buffer::Parts;
-use crate::contract::{CallShape, Collective, mix};
+use crate::contract::{CallShape, Collective, Role, mix};
 use crate::reduce::{ElementType, ReduceOp};
 
 /// A call, as one rank makes it.
@@ -30,7 +30,7 @@ impl Spec {
     pub(super) fn shape(&self) -> CallShape {
         CallShape {
             collective: self.collective,
-            splits: self.splits,
+            role: if self.splits { Role::Split } else { Role::Data },
             op: self.op,
             element: ElementType::U64,
             count: self.count,

@@ -1,0 +1,635 @@
+//! The collectives on GPUs.
+
+use std::ffi::{c_int, c_void};
+use std::panic::Location;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
+use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclRedOp_t};
+
+use super::gpu::Gpu;
+use super::library::{Code, Functions};
+use super::pair::Comm;
+use crate::caller::{Caller, Shaped, argument};
+use crate::contract::{Collective, Role};
+use crate::error::Result;
+use crate::pending::Pending;
+use crate::reduce::{Element, ElementType, ReduceOp, Reducible};
+
+/// Calls on a stream; they return at once. See [`Gpu::on`].
+#[derive(Clone, Copy)]
+pub struct OnStream<'a> {
+    gpu: &'a Gpu,
+    stream: &'a Arc<CudaStream>,
+    label: Option<u64>,
+}
+
+/// Calls on a stream that NCCL is given at once, so that sends and receives that need each other can
+/// go on together. See [`OnStream::group`].
+pub struct Group<'a> {
+    on: OnStream<'a>,
+    comm: Comm,
+}
+
+impl<'a> OnStream<'a> {
+    pub(super) fn new(gpu: &'a Gpu, stream: &'a Arc<CudaStream>) -> Self {
+        Self { gpu, stream, label: None }
+    }
+
+    /// The same with a label that must be equal on all ranks.
+    pub fn labelled(self, label: u64) -> Self {
+        Self { label: Some(label), ..self }
+    }
+
+    /// Makes the calls of `calls` as one: NCCL begins none before it has them all. What they move
+    /// must stay where it is until then, and cudarc, which orders streams by when a call returns,
+    /// knows nothing of the group: buffers of a group are used on its stream alone until that is
+    /// waited for.
+    ///
+    /// # Errors
+    /// That of `calls`, else NCCL's.
+    pub fn group<R>(&self, calls: impl FnOnce(&Group<'_>) -> Result<R>) -> Result<R> {
+        self.gpu.launch_group(|comm| calls(&Group { on: *self, comm }))
+    }
+
+    /// Returns once everything on the stream is done, as [`Gpu::wait`].
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn wait(&self) -> Result<()> {
+        self.gpu.wait_at(self.stream, Location::caller())
+    }
+
+    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
+        let OnStream { gpu, stream, label } = *self;
+        DeviceCall { gpu, stream, label, location, way: Way::Queued }
+    }
+}
+
+impl Group<'_> {
+    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
+        DeviceCall { way: Way::Grouped(self.comm), ..self.on.call(location) }
+    }
+}
+
+impl Gpu {
+    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
+        DeviceCall { gpu: self, stream: self.stream(), label: None, location, way: Way::Blocking }
+    }
+}
+
+macro_rules! collectives {
+    ($($on:ty),*) => { $(
+impl $on {
+    /// The buffer becomes the combination of all ranks' buffers.
+    ///
+    /// NCCL computes it: floats in an order of its own, which is alike on all ranks, and integers
+    /// without a promise on overflow.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`](crate::ErrorKind::Mismatch) if the ranks' calls differ,
+    /// [`ErrorKind::RankLost`](crate::ErrorKind::RankLost) if a rank is gone or its NCCL fails,
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) if the buffer is of another GPU.
+    #[track_caller]
+    pub fn all_reduce<T: Reducible, B: DevicePtrMut<T>>(
+        &self,
+        buffer: &mut B,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.call(Location::caller()).all_reduce(buffer, op)
+    }
+
+    /// As [`all_reduce`](Self::all_reduce), with the result in `output`, as long as `input`.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn all_reduce_into<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
+        &self,
+        input: &I,
+        output: &mut O,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.call(Location::caller()).all_reduce_into(input, output, op)
+    }
+
+    /// `input` has one block for each rank, and `output` becomes this rank's block of the
+    /// combination of all ranks' inputs.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); an argument error if `input` is not world size times as
+    /// long as `output`.
+    #[track_caller]
+    pub fn reduce_scatter<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
+        &self,
+        input: &I,
+        output: &mut O,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.call(Location::caller()).reduce_scatter(input, output, op)
+    }
+
+    /// `output` becomes all ranks' inputs in rank order.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); an argument error if `output` is not world size times as
+    /// long as `input`.
+    #[track_caller]
+    pub fn all_gather<T: Element, I: DevicePtr<T>, O: DevicePtrMut<T>>(
+        &self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<()> {
+        self.call(Location::caller()).all_gather(input, output)
+    }
+
+    /// Every rank's buffer becomes the buffer of rank `root`.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); an argument error if there is no rank `root`.
+    #[track_caller]
+    pub fn broadcast<T: Element, B: DevicePtrMut<T>>(
+        &self,
+        buffer: &mut B,
+        root: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).broadcast(buffer, root)
+    }
+
+    /// The buffer of rank `root` becomes the combination of all ranks' buffers; the others stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast).
+    #[track_caller]
+    pub fn reduce<T: Reducible, B: DevicePtrMut<T>>(
+        &self,
+        buffer: &mut B,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).reduce(buffer, op, root)
+    }
+
+    /// Sends `input` to rank `to`, which receives it with [`recv`](Self::recv). A send and a
+    /// receive of one rank that need each other stand in one [group](OnStream::group).
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); an argument error if there is no other rank `to`.
+    #[track_caller]
+    pub fn send<T: Element, I: DevicePtr<T>>(&self, input: &I, to: usize) -> Result<()> {
+        self.call(Location::caller()).send(input, to)
+    }
+
+    /// Receives into `output` what rank `from` sends with [`send`](Self::send).
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn recv<T: Element, O: DevicePtrMut<T>>(&self, output: &mut O, from: usize) -> Result<()> {
+        self.call(Location::caller()).recv(output, from)
+    }
+
+    /// As [`all_reduce_into`](Self::all_reduce_into), of `count` elements at raw addresses on the
+    /// GPU; the two may be the same.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// Both are `count` elements of this GPU's memory, until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn all_reduce_at<T: Reducible>(
+        &self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.call(Location::caller()).all_reduce_at::<T>(input, output, count, op)
+    }
+
+    /// As [`reduce_scatter`](Self::reduce_scatter), of raw addresses; `count` is that of the output.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// `output` is `count` elements of this GPU's memory, and `input` world size times as many,
+    /// until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn reduce_scatter_at<T: Reducible>(
+        &self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.call(Location::caller()).reduce_scatter_at::<T>(input, output, count, op)
+    }
+
+    /// As [`all_gather`](Self::all_gather), of raw addresses; `count` is that of the input.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// `input` is `count` elements of this GPU's memory, and `output` world size times as many,
+    /// until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn all_gather_at<T: Element>(
+        &self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).all_gather_at::<T>(input, output, count)
+    }
+
+    /// As [`broadcast`](Self::broadcast), of a raw address.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// `buffer` is `count` elements of this GPU's memory, until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn broadcast_at<T: Element>(
+        &self,
+        buffer: CUdeviceptr,
+        count: usize,
+        root: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).broadcast_at::<T>(buffer, count, root)
+    }
+
+    /// As [`reduce`](Self::reduce), of a raw address.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// `buffer` is `count` elements of this GPU's memory, until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn reduce_at<T: Reducible>(
+        &self,
+        buffer: CUdeviceptr,
+        count: usize,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).reduce_at::<T>(buffer, count, op, root)
+    }
+
+    /// As [`send`](Self::send), of a raw address.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// `input` is `count` elements of this GPU's memory, until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn send_at<T: Element>(
+        &self,
+        input: CUdeviceptr,
+        count: usize,
+        to: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).send_at::<T>(input, count, to)
+    }
+
+    /// As [`recv`](Self::recv), of a raw address.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// `output` is `count` elements of this GPU's memory, until the call is done on the stream.
+    #[track_caller]
+    pub unsafe fn recv_at<T: Element>(
+        &self,
+        output: CUdeviceptr,
+        count: usize,
+        from: usize,
+    ) -> Result<()> {
+        self.call(Location::caller()).recv_at::<T>(output, count, from)
+    }
+}
+    )* };
+}
+collectives!(Gpu, OnStream<'_>, Group<'_>);
+
+/// A call on its way from the user to NCCL.
+struct DeviceCall<'a> {
+    gpu: &'a Gpu,
+    stream: &'a Arc<CudaStream>,
+    label: Option<u64>,
+    location: &'static Location<'static>,
+    way: Way,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// Compared first, and waited for.
+    Blocking,
+    /// Given to NCCL at once, and compared meanwhile.
+    Queued,
+    /// As `Queued`, in a group that holds the communicator.
+    Grouped(Comm),
+}
+
+impl<'a> DeviceCall<'a> {
+    fn all_reduce<T: Reducible, B: DevicePtrMut<T>>(
+        self,
+        buffer: &mut B,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.is_here::<T>(buffer)?;
+        let (stream, count) = (self.stream, buffer.len());
+        let (at, _until) = buffer.device_ptr_mut(stream);
+        self.all_reduce_at::<T>(at, at, count, op)
+    }
+
+    fn all_reduce_into<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
+        self,
+        input: &I,
+        output: &mut O,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.are_here::<T>(input, output)?;
+        self.caller().same_length("all_reduce", input.len(), output.len())?;
+        let (stream, count) = (self.stream, input.len());
+        let (from, _input) = input.device_ptr(stream);
+        let (into, _output) = output.device_ptr_mut(stream);
+        self.all_reduce_at::<T>(from, into, count, op)
+    }
+
+    fn reduce_scatter<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
+        self,
+        input: &I,
+        output: &mut O,
+        op: ReduceOp,
+    ) -> Result<()> {
+        self.are_here::<T>(input, output)?;
+        let (long, block) = (input.len(), output.len());
+        self.caller().blocks("reduce_scatter", "input", long, "output", block)?;
+        let stream = self.stream;
+        let (from, _input) = input.device_ptr(stream);
+        let (into, _output) = output.device_ptr_mut(stream);
+        self.reduce_scatter_at::<T>(from, into, block, op)
+    }
+
+    fn all_gather<T: Element, I: DevicePtr<T>, O: DevicePtrMut<T>>(
+        self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<()> {
+        self.are_here::<T>(input, output)?;
+        let (long, block) = (output.len(), input.len());
+        self.caller().blocks("all_gather", "output", long, "input", block)?;
+        let stream = self.stream;
+        let (from, _input) = input.device_ptr(stream);
+        let (into, _output) = output.device_ptr_mut(stream);
+        self.all_gather_at::<T>(from, into, block)
+    }
+
+    fn broadcast<T: Element, B: DevicePtrMut<T>>(self, buffer: &mut B, root: usize) -> Result<()> {
+        self.is_here::<T>(buffer)?;
+        let (stream, count) = (self.stream, buffer.len());
+        let (at, _until) = buffer.device_ptr_mut(stream);
+        self.broadcast_at::<T>(at, count, root)
+    }
+
+    fn reduce<T: Reducible, B: DevicePtrMut<T>>(
+        self,
+        buffer: &mut B,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<()> {
+        self.is_here::<T>(buffer)?;
+        let (stream, count) = (self.stream, buffer.len());
+        let (at, _until) = buffer.device_ptr_mut(stream);
+        self.reduce_at::<T>(at, count, op, root)
+    }
+
+    fn send<T: Element, I: DevicePtr<T>>(self, input: &I, to: usize) -> Result<()> {
+        self.is_here::<T>(input)?;
+        let (stream, count) = (self.stream, input.len());
+        let (at, _until) = input.device_ptr(stream);
+        self.send_at::<T>(at, count, to)
+    }
+
+    fn recv<T: Element, O: DevicePtrMut<T>>(self, output: &mut O, from: usize) -> Result<()> {
+        self.is_here::<T>(output)?;
+        let (stream, count) = (self.stream, output.len());
+        let (at, _until) = output.device_ptr_mut(stream);
+        self.recv_at::<T>(at, count, from)
+    }
+
+    fn all_reduce_at<T: Reducible>(
+        self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        op: ReduceOp,
+    ) -> Result<()> {
+        let call = self.caller().whole(Collective::AllReduce, Some(op), count);
+        let (kind, op) = (kind_of(T::TYPE), op_of(op));
+        self.make::<T>(call, |nccl, comm, stream| {
+            let (input, output) = (input as *const c_void, output as *mut c_void);
+            // SAFETY: the caller's memory is there until the call is done, as it promises or as its
+            // slices make sure; the communicator is held.
+            unsafe { (nccl.all_reduce)(input, output, count, kind, op, comm.0, stream) }
+        })
+    }
+
+    fn reduce_scatter_at<T: Reducible>(
+        self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        op: ReduceOp,
+    ) -> Result<()> {
+        let call = self.caller().of_blocks(Collective::ReduceScatter, Some(op), count);
+        let (kind, op) = (kind_of(T::TYPE), op_of(op));
+        self.make::<T>(call, |nccl, comm, stream| {
+            let (input, output) = (input as *const c_void, output as *mut c_void);
+            // SAFETY: as in `all_reduce_at`.
+            unsafe { (nccl.reduce_scatter)(input, output, count, kind, op, comm.0, stream) }
+        })
+    }
+
+    fn all_gather_at<T: Element>(
+        self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+    ) -> Result<()> {
+        let call = self.caller().of_blocks(Collective::AllGather, None, count);
+        let kind = kind_of(T::TYPE);
+        self.make::<T>(call, |nccl, comm, stream| {
+            let (input, output) = (input as *const c_void, output as *mut c_void);
+            // SAFETY: as in `all_reduce_at`.
+            unsafe { (nccl.all_gather)(input, output, count, kind, comm.0, stream) }
+        })
+    }
+
+    fn broadcast_at<T: Element>(self, at: CUdeviceptr, count: usize, root: usize) -> Result<()> {
+        let root = self.caller().rank_of("broadcast from", root)?;
+        let call = self.caller().whole(Collective::Broadcast { root }, None, count);
+        let kind = kind_of(T::TYPE);
+        self.make::<T>(call, |nccl, comm, stream| {
+            let (input, output) = (at as *const c_void, at as *mut c_void);
+            // SAFETY: as in `all_reduce_at`.
+            unsafe { (nccl.broadcast)(input, output, count, kind, root as c_int, comm.0, stream) }
+        })
+    }
+
+    fn reduce_at<T: Reducible>(
+        self,
+        at: CUdeviceptr,
+        count: usize,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<()> {
+        let root = self.caller().rank_of("reduce to", root)?;
+        let call = self.caller().whole(Collective::Reduce { root }, Some(op), count);
+        let (kind, op) = (kind_of(T::TYPE), op_of(op));
+        self.make::<T>(call, |nccl, comm, stream| {
+            let (input, output) = (at as *const c_void, at as *mut c_void);
+            // SAFETY: as in `all_reduce_at`; NCCL reads no output but the root's.
+            unsafe { (nccl.reduce)(input, output, count, kind, op, root as c_int, comm.0, stream) }
+        })
+    }
+
+    fn send_at<T: Element>(self, at: CUdeviceptr, count: usize, to: usize) -> Result<()> {
+        let to = self.caller().other_rank("send to", to)?;
+        let kind = kind_of(T::TYPE);
+        self.pass::<T>((to, true), count, |nccl, comm, stream| {
+            // SAFETY: as in `all_reduce_at`.
+            unsafe { (nccl.send)(at as *const c_void, count, kind, to as c_int, comm.0, stream) }
+        })
+    }
+
+    fn recv_at<T: Element>(self, at: CUdeviceptr, count: usize, from: usize) -> Result<()> {
+        let from = self.caller().other_rank("recv from", from)?;
+        let kind = kind_of(T::TYPE);
+        self.pass::<T>((from, false), count, |nccl, comm, stream| {
+            // SAFETY: as in `all_reduce_at`.
+            unsafe { (nccl.recv)(at as *mut c_void, count, kind, from as c_int, comm.0, stream) }
+        })
+    }
+
+    /// Makes a collective: compared and given to NCCL, in the order of its way.
+    fn make<T: Element>(
+        self,
+        mut call: Shaped,
+        launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
+    ) -> Result<()> {
+        call.role = Role::Device;
+        let shape = self.caller().shape::<T>(call);
+        let comparing = match (self.caller().engine(), self.way) {
+            (None, _) => None,
+            (Some(engine), Way::Blocking) => {
+                engine.compare(&shape)?;
+                None
+            }
+            (Some(engine), _) => Some(engine.start_comparing(&shape)?),
+        };
+        self.give(comparing, launch)
+    }
+
+    /// As [`make`](Self::make), for a message to or from a rank.
+    fn pass<T: Element>(
+        self,
+        peer: (u32, bool),
+        count: usize,
+        launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
+    ) -> Result<()> {
+        let (label, location) = (self.label, self.location);
+        let comparing = match self.caller().engine() {
+            None => None,
+            Some(engine) => {
+                let of = (T::TYPE, count);
+                Some(engine.start_comparing_message(peer, of, label, location)?)
+            }
+        };
+        let comparing = match (comparing, self.way) {
+            (Some(comparing), Way::Blocking) => {
+                comparing.wait()?;
+                None
+            }
+            (comparing, _) => comparing,
+        };
+        self.give(comparing, launch)
+    }
+
+    fn give(
+        self,
+        comparing: Option<Pending<()>>,
+        launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
+    ) -> Result<()> {
+        let stream: CUstream = self.stream.cu_stream();
+        let grouped = match self.way {
+            Way::Grouped(comm) => Some(comm),
+            Way::Blocking | Way::Queued => None,
+        };
+        self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
+        match self.way {
+            Way::Blocking => self.gpu.wait_at(self.stream, self.location),
+            Way::Queued | Way::Grouped(_) => self.gpu.note_started(self.stream, comparing),
+        }
+    }
+
+    fn caller(&self) -> Caller<'a> {
+        let communicator = self.gpu.communicator();
+        Caller { communicator, label: self.label, location: self.location }
+    }
+
+    fn are_here<T>(&self, input: &impl DeviceSlice<T>, output: &impl DeviceSlice<T>) -> Result<()> {
+        self.is_here(input)?;
+        self.is_here(output)
+    }
+
+    /// Whether the buffer and the stream are of this GPU.
+    fn is_here<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
+        let (own, of_stream) = (self.gpu.context(), self.stream.context());
+        if of_stream != own {
+            let (index, other) = (own.ordinal(), of_stream.ordinal());
+            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
+        }
+        let of_buffer = buffer.stream().context();
+        if of_buffer != own {
+            let (index, other) = (own.ordinal(), of_buffer.ordinal());
+            return argument(format!("the buffer is of GPU {other}, this rank's is GPU {index}"));
+        }
+        Ok(())
+    }
+}
+
+fn kind_of(element: ElementType) -> ncclDataType_t {
+    match element {
+        ElementType::I8 => ncclDataType_t::ncclInt8,
+        ElementType::U8 => ncclDataType_t::ncclUint8,
+        ElementType::I32 => ncclDataType_t::ncclInt32,
+        ElementType::U32 => ncclDataType_t::ncclUint32,
+        ElementType::I64 => ncclDataType_t::ncclInt64,
+        ElementType::U64 => ncclDataType_t::ncclUint64,
+        ElementType::F16 => ncclDataType_t::ncclFloat16,
+        ElementType::BF16 => ncclDataType_t::ncclBfloat16,
+        ElementType::F32 => ncclDataType_t::ncclFloat32,
+        ElementType::F64 => ncclDataType_t::ncclFloat64,
+    }
+}
+
+fn op_of(op: ReduceOp) -> ncclRedOp_t {
+    match op {
+        ReduceOp::Sum => ncclRedOp_t::ncclSum,
+        ReduceOp::Avg => ncclRedOp_t::ncclAvg,
+        ReduceOp::Min => ncclRedOp_t::ncclMin,
+        ReduceOp::Max => ncclRedOp_t::ncclMax,
+        ReduceOp::Prod => ncclRedOp_t::ncclProd,
+    }
+}

@@ -1,0 +1,424 @@
+//! A rank's GPU: NCCL between all ranks of a communicator, and how calls on it are waited for.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
+
+use super::calls::OnStream;
+use super::library::{Code, Functions, Nccl, SUCCESS};
+use super::meeting::{self, Found};
+use super::pair::{Comm, Pair};
+use super::watch::{self, Joining, Watch};
+use crate::communicator::{Communicator, Kind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pending::Pending;
+use crate::report;
+use crate::verdict::{Fault, Loss};
+use crate::world::World;
+
+/// A rank's GPU and, through NCCL, those of the other ranks. Its own methods are collectives that
+/// return when they are done; [`on`](Self::on) makes them on a stream of the program's.
+///
+/// As with a [`Communicator`], every rank makes the same calls in the same order, whether on the
+/// host or on GPUs: both count.
+///
+/// After an error other than [`ErrorKind::ConcurrentCalls`] or [`ErrorKind::Argument`] it is of no
+/// more use, and the contents of buffers under way are unspecified. Dropping it waits for its calls
+/// and closes the communicator.
+pub struct Gpu {
+    watch: Watch,
+    pair: Arc<Pair>,
+    nccl: &'static Nccl,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    index: usize,
+    name: String,
+    /// Calls on streams that are not known to be the same on all ranks yet.
+    started: Mutex<VecDeque<Pending<()>>>,
+    /// On which calls were made since they were last waited for.
+    streams: Mutex<Vec<Arc<CudaStream>>>,
+    /// Until it is closed. Closed last, as the ranks need it to end well.
+    communicator: Option<Communicator>,
+}
+
+impl Gpu {
+    /// Chooses this rank's GPU and connects it to those of all ranks of the communicator, which all
+    /// make this call: the GPU with the number of the rank on its host, among those that
+    /// `CUDA_VISIBLE_DEVICES` shows.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoGpu`], on every rank, where one of them has no driver, no GPU of its own or no
+    /// NCCL, or must not use it; [`ErrorKind::RankLost`] where NCCL does not connect.
+    pub fn connect(communicator: Communicator) -> Result<Self> {
+        Self::join(communicator).inspect_err(report::has_failed)
+    }
+
+    fn join(communicator: Communicator) -> Result<Self> {
+        let settings = communicator.nccl_settings()?;
+        let Found { nccl, context, gpu } = meeting::prepare(&communicator, settings)?;
+        let world = match &communicator.kind {
+            Kind::Single => None,
+            Kind::Joined(engine) => Some(engine.world().clone()),
+        };
+        let stream = context.new_stream();
+        let stream = stream.map_err(|error| fail(world.as_deref(), "a stream", &error))?;
+        let id = meeting::share_id(&communicator, nccl)?;
+        let joining = Joining {
+            id,
+            rank: communicator.rank(),
+            size: communicator.size(),
+            context: context.clone(),
+            limit: settings.patience,
+            world,
+        };
+        let (watch, pair) = Watch::start(nccl, joining)?;
+        Ok(Self {
+            watch,
+            pair,
+            nccl,
+            context,
+            stream,
+            index: gpu.index,
+            name: gpu.name,
+            started: Mutex::default(),
+            streams: Mutex::default(),
+            communicator: Some(communicator),
+        })
+    }
+
+    /// The communicator that it was made of. Calls on the host are made by way of it.
+    pub fn communicator(&self) -> &Communicator {
+        static CLOSED: std::sync::LazyLock<Communicator> =
+            std::sync::LazyLock::new(Communicator::single);
+        // It is there until `close`, which takes this in.
+        self.communicator.as_ref().unwrap_or(&CLOSED)
+    }
+
+    /// Its number among the GPUs that this process sees.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What it calls itself.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its primary context, which every library in this process shares.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// A stream of its own, on which its own methods make their calls.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Calls on a stream of this GPU: they return at once, and are done when the stream has come so
+    /// far. See [the module](super) for when they are compared.
+    pub fn on<'a>(&'a self, stream: &'a Arc<CudaStream>) -> OnStream<'a> {
+        OnStream::new(self, stream)
+    }
+
+    /// Returns once everything on the stream is done, and every rank is seen to have made the calls
+    /// that this one has made on any stream.
+    ///
+    /// # Errors
+    /// As for each of the calls.
+    #[track_caller]
+    pub fn wait(&self, stream: &CudaStream) -> Result<()> {
+        self.wait_at(stream, Location::caller())
+    }
+
+    /// As [`wait`](Self::wait), for every stream on which calls were made.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn synchronize(&self) -> Result<()> {
+        let location = Location::caller();
+        let streams = std::mem::take(&mut *lock(&self.streams));
+        streams.iter().try_for_each(|stream| self.wait_at(stream, location))
+    }
+
+    /// Waits for all calls, takes NCCL down and closes the communicator.
+    ///
+    /// # Errors
+    /// As [`synchronize`](Self::synchronize) and [`Communicator::close`].
+    pub fn close(mut self) -> Result<()> {
+        let stopped = self.stop();
+        let closed = self.communicator.take().map_or(Ok(()), Communicator::close);
+        stopped.and(closed)
+    }
+
+    /// The versions, as a header shows them: `NCCL 2.28.9`.
+    pub fn library(&self) -> String {
+        format!("NCCL {}", self.nccl.version)
+    }
+
+    pub(super) fn world(&self) -> Option<&Arc<World>> {
+        match &self.communicator.as_ref()?.kind {
+            Kind::Single => None,
+            Kind::Joined(engine) => Some(engine.world()),
+        }
+    }
+
+    /// Gives a call to NCCL. `grouped`: inside a group, which holds the communicator.
+    pub(super) fn launch(
+        &self,
+        grouped: Option<Comm>,
+        call: impl FnOnce(&Functions, Comm) -> Code,
+    ) -> Result<()> {
+        self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
+        let functions = &self.nccl.functions;
+        let code = match grouped {
+            Some(comm) => Some(call(functions, comm)),
+            None => self.pair.call(|comm| call(functions, comm)),
+        };
+        match code {
+            Some(SUCCESS) => Ok(()),
+            Some(code) => Err(self.failed(code)),
+            None => Err(self.over()),
+        }
+    }
+
+    /// Several calls that NCCL is given at once.
+    pub(super) fn launch_group<R>(&self, calls: impl FnOnce(Comm) -> Result<R>) -> Result<R> {
+        self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
+        let functions = &self.nccl.functions;
+        let outcome = self.pair.call(|comm| {
+            // SAFETY: neither takes an argument; the group is of this thread.
+            let begun = unsafe { (functions.group_start)() };
+            let result = match begun {
+                SUCCESS => calls(comm),
+                _ => return (begun, None),
+            };
+            // SAFETY: as above.
+            (unsafe { (functions.group_end)() }, Some(result))
+        });
+        match outcome {
+            Some((SUCCESS, Some(result))) => result,
+            Some((_, Some(Err(error)))) => Err(error),
+            Some((code, _)) => Err(self.failed(code)),
+            None => Err(self.over()),
+        }
+    }
+
+    /// A call was made on the stream, which is compared meanwhile.
+    pub(super) fn note_started(
+        &self,
+        stream: &Arc<CudaStream>,
+        comparing: Option<Pending<()>>,
+    ) -> Result<()> {
+        let mut streams = lock(&self.streams);
+        if !streams.iter().any(|known| Arc::ptr_eq(known, stream)) {
+            streams.push(stream.clone());
+        }
+        drop(streams);
+        let oldest = {
+            let mut started = lock(&self.started);
+            started.extend(comparing);
+            while started.front().is_some_and(Pending::is_done) && started.len() > 1 {
+                if let Some(done) = started.pop_front() {
+                    done.wait()?;
+                }
+            }
+            // No more may be under way in the engine than it keeps in mind.
+            (started.len() > MAX_STARTED).then(|| started.pop_front()).flatten()
+        };
+        oldest.map_or(Ok(()), Pending::wait)
+    }
+
+    pub(super) fn wait_at(
+        &self,
+        stream: &CudaStream,
+        location: &'static Location<'static>,
+    ) -> Result<()> {
+        let event = stream.record_event(None).map_err(|error| self.broken("an event", &error))?;
+        loop {
+            let Some(comparing) = lock(&self.started).pop_front() else { break };
+            if let Err(error) = comparing.wait() {
+                self.let_go(&event);
+                return Err(error);
+            }
+        }
+        self.wait_event(&event, location)
+    }
+
+    fn wait_event(&self, event: &CudaEvent, location: &'static Location<'static>) -> Result<()> {
+        let world = self.world().cloned();
+        let limits = world.as_ref().map(|world| world.limits);
+        let begun = Instant::now();
+        let mut next_warning = limits.map(|limits| limits.late_after);
+        let mut pause = Pause::default();
+        loop {
+            if world.as_ref().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
+                self.let_go(event);
+                return Err(self.over());
+            }
+            match event.try_is_complete() {
+                Ok(true) => {
+                    // What was given up a moment ago may be why it is.
+                    let is_over = world.as_ref().is_some_and(|world| world.is_over());
+                    return if is_over || self.pair.is_given_up() {
+                        Err(self.over())
+                    } else {
+                        Ok(())
+                    };
+                }
+                Ok(false) => {}
+                Err(error) => return Err(self.broken("its stream", &error)),
+            }
+            let waited = begun.elapsed();
+            if let (Some(world), Some(limit)) = (&world, limits.and_then(|limits| limits.timeout))
+                && waited >= limit
+            {
+                let call = format!("waiting for the GPU at {}", at(location));
+                let fault = Fault::TimedOut { call, limit: report::duration(limit), late: None };
+                world.raise(world.rank, fault);
+                continue;
+            }
+            if let Some(due) = next_warning
+                && waited >= due
+            {
+                next_warning = Some(due * 2);
+                report::warn(&format!(
+                    "the stream that {} waits for is not done after {}, though all ranks have \
+                     made the same calls: its own kernels are slow, or a send and a receive that \
+                     need each other are not in one group",
+                    at(location),
+                    report::duration(waited)
+                ));
+            }
+            pause.take();
+        }
+    }
+
+    /// Before a buffer is given back: NCCL is given up, and its kernels have ended.
+    fn let_go(&self, event: &CudaEvent) {
+        if !self.watch.wait_ended() {
+            return;
+        }
+        let begun = Instant::now();
+        let mut pause = Pause::default();
+        while begun.elapsed() < LET_GO && matches!(event.try_is_complete(), Ok(false)) {
+            pause.take();
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let result = self.synchronize();
+        if self.world().is_some_and(|world| world.is_over()) {
+            self.watch.wait_ended();
+        } else {
+            self.watch.close();
+        }
+        result
+    }
+
+    /// A call that NCCL refuses. It may only be that another rank is gone, which the world then says.
+    fn failed(&self, code: Code) -> Error {
+        let words = self.nccl.describe(code);
+        let Some(world) = self.world() else {
+            return ErrorKind::System { operation: "NCCL".into(), problem: words }.into();
+        };
+        let until = Instant::now() + watch::patience(code);
+        while !world.is_over() && Instant::now() < until {
+            std::thread::sleep(LONGEST_PAUSE);
+        }
+        self.end(world, Loss::Failed { problem: format!("NCCL: {words}") })
+    }
+
+    /// CUDA itself fails.
+    pub(super) fn broken(&self, what: &str, error: &DriverError) -> Error {
+        fail(self.world().map(|world| &**world), what, error)
+    }
+
+    fn end(&self, world: &World, loss: Loss) -> Error {
+        if !world.is_over() {
+            world.lose(world.rank, loss);
+        }
+        self.over()
+    }
+
+    /// The error that ended everything.
+    fn over(&self) -> Error {
+        let Some(world) = self.world() else {
+            let problem = "it was given up after an error of its own".into();
+            return ErrorKind::System { operation: "NCCL".into(), problem }.into();
+        };
+        let error = world.error().unwrap_or_else(|| ErrorKind::Closed.into());
+        world.conclude(Err(error.clone())).err().unwrap_or(error)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // While unwinding the communicator tells the others, and nothing is waited for.
+        if self.communicator.is_none() || std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self.stop()
+            && let Some(world) = self.world()
+            && world.tell()
+        {
+            world.counters.origin.say(&error.to_string(), None);
+        }
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GPU {} ({})", self.index, self.name)
+    }
+}
+
+/// Ends the world because CUDA fails on this rank.
+fn fail(world: Option<&World>, what: &str, error: &DriverError) -> Error {
+    let problem = format!("CUDA, {what}: {}", meeting::words(error));
+    match world {
+        Some(world) => {
+            if !world.is_over() {
+                world.lose(world.rank, Loss::Failed { problem });
+            }
+            let error = world.error().unwrap_or_else(|| ErrorKind::Closed.into());
+            world.conclude(Err(error.clone())).err().unwrap_or(error)
+        }
+        None => ErrorKind::System { operation: "CUDA".into(), problem }.into(),
+    }
+}
+
+/// Between two looks at an event: none at first, as most calls take microseconds.
+#[derive(Default)]
+struct Pause(u32);
+
+impl Pause {
+    fn take(&mut self) {
+        self.0 = self.0.saturating_add(1);
+        match self.0 {
+            0..SPINS => std::hint::spin_loop(),
+            looks => std::thread::sleep(LONGEST_PAUSE.min(SHORTEST_PAUSE * (looks - SPINS + 1))),
+        }
+    }
+}
+
+fn at(location: &Location<'_>) -> String {
+    crate::contract::show_location(location)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Half of what the engine keeps (see [`Pending`]): calls on the host may be under way too.
+const MAX_STARTED: usize = 512;
+/// A look at an event takes about a microsecond: these are as many as a small call takes.
+const SPINS: u32 = 200;
+const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
+const LONGEST_PAUSE: Duration = Duration::from_micros(200);
+/// Kernels look at NCCL's abort flag all the time.
+const LET_GO: Duration = Duration::from_secs(1);

@@ -1,0 +1,171 @@
+//! What the ranks tell each other before NCCL connects them, over the links that they have.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::nccl::sys::ncclUniqueId;
+
+use super::choice::{self, Choice, Word};
+use super::driver::Driver;
+use super::library::{Nccl, SUCCESS};
+use super::presence::Absence;
+use crate::communicator::{Communicator, Kind};
+use crate::config::{NcclSettings, Reach};
+use crate::error::Result;
+use crate::report;
+
+/// What a rank needs of its machine.
+pub(super) struct Found {
+    pub(super) nccl: &'static Nccl,
+    pub(super) context: Arc<CudaContext>,
+    pub(super) gpu: Choice,
+}
+
+/// Looks for driver, GPU and NCCL; agrees with the other ranks that all of them have what it takes.
+pub(super) fn prepare(communicator: &Communicator, settings: NcclSettings) -> Result<Found> {
+    let found = find(communicator, settings);
+    let word = match &found {
+        Ok(found) => Word::Ready { nccl: found.nccl.version.to_string(), gpu: found.gpu.clone() },
+        Err(Absence { problem, help }) => {
+            let clip = |words: &str| words.chars().take(MAX_WORDS).collect();
+            Word::Absent { problem: clip(problem), help: clip(help) }
+        }
+    };
+    let words = exchange(communicator, &word)?;
+    choice::judge(&words, &places(communicator))?;
+    let found = found?;
+    if communicator.rank() == 0 && hosts(communicator) > 1 {
+        report::warn(
+            "NCCL moves data between hosts without encryption; ALLFOLD_NCCL=same-host refuses that",
+        );
+    }
+    Ok(found)
+}
+
+/// Rank 0's unique id.
+pub(super) fn share_id(communicator: &Communicator, nccl: &Nccl) -> Result<ncclUniqueId> {
+    let mut id = ncclUniqueId { internal: [0; ID_BYTES] };
+    let mut bytes = [0u8; ID_BYTES + 1];
+    let mut problem = None;
+    if communicator.rank() == 0 {
+        // SAFETY: it writes the id.
+        match unsafe { (nccl.functions.get_unique_id)(&mut id) } {
+            SUCCESS => {
+                let (last, own) = (ID_BYTES, id.internal.map(|byte| byte as u8));
+                bytes[..last].copy_from_slice(&own);
+                bytes[last] = 1;
+            }
+            code => problem = Some(nccl.describe(code)),
+        }
+    }
+    communicator.broadcast(&mut bytes, 0)?;
+    if bytes[ID_BYTES] == 0 {
+        let words = problem.unwrap_or_else(|| "rank 0's NCCL gives no unique id".into());
+        return Err(Absence::new(format!("NCCL cannot start: {words}"), SEE_NCCL).into());
+    }
+    for (into, byte) in id.internal.iter_mut().zip(bytes) {
+        *into = byte as _;
+    }
+    Ok(id)
+}
+
+fn find(communicator: &Communicator, settings: NcclSettings) -> Result<Found, Absence> {
+    match settings.reach {
+        Reach::Nowhere => {
+            return Err(Absence::new(
+                "ALLFOLD_NCCL=off keeps this rank from NCCL",
+                "leave ALLFOLD_NCCL out, or do not ask for GPUs",
+            ));
+        }
+        Reach::SameHost if hosts(communicator) > 1 => {
+            return Err(Absence::new(
+                format!(
+                    "ALLFOLD_NCCL=same-host keeps NCCL's data within a host, and these ranks are \
+                     on {} hosts",
+                    hosts(communicator)
+                ),
+                "ALLFOLD_NCCL=on lets it cross hosts without encryption",
+            ));
+        }
+        Reach::SameHost | Reach::Everywhere => {}
+    }
+    let driver = Driver::find().map_err(Clone::clone)?;
+    let nccl = Nccl::find().map_err(Clone::clone)?;
+    let index = choice::index(settings.local_rank, driver.gpus);
+    let context = CudaContext::new(index).map_err(|error| unusable(index, &error))?;
+    let name = context.name().map_err(|error| unusable(index, &error))?;
+    let uuid = context.uuid().map_err(|error| unusable(index, &error))?;
+    let uuid = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+    let may_share = ["NCCL_HOSTID", "NCCL_MULTI_RANK_GPU_ENABLE"].map(std::env::var);
+    let may_share = may_share.iter().any(|value| value.as_ref().is_ok_and(|value| value != "0"));
+    Ok(Found { nccl, context, gpu: Choice { index, of: driver.gpus, name, uuid, may_share } })
+}
+
+fn unusable(index: usize, error: &cudarc::driver::DriverError) -> Absence {
+    let problem = format!("GPU {index} cannot be used: {}", words(error));
+    Absence::new(problem, "`nvidia-smi` on its host says whether it is there and who uses it")
+}
+
+/// CUDA's error on one line.
+pub(super) fn words(error: &cudarc::driver::DriverError) -> String {
+    let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
+    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    match (name, text) {
+        (Ok(name), Ok(text)) => report::printable(&format!("{text} ({name})")),
+        _ => format!("CUDA error {}", error.0 as i32),
+    }
+}
+
+/// Every rank's word.
+fn exchange(communicator: &Communicator, word: &Word) -> Result<Vec<Word>> {
+    let mut own = serde_json::to_vec(word).unwrap_or_default();
+    own.resize(WORD_BYTES.max(own.len()), b' ');
+    own.truncate(WORD_BYTES);
+    let mut all = vec![0u8; WORD_BYTES * communicator.size()];
+    communicator.all_gather(&own, &mut all)?;
+    let unreadable = || Word::Absent {
+        problem: "what it says of its GPU cannot be read".into(),
+        help: "run the same version of allfold on every host".into(),
+    };
+    let read = |bytes: &[u8]| match serde_json::from_slice(bytes) {
+        Ok(Word::Absent { problem, help }) => {
+            Word::Absent { problem: report::printable(&problem), help: report::printable(&help) }
+        }
+        Ok(word) => word,
+        Err(_) => unreadable(),
+    };
+    Ok(all.chunks_exact(WORD_BYTES).map(read).collect())
+}
+
+fn places(communicator: &Communicator) -> Vec<String> {
+    let place = |peer: crate::world::Peer| format!("{}, pid {}", peer.host, peer.pid);
+    communicator.peers().into_iter().map(place).collect()
+}
+
+/// On how many hosts its ranks are.
+fn hosts(communicator: &Communicator) -> usize {
+    match &communicator.kind {
+        Kind::Single => 1,
+        Kind::Joined(engine) => {
+            let peers = &engine.world().peers;
+            let member = |rank: &u32| peers.get(*rank as usize);
+            let mut firsts: Vec<&crate::world::Peer> = Vec::new();
+            for peer in engine.members().iter().filter_map(member) {
+                if !firsts.iter().any(|first| first.is_beside(peer)) {
+                    firsts.push(peer);
+                }
+            }
+            firsts.len()
+        }
+    }
+}
+
+/// `NCCL_UNIQUE_ID_BYTES` of nccl.h.
+const ID_BYTES: usize = 128;
+/// Room for a word.
+const WORD_BYTES: usize = 4096;
+/// Of what a driver or a loader says, in characters: twice that fits a word however they are
+/// written.
+const MAX_WORDS: usize = 400;
+const SEE_NCCL: &str = "NCCL_DEBUG=INFO shows what NCCL looks for; NCCL_SOCKET_IFNAME names the \
+                        interface that it uses";

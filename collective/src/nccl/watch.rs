@@ -1,0 +1,191 @@
+//! The thread that stands by NCCL: it connects, looks for NCCL's own errors, and gives NCCL up as
+//! soon as the world has ended, so that nothing waits in it for a rank that is gone.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cudarc::driver::CudaContext;
+use cudarc::nccl::sys::ncclUniqueId;
+
+use super::library::{Code, Nccl, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR};
+use super::pair::{Failure, Pair};
+use crate::error::{Error, ErrorKind, Result};
+use crate::report;
+use crate::verdict::Loss;
+use crate::world::World;
+
+/// The handle to the thread. Where it is dropped, the thread gives NCCL up and ends.
+pub(super) struct Watch {
+    commands: Mutex<Sender<Command>>,
+    /// Told once NCCL is given up or closed.
+    ended: Mutex<Receiver<()>>,
+}
+
+enum Command {
+    /// All calls have ended.
+    Close,
+}
+
+/// What the thread connects with.
+pub(super) struct Joining {
+    pub(super) id: ncclUniqueId,
+    pub(super) rank: usize,
+    pub(super) size: usize,
+    pub(super) context: Arc<CudaContext>,
+    pub(super) limit: Duration,
+    /// None in a world of one.
+    pub(super) world: Option<Arc<World>>,
+}
+
+impl Watch {
+    /// Starts the thread and waits until NCCL is connected.
+    pub(super) fn start(nccl: &'static Nccl, joining: Joining) -> Result<(Self, Arc<Pair>)> {
+        let pair = Arc::new(Pair::new(nccl));
+        let (commands, inbox) = channel();
+        let (connected, outcome) = channel();
+        let (end, ended) = channel();
+        let (world, limit) = (joining.world.clone(), joining.limit);
+        let thread = Thread { nccl, pair: pair.clone(), joining };
+        let work = move || thread.work(&connected, &inbox, &end);
+        std::thread::Builder::new().name("allfold-nccl".into()).spawn(work).map_err(|error| {
+            let operation = "starting the thread that stands by NCCL".into();
+            Error::from(ErrorKind::System { operation, problem: error.to_string() })
+        })?;
+        let this = Self { commands: Mutex::new(commands), ended: Mutex::new(ended) };
+        // NCCL may be stuck where it does not look at the clock.
+        let result = match outcome.recv_timeout(limit.saturating_add(GRACE)) {
+            Ok(result) => result,
+            Err(_) => Err(Failure::Late),
+        };
+        match result {
+            Ok(()) => Ok((this, pair)),
+            Err(failure) => Err(failed(failure, world.as_deref(), limit)),
+        }
+    }
+
+    /// Takes NCCL down, and waits for that a short time.
+    pub(super) fn close(&self) {
+        let _ = self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(Command::Close);
+        if !self.wait_ended() {
+            report::warn("NCCL does not end; its threads are left to the end of the process");
+        }
+    }
+
+    /// Waits until NCCL has been given up or closed, a short time; whether it has.
+    pub(super) fn wait_ended(&self) -> bool {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        !matches!(ended.recv_timeout(GRACE), Err(RecvTimeoutError::Timeout))
+    }
+}
+
+struct Thread {
+    nccl: &'static Nccl,
+    pair: Arc<Pair>,
+    joining: Joining,
+}
+
+impl Thread {
+    fn work(
+        &self,
+        connected: &Sender<Result<(), Failure>>,
+        inbox: &Receiver<Command>,
+        end: &Sender<()>,
+    ) {
+        let Joining { id, rank, size, context, limit, world } = &self.joining;
+        if let Some(world) = world {
+            report::speak_for(&world.counters.origin);
+        }
+        let is_over = || world.as_ref().is_some_and(|world| world.is_over());
+        let result = match context.bind_to_thread() {
+            Err(error) => Err(Failure::Nccl(format!("its GPU cannot be used: {error}"))),
+            Ok(()) => {
+                let deadline = Instant::now() + *limit;
+                self.pair.connect(id, (*rank, *size), deadline, &is_over)
+            }
+        };
+        let is_connected = result.is_ok();
+        let is_awaited = connected.send(result).is_ok();
+        if is_connected && is_awaited {
+            self.watch(inbox);
+        } else {
+            self.pair.give_up();
+        }
+        let _ = end.send(());
+    }
+
+    /// Until the world has ended, or all calls have.
+    fn watch(&self, inbox: &Receiver<Command>) {
+        let world = self.joining.world.as_deref();
+        let mut suspect: Option<(Code, Instant)> = None;
+        loop {
+            match inbox.recv_timeout(LOOK) {
+                Ok(Command::Close) => return self.pair.close(),
+                Err(RecvTimeoutError::Disconnected) => return self.pair.give_up(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if world.is_some_and(World::is_over) {
+                return self.pair.give_up();
+            }
+            let code = self.pair.look();
+            if code == SUCCESS {
+                continue;
+            }
+            let since = match suspect {
+                Some((_, since)) => since,
+                None => suspect.insert((code, Instant::now())).1,
+            };
+            if since.elapsed() >= patience(code) {
+                if let Some(world) = world {
+                    world.lose(world.rank, self.loss(code));
+                }
+                return self.pair.give_up();
+            }
+        }
+    }
+
+    fn loss(&self, code: Code) -> Loss {
+        Loss::Failed { problem: format!("NCCL: {}", self.nccl.describe(code)) }
+    }
+}
+
+/// How long to wait for a better word on an error of NCCL's. It may only be that another rank is
+/// gone, which NCCL sees first but does not name; control says who it was.
+pub(super) fn patience(code: Code) -> Duration {
+    match code {
+        REMOTE_ERROR | SYSTEM_ERROR => OTHERS_KNOW,
+        _ => Duration::ZERO,
+    }
+}
+
+/// The error of a rank whose NCCL did not connect; the others hear it from the world.
+fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
+    let problem = match failure {
+        Failure::Nccl(words) => format!("NCCL does not connect: {words}"),
+        Failure::Late => format!(
+            "NCCL does not connect within {} (ALLFOLD_CONNECT_TIMEOUT); NCCL_DEBUG=INFO shows what \
+             it waits for",
+            report::duration(limit)
+        ),
+        Failure::Over => "the world has ended".into(),
+    };
+    match world {
+        Some(world) => {
+            if !world.is_over() {
+                world.lose(world.rank, Loss::Failed { problem: problem.clone() });
+            }
+            world.tell();
+            world.wait_told();
+            world.error().unwrap_or_else(|| ErrorKind::Closed.into())
+        }
+        None => ErrorKind::System { operation: "connecting NCCL".into(), problem }.into(),
+    }
+}
+
+/// How soon an end of the world reaches NCCL.
+const LOOK: Duration = Duration::from_millis(20);
+/// As long as lanes wait for a verdict after a broken link (2.6 s): two seconds of silence, the
+/// question to other ranks, and the way of the verdict.
+const OTHERS_KNOW: Duration = Duration::from_millis(2600);
+/// Giving NCCL up takes milliseconds.
+const GRACE: Duration = Duration::from_secs(1);
