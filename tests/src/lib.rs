@@ -2,6 +2,7 @@
 //! none behind.
 
 pub mod faults;
+pub mod gpu;
 pub mod hosts;
 mod namespaces;
 pub mod networks;
