@@ -77,7 +77,7 @@ impl Error {
             Deadlock { .. } => Some(
                 "make calls on several communicators, and sends and receives, in an order in \
                  which each meets its counterpart; two ranks that send to each other do it by \
-                 `send_recv`"
+                 `send_recv`, on GPUs in one group"
                     .into(),
             ),
             ConcurrentCalls { .. } => Some(

@@ -4,6 +4,7 @@
 // FAKE_NCCL_CONNECT      eager: the first call on a communicator does not wait for the peers
 // FAKE_NCCL_INIT_HANGS   1: an initialisation ends only by an abort
 // FAKE_NCCL_SPLIT_HANGS  1: a split ends only by an abort
+// FAKE_NCCL_MISMATCH_HANGS  1: calls that differ wait for an abort
 // FAKE_NCCL_REMOTE_ERROR 1: who waits for a process that is gone says ncclRemoteError
 // FAKE_NCCL_ASYNC_ERROR  RANK:RESULT:AFTER_CALLS: what ncclCommGetAsyncError says from then on
 // FAKE_NCCL_CALL_ERROR   RANK:RESULT:CALL: what this call returns, counted from 1

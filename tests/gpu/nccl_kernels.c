@@ -28,21 +28,29 @@ static struct label label_of(const struct call *call) {
                           call->count};
 }
 
-// The real one would wait for ever or mix up the data.
-static void compare(ncclComm_t comm, int peer, const struct label *theirs, const struct call *call) {
+// False once aborted. A peer that is gone is for the caller to find out: nothing ends before that.
+static bool wait(ncclComm_t comm, int *tries) {
+    if (world_lost_one(comm, *tries)) atomic_store(&comm->failure, ncclRemoteError);
+    return nccl_wait(comm, tries);
+}
+
+// The real one waits for ever or mixes up the data: a test that is about this asks for the first,
+// for all others it is a mistake.
+static bool compare(ncclComm_t comm, int peer, const struct label *theirs, const struct call *call) {
     struct label mine = label_of(call);
-    if (memcmp(&mine, theirs, sizeof mine) == 0) return;
+    if (memcmp(&mine, theirs, sizeof mine) == 0) return true;
+    if (nccl_setting("FAKE_NCCL_MISMATCH_HANGS", 0)) {
+        int tries = 0;
+        while (wait(comm, &tries)) {
+        }
+        return false;
+    }
     nccl_mistake("rank %d calls %s (count %zu, type %d, op %d, root %d), but what rank %d calls is "
                  "%s (count %llu, type %d, op %d, root %d)",
                  comm->rank, names[call->kind], call->count, call->type, call->op, call->root, peer,
                  names[theirs->kind], (unsigned long long)theirs->count, theirs->type, theirs->op,
                  theirs->root);
-}
-
-// False once aborted. A peer that is gone is for the caller to find out: nothing ends before that.
-static bool wait(ncclComm_t comm, int *tries) {
-    if (world_lost_one(comm, *tries)) atomic_store(&comm->failure, ncclRemoteError);
-    return nccl_wait(comm, tries);
+    return false;
 }
 
 static bool publish(ncclComm_t comm, const struct call *call, const void *from, size_t bytes) {
@@ -68,7 +76,7 @@ static const void *next_of(ncclComm_t comm, const struct call *call, int peer) {
     while (atomic_load(&theirs->published) <= piece) {
         if (!wait(comm, &tries)) return NULL;
     }
-    compare(comm, peer, &theirs->labels[piece % SLOTS], call);
+    if (!compare(comm, peer, &theirs->labels[piece % SLOTS], call)) return NULL;
     return theirs->data[piece % SLOTS];
 }
 
@@ -159,7 +167,7 @@ static bool move(ncclComm_t comm, struct transfer *transfer) {
         pipe->labels[written % SLOTS] = label_of(call);
         atomic_store(&pipe->written, written + 1);
     } else {
-        compare(comm, call->root, &pipe->labels[read % SLOTS], call);
+        if (!compare(comm, call->root, &pipe->labels[read % SLOTS], call)) return false;
         memcpy((char *)call->to + transfer->moved, pipe->data[read % SLOTS], bytes);
         atomic_store(&pipe->read, read + 1);
     }

@@ -1,5 +1,7 @@
 //! One rank, doing what its arguments say: the program of the tests about faults.
 
+mod gpu;
+
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,6 +35,9 @@ fn act(words: &[String]) -> Result<()> {
     if let ["spin", seconds] = words[..] {
         busy::spin_for(Duration::from_secs(seconds.parse().unwrap_or(1)));
         return Ok(());
+    }
+    if let ["gpu", words @ ..] = &words[..] {
+        return gpu::act(words);
     }
     let world = Communicator::from_env()?;
     match words[..] {

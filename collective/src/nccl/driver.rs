@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-use super::presence::{Absence, Version, loader_words};
+use super::presence::{Absence, Version, loader_words, telling};
 
 /// A driver that has been initialised and shows at least one GPU.
 pub(super) struct Driver {
@@ -42,7 +42,7 @@ impl Driver {
                 Err(error) => missing.push(loader_words(name, &error)),
             }
         }
-        Err(Absence::new(format!("there is no CUDA driver: {}", missing.join("; ")), INSTALL))
+        Err(Absence::new(format!("there is no CUDA driver: {}", telling(&missing)), INSTALL))
     }
 
     fn of(library: Library) -> Result<Self, Absence> {

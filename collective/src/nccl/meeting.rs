@@ -96,8 +96,9 @@ fn find(communicator: &Communicator, settings: NcclSettings) -> Result<Found, Ab
     let name = context.name().map_err(|error| unusable(index, &error))?;
     let uuid = context.uuid().map_err(|error| unusable(index, &error))?;
     let uuid = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
-    let may_share = ["NCCL_HOSTID", "NCCL_MULTI_RANK_GPU_ENABLE"].map(std::env::var);
-    let may_share = may_share.iter().any(|value| value.as_ref().is_ok_and(|value| value != "0"));
+    let is_set = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+    let may_share = is_set("NCCL_HOSTID")
+        || std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value != "0");
     Ok(Found { nccl, context, gpu: Choice { index, of: driver.gpus, name, uuid, may_share } })
 }
 

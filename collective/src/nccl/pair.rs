@@ -146,7 +146,8 @@ impl Pair {
         }
     }
 
-    /// Waits for what a call on the handle has begun, which returned `code`.
+    /// Waits for what a call on the handle has begun, which returned `code`: a split returns success
+    /// also where it has only begun.
     fn settle(
         &self,
         code: Code,
@@ -154,9 +155,10 @@ impl Pair {
         deadline: Instant,
         is_over: &dyn Fn() -> bool,
     ) -> Result<(), Failure> {
-        let mut code = code;
+        let has_begun = matches!(code, SUCCESS | IN_PROGRESS) && !handle.0.is_null();
+        let mut code = if has_begun { self.state(handle) } else { code };
         let mut pause = SHORTEST_PAUSE;
-        while code == IN_PROGRESS && !handle.0.is_null() {
+        while code == IN_PROGRESS {
             if is_over() {
                 return Err(Failure::Over);
             }

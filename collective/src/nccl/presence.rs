@@ -104,7 +104,7 @@ impl Absence {
     }
 
     pub(super) fn no_nccl(missing: &[String]) -> Self {
-        Self::new(missing.join("; "), INSTALL_NCCL)
+        Self::new(format!("there is no NCCL: {}", telling(missing)), INSTALL_NCCL)
     }
 
     pub(super) fn nccl_too_old(version: Version, oldest: Version, path: Option<&Path>) -> Self {
@@ -168,12 +168,19 @@ pub(super) fn loader_words(name: &str, error: &libloading::Error) -> String {
     };
     // Where it is only absent, everything else in glibc's words is noise.
     match words.contains("No such file") && words.starts_with(name) {
-        true => format!("{name} is not found"),
+        true => format!("{name}{NOT_FOUND}"),
         false => format!("{name} cannot be loaded ({})", crate::report::printable(words.trim())),
     }
 }
 
+/// Of what the loader said of several names, what tells most: why one that is there cannot be loaded,
+/// else that the first is missing.
 #[cfg(feature = "nccl")]
+pub(super) fn telling(words: &[String]) -> &str {
+    let there = words.iter().find(|words| !words.ends_with(NOT_FOUND));
+    there.or(words.first()).map_or("", String::as_str)
+}
+
 /// Where the library lies that this process has loaded, by the start of its file's name.
 pub(super) fn mapped(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
@@ -186,6 +193,8 @@ fn at(path: Option<&Path>) -> String {
     path.map_or_else(String::new, |path| format!(" ({})", path.display()))
 }
 
+#[cfg(feature = "nccl")]
+const NOT_FOUND: &str = " is not found";
 #[cfg(feature = "nccl")]
 const INSTALL_NCCL: &str = "install NCCL (the package libnccl2, or `pip install nvidia-nccl-cu12`) \
                             and put the folder of its libnccl.so.2 into LD_LIBRARY_PATH";

@@ -1,0 +1,342 @@
+//! Calls on GPUs by whole processes, with what stands in for driver and NCCL (tests/gpu): right
+//! results, and the promises of calls on the host. With `ALLFOLD_TEST_GPU=real` the machine's own
+//! libraries are used, by ranks that share its first GPU; what only a stand-in can do is skipped.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use allfold_tests::gpu::{FakeGpus, Recipe};
+use allfold_tests::{Ended, Job, Process, machine_lock, skipped};
+use rustix::process::Signal;
+
+const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
+
+/// A machine's libraries.
+enum Machine {
+    Real,
+    Fake(FakeGpus),
+}
+
+impl Machine {
+    fn new() -> Self {
+        match is_real() {
+            true => Self::Real,
+            false => Self::Fake(FakeGpus::new()),
+        }
+    }
+
+    /// The ranks, each with a GPU of its own or what NCCL takes for one, and with these variables.
+    fn start(&self, size: usize, words: &[&str], variables: &[(&str, &str)]) -> Vec<Process> {
+        let job = Job::new(size);
+        let words: Vec<&str> = std::iter::once("gpu").chain(words.iter().copied()).collect();
+        let start = |rank: usize| {
+            let mut command = job.rank(rank, RANK, &words);
+            command.env("ALLFOLD_LOCAL_RANK", rank.to_string());
+            command.env("ALLFOLD_LOCAL_WORLD_SIZE", size.to_string());
+            command.env("NCCL_HOSTID", format!("host-{rank}"));
+            match self {
+                Self::Real => command.env("NCCL_SOCKET_IFNAME", "lo"),
+                Self::Fake(fake) => {
+                    fake.lend(&mut command);
+                    command.env("FAKE_CUDA_DEVICES", "2").env("FAKE_NCCL_MISMATCH_HANGS", "1")
+                }
+            };
+            command.envs(variables.iter().copied());
+            Process::start(&mut command)
+        };
+        (0..size).map(start).collect()
+    }
+
+    fn run(&self, size: usize, words: &[&str], variables: &[(&str, &str)]) -> Vec<Ended> {
+        self.start(size, words, variables).into_iter().map(Process::wait).collect()
+    }
+}
+
+fn is_real() -> bool {
+    std::env::var("ALLFOLD_TEST_GPU").is_ok_and(|value| value == "real")
+}
+
+/// The stand-in, or the reason why there is nothing to test.
+fn stand_in(test: &str) -> Option<Machine> {
+    if is_real() {
+        skipped(test, "only the stand-in for NCCL can be told to do that");
+        return None;
+    }
+    Some(Machine::new())
+}
+
+#[test]
+fn every_collective_type_and_operation_is_right() {
+    let _one_at_a_time = machine_lock();
+    let machine = Machine::new();
+    for (size, variables) in [
+        (1, &[][..]),
+        (2, &[]),
+        // Larger worlds have no GPU for each rank here, and the comparison goes by way of QUIC.
+        (4, &[("ALLFOLD_TRANSPORT", "quic")]),
+    ] {
+        for ended in machine.run(size, &["kinds"], variables) {
+            assert_eq!(ended.code(), 0, "{size} ranks: {ended:#?}");
+            let last = ended.output().last().copied().unwrap_or_default();
+            assert!(last.starts_with("closed gpu "), "{ended:#?}");
+            let counted = "all_reduce nccl 1240";
+            assert_eq!(ended.output().contains(&counted), size > 1, "{ended:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_rank_is_named_by_all_others() {
+    let _one_at_a_time = machine_lock();
+    let machine = Machine::new();
+    for way in ["blocking", "queued"] {
+        let mut ranks = machine.start(3, &["forever", way], &[]);
+        ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+        let lost = ranks.remove(1);
+        lost.signal(Signal::KILL);
+        for ended in ranks.into_iter().map(Process::wait) {
+            ended.assert_error(75, &["rank 1 (", "is gone: its process ended"]);
+        }
+    }
+}
+
+#[test]
+fn a_stopped_rank_is_named_by_all_others() {
+    let _one_at_a_time = machine_lock();
+    let mut ranks = Machine::new().start(3, &["forever", "queued"], &[]);
+    ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+    let lost = ranks.remove(1);
+    lost.signal(Signal::STOP);
+    for ended in ranks.into_iter().map(Process::wait) {
+        ended.assert_error(75, &["rank 1 (", "stopped answering", "process is stopped"]);
+    }
+}
+
+#[test]
+fn a_lost_rank_is_named_and_not_who_noticed_it_first() {
+    let _one_at_a_time = machine_lock();
+    let Some(machine) = stand_in("a_lost_rank_is_named_and_not_who_noticed_it_first") else {
+        return;
+    };
+    // NCCL itself sees at once that its peer is gone, and does not say who.
+    let sees = [("FAKE_NCCL_REMOTE_ERROR", "1")];
+    let mut ranks = machine.start(3, &["forever", "blocking"], &sees);
+    ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+    let lost = ranks.remove(2);
+    lost.signal(Signal::KILL);
+    for ended in ranks.into_iter().map(Process::wait) {
+        ended.assert_error(75, &["rank 2 (", "is gone"]);
+    }
+}
+
+#[test]
+fn ranks_that_disagree_are_told() {
+    let _one_at_a_time = machine_lock();
+    let machine = Machine::new();
+    for way in ["blocking", "queued"] {
+        for ended in machine.run(3, &["differ", "1", way], &[]) {
+            let words = ["sum of f32 x 1001, on GPUs", "sum of f32 x 1000, on GPUs", "gpu.rs:"];
+            let words = if way == "queued" { &["of f32 x 1001, on GPUs"][..] } else { &words };
+            ended.assert_error(3, words);
+        }
+    }
+}
+
+#[test]
+fn a_call_on_the_host_is_another_one() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(2, &["on-host", "1"], &[]) {
+        ended
+            .assert_error(3, &["ranks disagree on call #", "x 1000, on GPUs", "f32 x 1000, tests"]);
+    }
+}
+
+#[test]
+fn a_rank_that_closes_too_early_disagrees() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(3, &["close", "1"], &[]) {
+        ended.assert_error(3, &["rank 1 (", "closed its communicator after"]);
+    }
+}
+
+#[test]
+fn sends_that_need_each_other_are_a_deadlock() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(2, &["cross"], &[("ALLFOLD_LATE_AFTER", "2s")]) {
+        ended.assert_error(3, &["deadlock: ", "send #0 (f32 x 10, on GPUs"]);
+    }
+}
+
+#[test]
+fn a_stream_may_be_far_ahead() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(2, &["queue", "3000"], &[]) {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+}
+
+#[test]
+fn arguments_that_cannot_be_are_refused_and_harm_nothing() {
+    let _one_at_a_time = machine_lock();
+    for (rank, ended) in Machine::new().run(2, &["mistakes"], &[]).into_iter().enumerate() {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        let refused = [
+            "refused: all_reduce: the input has 7 elements, the output 3".into(),
+            "refused: reduce_scatter: the input of 7 elements must be 2 times the output of 3, once \
+             for each rank"
+                .into(),
+            "refused: broadcast from rank 2, but there are 2 ranks".into(),
+            "refused: reduce to rank 2, but there are 2 ranks".into(),
+            format!("refused: send to rank {rank}, which is this rank itself"),
+        ];
+        assert_eq!(ended.output()[..5], refused, "{ended:#?}");
+    }
+}
+
+#[test]
+fn errors_of_nccl_end_all_ranks() {
+    let _one_at_a_time = machine_lock();
+    let Some(machine) = stand_in("errors_of_nccl_end_all_ranks") else { return };
+    // An unhandled CUDA error that NCCL's own threads find, and a call that is refused.
+    for variable in [("FAKE_NCCL_ASYNC_ERROR", "1:1:20"), ("FAKE_NCCL_CALL_ERROR", "1:5:20")] {
+        for ended in machine.run(3, &["forever", "queued"], &[variable]) {
+            let number =
+                if variable.0.contains("ASYNC") { "(NCCL result 1)" } else { "(NCCL result 5)" };
+            ended.assert_error(75, &["rank 1 (", "failed: NCCL: ", number, variable.0]);
+        }
+    }
+}
+
+#[test]
+fn nccl_that_does_not_connect_is_given_up() {
+    let _one_at_a_time = machine_lock();
+    let Some(machine) = stand_in("nccl_that_does_not_connect_is_given_up") else { return };
+    for hangs in ["FAKE_NCCL_INIT_HANGS", "FAKE_NCCL_SPLIT_HANGS"] {
+        let limit = ("ALLFOLD_CONNECT_TIMEOUT", "3s");
+        for ended in machine.run(2, &["calls", "1"], &[(hangs, "1"), limit]) {
+            ended
+                .assert_error(75, &["failed: NCCL does not connect within 3 s", "NCCL_DEBUG=INFO"]);
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_dies_while_nccl_connects_is_named() {
+    let _one_at_a_time = machine_lock();
+    let Some(machine) = stand_in("a_rank_that_dies_while_nccl_connects_is_named") else { return };
+    let mut ranks = machine.start(2, &["calls", "1"], &[("FAKE_NCCL_INIT_HANGS", "1")]);
+    // It is in NCCL once the thread is there that stands by it.
+    let lost = ranks.remove(1);
+    while !threads(lost.id()).iter().any(|name| name == "allfold-nccl") {
+        std::thread::yield_now();
+    }
+    lost.signal(Signal::KILL);
+    for ended in ranks.into_iter().map(Process::wait) {
+        ended.assert_error(75, &["rank 1 (", "is gone"]);
+    }
+}
+
+#[test]
+fn each_rank_has_a_gpu_of_its_own() {
+    let _one_at_a_time = machine_lock();
+    let Some(machine) = stand_in("each_rank_has_a_gpu_of_its_own") else { return };
+    let own = [("NCCL_HOSTID", "")];
+    for (rank, ended) in machine.run(2, &["calls", "2"], &own).into_iter().enumerate() {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        assert_eq!(ended.output(), [format!("closed gpu {rank}")]);
+    }
+    for ended in machine.run(3, &["calls", "2"], &own) {
+        ended.assert_error(2, &["rank 0 and rank 2 would both use GPU 0", "see 2 GPUs"]);
+    }
+    // Each sees one: the same, which the GPU itself tells.
+    let one = [("NCCL_HOSTID", ""), ("CUDA_VISIBLE_DEVICES", "1")];
+    for ended in machine.run(2, &["calls", "2"], &one) {
+        ended.assert_error(2, &["rank 0 and rank 1 would both use GPU 0", "see 1 GPU"]);
+    }
+}
+
+#[test]
+fn what_is_missing_is_one_error_of_all_ranks() {
+    let _one_at_a_time = machine_lock();
+    if stand_in("what_is_missing_is_one_error_of_all_ranks").is_none() {
+        return;
+    }
+    let recipe = FakeGpus::recipe;
+    let cases: [(Recipe, &[(&str, &str)], &[&str]); 9] = [
+        (recipe().without_nccl(), &[], &["there is no NCCL: libnccl.so.2 is not found"]),
+        (recipe(), &[("FAKE_NCCL_VERSION", "21703")], &["NCCL 2.17.3 (", "is too old: 2.18 is"]),
+        (
+            recipe().without_symbol("ncclCommSplit"),
+            &[],
+            &["NCCL 2.28.9 (", "lacks the function ncclCommSplit"],
+        ),
+        (recipe().without_symbol("ncclGetVersion"), &[], &["lacks the function ncclGetVersion"]),
+        (
+            recipe().without_symbol("cuStreamCreate"),
+            &[],
+            &["the CUDA driver lacks the function cuStreamCreate"],
+        ),
+        (recipe(), &[("FAKE_CUDA_DEVICES", "0")], &["the CUDA driver finds no GPU"]),
+        (recipe(), &[("CUDA_VISIBLE_DEVICES", "")], &["CUDA_VISIBLE_DEVICES= shows no GPU"]),
+        (
+            recipe(),
+            &[("FAKE_CUDA_INIT", "803")],
+            &["the CUDA driver (13.0) does not start", "(803)"],
+        ),
+        (
+            recipe(),
+            &[("FAKE_CUDA_DRIVER", "11080")],
+            &["the CUDA driver has CUDA 11.8; 12.0 is the oldest"],
+        ),
+    ];
+    for (recipe, variables, words) in cases {
+        for ended in Machine::Fake(recipe.build()).run(2, &["calls", "1"], variables) {
+            ended.assert_error(2, &["rank 0 ("]);
+            ended.assert_error(2, words);
+        }
+    }
+    // What only the second rank lacks, all say of it.
+    let job = Job::new(2);
+    let start = |rank: usize, fake: FakeGpus| {
+        let mut command = job.rank(rank, RANK, &["gpu", "calls", "1"]);
+        fake.lend(&mut command);
+        Process::start(&mut command)
+    };
+    let ranks = [start(0, recipe().build()), start(1, recipe().without_nccl().build())];
+    for ended in ranks.map(Process::wait) {
+        ended.assert_error(2, &["rank 1 (", "there is no NCCL"]);
+    }
+}
+
+#[test]
+fn the_name_for_developers_is_enough() {
+    let _one_at_a_time = machine_lock();
+    if stand_in("the_name_for_developers_is_enough").is_none() {
+        return;
+    }
+    let machine = Machine::Fake(FakeGpus::recipe().nccl_without_version().build());
+    for ended in machine.run(2, &["calls", "2"], &[]) {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+}
+
+#[test]
+fn nccl_can_be_forbidden() {
+    let _one_at_a_time = machine_lock();
+    let machine = Machine::new();
+    for ended in machine.run(2, &["calls", "1"], &[("ALLFOLD_NCCL", "off")]) {
+        ended.assert_error(2, &["ALLFOLD_NCCL=off keeps this rank from NCCL"]);
+    }
+    for ended in machine.run(2, &["calls", "1"], &[("ALLFOLD_NCCL", "same-host")]) {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        assert!(ended.errors().is_empty(), "{ended:#?}");
+    }
+}
+
+/// The names of a process's threads.
+fn threads(pid: u32) -> Vec<String> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+    let names = tasks.filter_map(Result::ok).filter_map(name);
+    names.map(|name| name.trim().to_string()).collect()
+}
