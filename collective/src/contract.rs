@@ -257,6 +257,7 @@ impl Contract {
     pub(crate) fn describe(&self, location: Option<&str>) -> String {
         let (name, details) = match self.role {
             Role::Split => ("split", String::new()),
+            Role::Device if self.collective == Collective::Barrier => ("wait", self.details()),
             Role::Data | Role::Device => (self.collective.name(), self.details()),
         };
         let within = [details.as_str(), location.unwrap_or_default()];

@@ -26,6 +26,8 @@ pub(crate) struct Group {
     place: u32,
     begun: u64,
     ended: u64,
+    /// Calls that have ended before others that were begun before them, in order.
+    ended_early: VecDeque<u64>,
     /// After the calls that were begun.
     hash: u64,
     /// Where its ranks are.
@@ -117,6 +119,7 @@ impl Group {
             place,
             begun: 0,
             ended: 0,
+            ended_early: VecDeque::new(),
             hash: contract::first_hash(epoch, id),
             layout: Layout::Apart,
             closed: false,
@@ -199,6 +202,19 @@ impl Group {
     /// The call that was begun first has ended, well or not.
     pub(crate) fn end(&mut self) {
         self.ended = (self.ended + 1).min(self.begun);
+        while self.ended_early.front() == Some(&self.ended) {
+            self.ended_early.pop_front();
+            self.ended += 1;
+        }
+    }
+
+    /// The call that was begun last takes no step: it ends with those before it.
+    pub(crate) fn end_last(&mut self) {
+        let Some(last) = self.begun.checked_sub(1) else { return };
+        match self.ended == last {
+            true => self.ended = self.begun,
+            false => self.ended_early.push_back(last),
+        }
     }
 
     /// What a heartbeat says of this rank.
@@ -485,6 +501,28 @@ mod tests {
                 assert!(group.late(u64::MAX, 2).count() <= 1);
             }
         }
+    }
+
+    #[test]
+    fn a_call_without_steps_ends_with_those_before_it() {
+        let mut group = Group::new(1, 0, "", vec![0, 1], 0);
+        (group.begun, group.ended) = (3, 1);
+        // Two are under way; of the next three, the first and the last take no step.
+        group.begun += 1;
+        group.end_last();
+        group.begun += 1;
+        group.begun += 1;
+        group.end_last();
+        assert_eq!((group.ended, group.outstanding()), (1, 5));
+        group.end();
+        assert_eq!(group.ended, 2);
+        group.end();
+        assert_eq!(group.ended, 4);
+        group.end();
+        assert_eq!((group.ended, group.outstanding()), (6, 0));
+        group.begun += 1;
+        group.end_last();
+        assert_eq!((group.ended, group.outstanding()), (7, 0));
     }
 
     #[test]

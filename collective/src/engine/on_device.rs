@@ -1,30 +1,36 @@
-//! Calls whose data NCCL moves between GPUs: the engine numbers them, and their contracts meet by
-//! way of a barrier: all of them have begun the call when it ends, also of a message, so that ranks
-//! which wait for each other in vain are found as in calls on the host.
+//! Calls whose data NCCL moves between GPUs: the engine numbers them, so that their contracts are in
+//! the rolling hash, and the ranks compare that by way of a barrier, before a call or after many. It
+//! is one for messages too: ranks that wait for each other in vain are found as in calls on the host.
 
 use std::panic::Location;
+use std::time::Duration;
 
 use super::Engine;
 use crate::buffer::{self, Borrowed, Parts};
 use crate::contract::{CallShape, Collective, Role};
 use crate::error::Result;
 use crate::pending::Pending;
+use crate::plan::Algorithm;
 use crate::reduce::ElementType;
 
 impl Engine {
-    /// Numbers a call and returns once every rank is seen to have made the same one. `shape` is that
-    /// of [`Role::Device`].
+    /// Numbers a call and returns once every rank is seen to have made the same one, and the same
+    /// ones before it. `shape` is that of [`Role::Device`].
     pub(crate) fn compare(&self, shape: &CallShape) -> Result<()> {
         let nothing = Parts { input: 0..0, output: 0..0 };
         self.call(shape, Borrowed::in_place::<u8>(&mut [], nothing)).map(|_| ())
     }
 
-    /// Numbers a call; its end says that every rank has made the same one.
-    pub(crate) fn start_comparing(&self, shape: &CallShape) -> Result<Pending<()>> {
-        self.start(shape, (), Parts { input: 0..0, output: 0..0 })
+    /// Numbers a call, which is compared together with the next one that is.
+    pub(crate) fn note(&self, shape: &CallShape) -> Result<()> {
+        let _turn = self.enter(shape.location)?;
+        let begun = self.begin(shape, |world, shape| world.note(self.group, shape))?;
+        let world = self.world();
+        world.counters.call(begun.contract.key(Algorithm::Nccl), Duration::ZERO);
+        Ok(())
     }
 
-    /// As [`start_comparing`](Self::start_comparing), for a message of `count` elements.
+    /// Numbers a message of `count` elements; its end says that the other rank has made its own.
     pub(crate) fn start_comparing_message(
         &self,
         (peer, sends): (u32, bool),

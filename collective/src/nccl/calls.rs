@@ -332,9 +332,9 @@ struct DeviceCall<'a> {
 
 #[derive(Clone, Copy)]
 enum Way {
-    /// Compared first, and waited for.
+    /// Compared first, with all before it, and waited for.
     Blocking,
-    /// Given to NCCL at once, and compared meanwhile.
+    /// Given to NCCL at once, and compared when it is waited for.
     Queued,
     /// As `Queued`, in a group that holds the communicator.
     Grouped(Comm),
@@ -530,15 +530,12 @@ impl<'a> DeviceCall<'a> {
     ) -> Result<()> {
         call.role = Role::Device;
         let shape = self.caller().shape::<T>(call);
-        let comparing = match (self.caller().engine(), self.way) {
-            (None, _) => None,
-            (Some(engine), Way::Blocking) => {
-                engine.compare(&shape)?;
-                None
-            }
-            (Some(engine), _) => Some(engine.start_comparing(&shape)?),
-        };
-        self.give(comparing, launch)
+        match (self.caller().engine(), self.way) {
+            (None, _) => {}
+            (Some(engine), Way::Blocking) => engine.compare(&shape)?,
+            (Some(engine), Way::Queued | Way::Grouped(_)) => engine.note(&shape)?,
+        }
+        self.give(None, launch)
     }
 
     /// As [`make`](Self::make), for a message to or from a rank.
@@ -578,7 +575,7 @@ impl<'a> DeviceCall<'a> {
         };
         self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
         match self.way {
-            Way::Blocking => self.gpu.wait_at(self.stream, self.location),
+            Way::Blocking => self.gpu.wait_compared(self.stream, self.location),
             Way::Queued | Way::Grouped(_) => self.gpu.note_started(self.stream, comparing),
         }
     }

@@ -14,6 +14,7 @@ use super::meeting::{self, Found};
 use super::pair::{Comm, Pair};
 use super::watch::{self, Joining, Watch};
 use crate::communicator::{Communicator, Kind};
+use crate::contract::{Collective, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pending::Pending;
 use crate::report;
@@ -37,7 +38,7 @@ pub struct Gpu {
     stream: Arc<CudaStream>,
     index: usize,
     name: String,
-    /// Calls on streams that are not known to be the same on all ranks yet.
+    /// Messages on streams that the other rank is not known to have made yet.
     started: Mutex<VecDeque<Pending<()>>>,
     /// On which calls were made since they were last waited for.
     streams: Mutex<Vec<Arc<CudaStream>>>,
@@ -125,7 +126,7 @@ impl Gpu {
     }
 
     /// Returns once everything on the stream is done, and every rank is seen to have made the calls
-    /// that this one has made on any stream.
+    /// that this one has made on any stream. It is a call itself: every rank makes it.
     ///
     /// # Errors
     /// As for each of the calls.
@@ -141,16 +142,18 @@ impl Gpu {
     #[track_caller]
     pub fn synchronize(&self) -> Result<()> {
         let location = Location::caller();
-        let streams = std::mem::take(&mut *lock(&self.streams));
-        streams.iter().try_for_each(|stream| self.wait_at(stream, location))
+        self.compare(location)?;
+        self.wait_all(location)
     }
 
-    /// Waits for all calls, takes NCCL down and closes the communicator.
+    /// Waits for all calls, takes NCCL down and closes the communicator. That every rank has made
+    /// the same calls shows in its goodbye.
     ///
     /// # Errors
     /// As [`synchronize`](Self::synchronize) and [`Communicator::close`].
+    #[track_caller]
     pub fn close(mut self) -> Result<()> {
-        let stopped = self.stop();
+        let stopped = self.stop(Location::caller());
         let closed = self.communicator.take().map_or(Ok(()), Communicator::close);
         stopped.and(closed)
     }
@@ -208,7 +211,7 @@ impl Gpu {
         }
     }
 
-    /// A call was made on the stream, which is compared meanwhile.
+    /// A call was made on the stream; a message is compared meanwhile.
     pub(super) fn note_started(
         &self,
         stream: &Arc<CudaStream>,
@@ -234,6 +237,35 @@ impl Gpu {
     }
 
     pub(super) fn wait_at(
+        &self,
+        stream: &CudaStream,
+        location: &'static Location<'static>,
+    ) -> Result<()> {
+        let event = stream.record_event(None).map_err(|error| self.broken("an event", &error))?;
+        let compared = self.compare(location);
+        if compared.is_err() {
+            self.let_go(&event);
+        }
+        compared?;
+        self.wait_compared(stream, location)
+    }
+
+    /// Returns once every rank is seen to have made the same calls, and to wait for them.
+    fn compare(&self, location: &'static Location<'static>) -> Result<()> {
+        let Some(communicator) = &self.communicator else { return Ok(()) };
+        let caller = communicator.caller(location);
+        let mut call = caller.whole(Collective::Barrier, None, 0);
+        call.role = Role::Device;
+        caller.engine().map_or(Ok(()), |engine| engine.compare(&caller.shape::<u8>(call)))
+    }
+
+    fn wait_all(&self, location: &'static Location<'static>) -> Result<()> {
+        let streams = std::mem::take(&mut *lock(&self.streams));
+        streams.iter().try_for_each(|stream| self.wait_compared(stream, location))
+    }
+
+    /// As [`wait_at`](Self::wait_at), of calls that were compared before, or will be at the end.
+    pub(super) fn wait_compared(
         &self,
         stream: &CudaStream,
         location: &'static Location<'static>,
@@ -310,8 +342,8 @@ impl Gpu {
         }
     }
 
-    fn stop(&mut self) -> Result<()> {
-        let result = self.synchronize();
+    fn stop(&mut self, location: &'static Location<'static>) -> Result<()> {
+        let result = self.wait_all(location);
         if self.world().is_some_and(|world| world.is_over()) {
             self.watch.wait_ended();
         } else {
@@ -362,7 +394,7 @@ impl Drop for Gpu {
         if self.communicator.is_none() || std::thread::panicking() {
             return;
         }
-        if let Err(error) = self.stop()
+        if let Err(error) = self.stop(Location::caller())
             && let Some(world) = self.world()
             && world.tell()
         {
