@@ -143,6 +143,7 @@ static const struct {
     {"dead", check_dead},               {"errors", check_errors},
     {"duplicate", check_duplicate},     {"configs", check_configs},
     {"exit", check_exit},               {"mistakes", check_mistakes},
+    {"hangs", check_hangs},             {"noticed", check_noticed},
 };
 
 int main(int count, char **arguments) {

@@ -56,7 +56,9 @@ static void compare(const char *device, size_t first, size_t count, int type, in
     download(host, device, count * width_of(type));
     for (size_t i = 0; i < count; i++) {
         double is = decode(host, i, type), wanted = expected(first + i, type, op);
-        if (is != wanted) {
+        // A third is in no type.
+        double slack = op == ncclAvg && my_ranks == 3 && !is_whole(type) ? 1.0 / 64 : 0;
+        if (!(is >= wanted - slack && is <= wanted + slack)) {
             fprintf(stderr, "rank %d of %d, type %d, op %d, element %zu of %zu: %g, not %g\n",
                     my_rank, my_ranks, type, op, first + i, count, is, wanted);
             exit(1);

@@ -49,7 +49,8 @@ void check_progress(void) {
     if (my_rank == 0) {
         NCCL(ncclCommSplit(comm, 0, 1, &child, NULL));
         NCCL(ncclCommGetAsyncError(comm, &state));
-        CHECK(state == ncclInProgress && child == NULL);
+        CHECK(state == ncclInProgress);
+        CHECK(__atomic_load_n(&child, __ATOMIC_ACQUIRE) == NULL);
         meet();
     } else {
         meet();
@@ -82,12 +83,24 @@ void check_progress(void) {
     NCCL(settle(child));
     NCCL(ncclCommDestroy(child));
     NCCL(ncclCommDestroy(comm));
-    // An initialisation that never ends, but for an abort.
-    setenv("FAKE_NCCL_INIT_HANGS", "1", 1);
-    CHECK(ncclCommInitRankConfig(&comm, my_ranks, shared->id, my_rank, &how) == ncclInProgress);
-    NCCL(ncclCommGetAsyncError(comm, &state));
+}
+
+// One rank: what never ends, but for an abort.
+void check_hangs(void) {
+    setenv("FAKE_NCCL_SPLIT_HANGS", "1", 1);
+    use_device(0);
+    ncclComm_t parent = connect_world(0, 0), child = NULL;
+    ncclResult_t state;
+    NCCL(ncclCommSplit(parent, 0, 0, &child, NULL));
+    NCCL(ncclCommGetAsyncError(parent, &state));
     CHECK(state == ncclInProgress);
-    NCCL(ncclCommAbort(comm));
+    NCCL(ncclCommAbort(parent));
+    setenv("FAKE_NCCL_INIT_HANGS", "1", 1);
+    ncclConfig_t how = config(0, 0);
+    CHECK(begin_world(&parent, &how) == ncclInProgress);
+    NCCL(ncclCommGetAsyncError(parent, &state));
+    CHECK(state == ncclInProgress);
+    NCCL(ncclCommAbort(parent));
 }
 
 // Two ranks: a kernel whose peer does not come ends by an abort, which the peer does not notice.
@@ -187,23 +200,39 @@ void check_colors(void) {
     NCCL(ncclCommDestroy(parent));
 }
 
-// Two ranks, of which one dies: whoever waits for it, waits; unless a test wants it to be noticed.
-void check_dead(void) {
+static ncclComm_t survive(char **memory) {
     use_device(my_rank);
     ncclComm_t comm = connect_world(0, 0);
-    char *memory = ones();
-    warm_up(comm, memory);
+    *memory = ones();
+    warm_up(comm, *memory);
     meet();
     if (my_rank == 1) _exit(0);
-    sum(comm, memory);
+    CHECK(begun(sum(comm, *memory)));
+    return comm;
+}
+
+// Two ranks, of which one dies: the other waits for it.
+void check_dead(void) {
+    char *memory;
+    ncclComm_t comm = survive(&memory);
     NCCL(settle(comm));
-    usleep(20000);
-    ncclResult_t state;
-    NCCL(ncclCommGetAsyncError(comm, &state));
-    NCCL(state);
+    for (int i = 0; i < 20; i++) {
+        NCCL(settle(comm));
+        CHECK(cuStreamQuery(stream) == CUDA_ERROR_NOT_READY);
+        usleep(500);
+    }
+    NCCL(ncclCommAbort(comm));
+    CUDA(cuStreamSynchronize(stream));
+}
+
+// The same where a test wants it to be noticed.
+void check_noticed(void) {
     setenv("FAKE_NCCL_REMOTE_ERROR", "1", 1);
+    char *memory;
+    ncclResult_t state;
+    ncclComm_t comm = survive(&memory);
     do NCCL(ncclCommGetAsyncError(comm, &state));
-    while (state == ncclSuccess);
+    while (state == ncclSuccess || state == ncclInProgress);
     CHECK(state == ncclRemoteError);
     CHECK(cuStreamQuery(stream) == CUDA_ERROR_NOT_READY);
     CHECK(sum(comm, memory) == ncclRemoteError);

@@ -28,6 +28,7 @@ struct CUstream_st {
 struct record {
     int holders;
     bool reached;
+    struct CUstream_st *stream;
     struct timespec time;
 };
 
@@ -173,6 +174,8 @@ static void reach(void *argument) {
     pthread_mutex_lock(&lock);
     record->reached = true;
     clock_gettime(CLOCK_MONOTONIC, &record->time);
+    // Who sees this must not find its stream still busy with it.
+    record->stream->busy = false;
     release(record);
     pthread_cond_broadcast(&progress);
     pthread_mutex_unlock(&lock);
@@ -194,6 +197,7 @@ static struct record *mark(struct CUstream_st *stream) {
     struct record *record = calloc(1, sizeof *record);
     if (record == NULL) return NULL;
     record->holders = 2;
+    record->stream = stream;
     if (append(stream, reach, record) == CUDA_SUCCESS) return record;
     free(record);
     return NULL;

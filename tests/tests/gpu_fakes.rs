@@ -11,7 +11,8 @@ use allfold_tests::{Ended, Process, machine_lock};
 
 #[test]
 fn collectives_compute_what_they_should() {
-    check(&[("collectives", 1), ("collectives", 2), ("collectives", 4), ("rounding", 2)]);
+    check(&[1, 2, 3, 4].map(|ranks| ("collectives", ranks)));
+    check(&[("rounding", 2)]);
 }
 
 #[test]
@@ -57,6 +58,16 @@ fn a_split_makes_one_communicator_of_each_color() {
 #[test]
 fn a_dead_peer_is_waited_for() {
     check(&[("dead", 2)]);
+}
+
+#[test]
+fn a_dead_peer_is_noticed_where_a_test_asks_for_it() {
+    check(&[("noticed", 2)]);
+}
+
+#[test]
+fn what_never_ends_ends_by_an_abort() {
+    check(&[("hangs", 1)]);
 }
 
 #[test]
