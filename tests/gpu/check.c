@@ -144,6 +144,7 @@ static const struct {
     {"duplicate", check_duplicate},     {"configs", check_configs},
     {"exit", check_exit},               {"mistakes", check_mistakes},
     {"hangs", check_hangs},             {"noticed", check_noticed},
+    {"mismatch", check_mismatch},
 };
 
 int main(int count, char **arguments) {

@@ -126,5 +126,6 @@ void check_configs(void);
 void check_exit(void);
 // check_mistakes.c
 void check_mistakes(void);
+void check_mismatch(void);
 
 #endif

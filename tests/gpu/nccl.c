@@ -58,6 +58,7 @@ static void load_driver(void) {
         {"fake_cuda_current_device", &driver.current_device},
         {"cuCtxGetCurrent", &driver.get_current},
         {"cuCtxSetCurrent", &driver.set_current},
+        {"cuDevicePrimaryCtxRetain", &driver.retain},
         {"cuDeviceGetPCIBusId", &driver.bus_id},
         {"cuEventCreate", &driver.event_create},
         {"cuEventRecord", &driver.event_record},

@@ -199,6 +199,7 @@ struct driver {
     int (*current_device)(void);
     CUresult (*get_current)(CUcontext *);
     CUresult (*set_current)(CUcontext);
+    CUresult (*retain)(CUcontext *, CUdevice);
     CUresult (*bus_id)(char *, int, CUdevice);
     CUresult (*event_create)(CUevent *, unsigned);
     CUresult (*event_record)(CUevent, CUstream);

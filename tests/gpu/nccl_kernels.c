@@ -36,7 +36,8 @@ static bool wait(ncclComm_t comm, int *tries) {
 
 // The real one waits for ever or mixes up the data: a test that is about this asks for the first,
 // for all others it is a mistake.
-static bool compare(ncclComm_t comm, int peer, const struct label *theirs, const struct call *call) {
+static bool compare(ncclComm_t comm, int peer, const struct label *theirs,
+                    const struct call *call) {
     struct label mine = label_of(call);
     if (memcmp(&mine, theirs, sizeof mine) == 0) return true;
     if (nccl_setting("FAKE_NCCL_MISMATCH_HANGS", 0)) {
@@ -183,7 +184,8 @@ static bool transfers(ncclComm_t comm, const struct kernel *kernel) {
     for (int i = 0; i < kernel->count; i++) {
         const struct call *call = &kernel->calls[i];
         if (call->kind != SEND && call->kind != RECEIVE) continue;
-        all[count++] = (struct transfer){call, call->count * kernel_type_size(call->type), 0, false};
+        size_t bytes = call->count * kernel_type_size(call->type);
+        all[count++] = (struct transfer){call, bytes, 0, false};
     }
     bool going = true;
     for (int left = count, tries = 0; going && left > 0;) {

@@ -198,7 +198,8 @@ EXPORT ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqu
     comm->rank = comm->family->rank = rank;
     comm->ranks = ranks;
     comm->device = driver->current_device();
-    driver->get_current(&comm->context);
+    // As the runtime that the real one brings: it never lets go of it.
+    driver->retain(&comm->context, comm->device);
     enlist(comm);
     nccl_enter(comm, __func__, true);
     nccl_group_start();

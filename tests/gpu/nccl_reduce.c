@@ -46,7 +46,7 @@ static uint16_t to_float16(float value) {
     frexpf(size, &exponent);
     if (exponent < -13) exponent = -13;
     uint32_t units = (uint32_t)rintf(ldexpf(size, 11 - exponent));
-    // Below 1024 units it is a number without the hidden bit; 2048 of them carry over by themselves.
+    // Below 1024 units it has no hidden bit; 2048 of them carry over by themselves.
     uint32_t bits = units < 1024 ? units : ((uint32_t)(exponent + 13) << 10) + units;
     return (uint16_t)(sign | bits);
 }

@@ -154,7 +154,8 @@ static ncclResult_t attach(ncclComm_t comm, const char *path) {
         nccl_note("the process that made the unique id is gone: %s: %s", path, strerror(errno));
         return ncclRemoteError;
     }
-    void *memory = mmap(NULL, sizeof(struct world), PROT_READ | PROT_WRITE, MAP_SHARED, comm->fd, 0);
+    size_t bytes = sizeof(struct world);
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, comm->fd, 0);
     if (memory == MAP_FAILED) return ncclSystemError;
     comm->world = memory;
     int ranks = 0;

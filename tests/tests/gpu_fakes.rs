@@ -92,7 +92,7 @@ fn a_process_with_a_stuck_stream_can_end() {
 
 #[test]
 fn mistakes_of_the_caller_are_found() {
-    check(&[("mistakes", 1)]);
+    check(&[("mistakes", 1), ("mismatch", 2)]);
 }
 
 #[test]
