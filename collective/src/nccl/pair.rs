@@ -85,8 +85,9 @@ impl Pair {
         let code =
             unsafe { (functions.comm_split)(handle, 0, rank as c_int, &mut caller, &mut config) };
         if let Err(failure) = self.settle(code, Comm(handle), deadline, is_over) {
-            // Before `caller` goes out of scope.
+            // Before `caller` goes out of scope. What a failed split has left is given up too.
             self.give_up_handle();
+            *lock(&self.caller) = Some(Comm(caller)).filter(|comm| !comm.0.is_null());
             return Err(failure);
         }
         if caller.is_null() {
