@@ -59,6 +59,8 @@ mod meeting;
 #[cfg(feature = "nccl")]
 mod pair;
 mod presence;
+#[cfg(feature = "nccl")]
+mod raw;
 #[cfg(not(feature = "nccl"))]
 mod stub;
 #[cfg(feature = "nccl")]
@@ -71,5 +73,8 @@ pub use cudarc;
 #[cfg(feature = "nccl")]
 pub use gpu::Gpu;
 pub use presence::{Absence, Presence, Version};
+#[cfg(feature = "nccl")]
+#[doc(hidden)]
+pub use raw::Raw;
 #[cfg(not(feature = "nccl"))]
 pub use stub::Gpu;

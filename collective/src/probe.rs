@@ -4,15 +4,22 @@
 //! [`Link`] sends bytes from rank to rank with the runtime's QUIC, its tuning and its mutual TLS,
 //! and nothing above it: no plan, no reduction, no contract. [`combine`] is one reduction of two
 //! buffers. [`encryption`] is the cipher without a network. [`SharedSum`] is what memory allows that
-//! all processes of a host see.
+//! all processes of a host see. `DeviceBuffers` makes calls on a GPU, and the same ones by NCCL alone.
 
 mod cipher;
+#[cfg(feature = "nccl")]
+mod device;
 mod headers;
 mod link;
 mod shared_sum;
 mod wire;
 
 pub use cipher::{Cipher, EncryptionRates, encryption};
+#[cfg(feature = "nccl")]
+#[doc(hidden)]
+pub use device::{
+    DeviceBuffer, DeviceBuffers, DeviceCall, DeviceCollective, DeviceMark, RawDeviceCalls,
+};
 #[doc(hidden)]
 pub use headers::{call_headers, segment_headers};
 pub use link::{Link, LinkFigures, Route};

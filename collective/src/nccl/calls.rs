@@ -11,6 +11,7 @@ use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclRedOp_t};
 use super::gpu::Gpu;
 use super::library::{Code, Functions};
 use super::pair::Comm;
+use super::raw::Raw;
 use crate::caller::{Caller, Shaped, argument};
 use crate::contract::{Collective, Role};
 use crate::error::Result;
@@ -20,7 +21,7 @@ use crate::reduce::{Element, ElementType, ReduceOp, Reducible};
 /// Calls on a stream; they return at once. See [`Gpu::on`].
 #[derive(Clone, Copy)]
 pub struct OnStream<'a> {
-    gpu: &'a Gpu,
+    pub(super) gpu: &'a Gpu,
     stream: &'a Arc<CudaStream>,
     label: Option<u64>,
 }
@@ -71,6 +72,12 @@ impl<'a> OnStream<'a> {
 impl Group<'_> {
     fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
         DeviceCall { way: Way::Grouped(self.comm), ..self.on.call(location) }
+    }
+}
+
+impl Raw<'_> {
+    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
+        DeviceCall { way: Way::Raw(self.comm), ..self.on.call(location) }
     }
 }
 
@@ -319,7 +326,7 @@ impl $on {
 }
     )* };
 }
-collectives!(Gpu, OnStream<'_>, Group<'_>);
+collectives!(Gpu, OnStream<'_>, Group<'_>, Raw<'_>);
 
 /// A call on its way from the user to NCCL.
 struct DeviceCall<'a> {
@@ -338,6 +345,8 @@ enum Way {
     Queued,
     /// As `Queued`, in a group that holds the communicator.
     Grouped(Comm),
+    /// Given to NCCL with nothing around it.
+    Raw(Comm),
 }
 
 impl<'a> DeviceCall<'a> {
@@ -528,10 +537,13 @@ impl<'a> DeviceCall<'a> {
         mut call: Shaped,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
+        if let Way::Raw(comm) = self.way {
+            return self.gpu.launch_raw(|nccl| launch(nccl, comm, self.stream.cu_stream().cast()));
+        }
         call.role = Role::Device;
         let shape = self.caller().shape::<T>(call);
         match (self.caller().engine(), self.way) {
-            (None, _) => {}
+            (None, _) | (_, Way::Raw(_)) => {}
             (Some(engine), Way::Blocking) => engine.compare(&shape)?,
             (Some(engine), Way::Queued | Way::Grouped(_)) => engine.note(&shape)?,
         }
@@ -545,6 +557,9 @@ impl<'a> DeviceCall<'a> {
         count: usize,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
+        if let Way::Raw(comm) = self.way {
+            return self.gpu.launch_raw(|nccl| launch(nccl, comm, self.stream.cu_stream().cast()));
+        }
         let (label, location) = (self.label, self.location);
         let comparing = match self.caller().engine() {
             None => None,
@@ -570,12 +585,13 @@ impl<'a> DeviceCall<'a> {
     ) -> Result<()> {
         let stream: CUstream = self.stream.cu_stream();
         let grouped = match self.way {
-            Way::Grouped(comm) => Some(comm),
+            Way::Grouped(comm) | Way::Raw(comm) => Some(comm),
             Way::Blocking | Way::Queued => None,
         };
         self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
         match self.way {
             Way::Blocking => self.gpu.wait_compared(self.stream, self.location),
+            Way::Raw(_) => Ok(()),
             Way::Queued | Way::Grouped(_) => self.gpu.note_started(self.stream, comparing),
         }
     }

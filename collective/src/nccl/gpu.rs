@@ -189,6 +189,23 @@ impl Gpu {
         }
     }
 
+    /// Makes `calls` while nobody else does, with the communicator and the GPU at hand.
+    pub(super) fn hold<R, E: From<Error>>(
+        &self,
+        calls: impl FnOnce(Comm) -> Result<R, E>,
+    ) -> Result<R, E> {
+        self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
+        self.pair.call(calls).unwrap_or_else(|| Err(self.over().into()))
+    }
+
+    /// Gives NCCL a call where [`hold`](Self::hold) has made ready for it.
+    pub(super) fn launch_raw(&self, call: impl FnOnce(&Functions) -> Code) -> Result<()> {
+        match call(&self.nccl.functions) {
+            SUCCESS => Ok(()),
+            code => Err(self.failed(code)),
+        }
+    }
+
     /// Several calls that NCCL is given at once.
     pub(super) fn launch_group<R>(&self, calls: impl FnOnce(Comm) -> Result<R>) -> Result<R> {
         self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
@@ -366,7 +383,7 @@ impl Gpu {
     }
 
     /// CUDA itself fails.
-    pub(super) fn broken(&self, what: &str, error: &DriverError) -> Error {
+    pub(crate) fn broken(&self, what: &str, error: &DriverError) -> Error {
         fail(self.world().map(|world| &**world), what, error)
     }
 
