@@ -46,6 +46,10 @@ pub(crate) enum Role {
     Split = 1,
     /// Compares a call whose data NCCL moves between GPUs, and moves nothing itself.
     Device = 2,
+    /// As `Device`: all calls on GPUs before it are waited for.
+    DeviceWait = 3,
+    /// As `DeviceWait`, and there are no more.
+    DeviceClose = 4,
 }
 
 /// One call, as all ranks must make it.
@@ -86,7 +90,7 @@ impl Contract {
 
     /// Under what it is counted, as its data went by `algorithm`.
     pub(crate) fn key(&self, algorithm: Algorithm) -> CallKey {
-        let algorithm = if self.role == Role::Device { Algorithm::Nccl } else { algorithm };
+        let algorithm = if self.role.is_on_device() { Algorithm::Nccl } else { algorithm };
         CallKey { collective: self.collective, algorithm }
     }
 
@@ -142,19 +146,22 @@ impl Contract {
 impl Role {
     /// The collective whose plan a call of this role follows.
     pub(crate) fn carries(self, collective: Collective) -> Collective {
-        match self {
-            Self::Device => Collective::Barrier,
-            Self::Data | Self::Split => collective,
-        }
+        if self.is_on_device() { Collective::Barrier } else { collective }
     }
 
     /// Of so many elements, those that it moves.
     fn carries_of(self, count: u64) -> u64 {
-        if self == Self::Device { 0 } else { count }
+        if self.is_on_device() { 0 } else { count }
+    }
+
+    fn is_on_device(self) -> bool {
+        matches!(self, Self::Device | Self::DeviceWait | Self::DeviceClose)
     }
 
     fn from_wire(number: u8) -> Option<Self> {
-        [Self::Data, Self::Split, Self::Device].into_iter().find(|role| *role as u8 == number)
+        [Self::Data, Self::Split, Self::Device, Self::DeviceWait, Self::DeviceClose]
+            .into_iter()
+            .find(|role| *role as u8 == number)
     }
 }
 
@@ -257,7 +264,8 @@ impl Contract {
     pub(crate) fn describe(&self, location: Option<&str>) -> String {
         let (name, details) = match self.role {
             Role::Split => ("split", String::new()),
-            Role::Device if self.collective == Collective::Barrier => ("wait", self.details()),
+            Role::DeviceWait => ("wait", self.details()),
+            Role::DeviceClose => ("close", self.details()),
             Role::Data | Role::Device => (self.collective.name(), self.details()),
         };
         let within = [details.as_str(), location.unwrap_or_default()];
@@ -289,7 +297,7 @@ impl Contract {
         // Two calls of one total must read differently.
         let parts = (self.spread != 0).then(|| format!("in parts {:08x}", self.spread >> 32));
         let label = self.label.map(|label| format!("label {label}"));
-        let place = (self.role == Role::Device).then(|| "on GPUs".to_string());
+        let place = self.role.is_on_device().then(|| "on GPUs".to_string());
         let words = [root, data, parts, place, label];
         words.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
@@ -319,7 +327,7 @@ impl CallShape {
             size,
             count: self.role.carries_of(self.count),
             element_bytes: self.element.size() as u32,
-            counts: self.counts.clone().filter(|_| self.role != Role::Device),
+            counts: self.counts.clone().filter(|_| !self.role.is_on_device()),
         }
     }
 

@@ -155,7 +155,10 @@ fn a_call_on_the_host_is_another_one() {
 fn a_rank_that_closes_too_early_disagrees() {
     let _one_at_a_time = machine_lock();
     for ended in Machine::new().run(3, &["close", "1"], &[]) {
-        ended.assert_error(3, &["rank 1 (", "closed its communicator after"]);
+        ended.assert_error(
+            3,
+            &["ranks disagree on call #", "all_reduce #", "rank 1 called close #"],
+        );
     }
 }
 
@@ -190,6 +193,45 @@ fn arguments_that_cannot_be_are_refused_and_harm_nothing() {
             format!("refused: send to rank {rank}, which is this rank itself"),
         ];
         assert_eq!(ended.output()[..5], refused, "{ended:#?}");
+    }
+}
+
+#[test]
+fn calls_of_two_threads_and_within_a_group_are_refused() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(2, &["nested"], &[]) {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        let refused = ended.output().into_iter().filter(|line| {
+            line.starts_with(
+                "refused: two calls at once on one communicator: tests/src/rank/gpu.rs",
+            )
+        });
+        // Blocking, on a stream, as another group, waiting, and from another thread.
+        assert_eq!(refused.count(), 5, "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_panic_within_a_group_is_one_of_the_rank() {
+    let _one_at_a_time = machine_lock();
+    let mut ended = Machine::new().run(2, &["panic-in-group", "1"], &[]);
+    let panicked = ended.remove(1);
+    // It was caught: later calls are errors, not parts of a group that never ends.
+    panicked.assert_error(75, &["rank 1 (", "panicked"]);
+    ended[0].assert_error(75, &["rank 1 (", "panicked"]);
+}
+
+#[test]
+fn variables_that_would_make_nccl_hang_are_refused() {
+    let _one_at_a_time = machine_lock();
+    let machine = Machine::new();
+    for (name, value) in [("NCCL_COMM_BLOCKING", "1"), ("NCCL_COMM_SPLIT_SHARE_RESOURCES", "0")] {
+        for ended in machine.run(2, &["calls", "1"], &[(name, value)]) {
+            ended.assert_error(2, &["rank 0 (", &format!("{name}={value} takes from allfold")]);
+        }
+    }
+    for ended in machine.run(2, &["calls", "1"], &[("NCCL_COMM_SPLIT_SHARE_RESOURCES", "1")]) {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
     }
 }
 

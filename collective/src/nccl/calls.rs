@@ -1,14 +1,15 @@
 //! The collectives on GPUs.
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::panic::Location;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclRedOp_t};
 
-use super::gpu::Gpu;
+use super::gpu::{Gpu, Turn};
 use super::library::{Code, Functions};
 use super::pair::Comm;
 use super::raw::Raw;
@@ -31,6 +32,7 @@ pub struct OnStream<'a> {
 pub struct Group<'a> {
     on: OnStream<'a>,
     comm: Comm,
+    kept: RefCell<Vec<SyncOnDrop<'a>>>,
 }
 
 impl<'a> OnStream<'a> {
@@ -43,15 +45,25 @@ impl<'a> OnStream<'a> {
         Self { label: Some(label), ..self }
     }
 
-    /// Makes the calls of `calls` as one: NCCL begins none before it has them all. What they move
-    /// must stay where it is until then, and cudarc, which orders streams by when a call returns,
-    /// knows nothing of the group: buffers of a group are used on its stream alone until that is
-    /// waited for.
+    /// Makes the calls of `calls` as one: NCCL begins none before it has them all. Their buffers
+    /// come from outside, so that they are there until then. No other call of this GPU is made within
+    /// `calls`, from whatever thread.
     ///
     /// # Errors
-    /// That of `calls`, else NCCL's.
-    pub fn group<R>(&self, calls: impl FnOnce(&Group<'_>) -> Result<R>) -> Result<R> {
-        self.gpu.launch_group(|comm| calls(&Group { on: *self, comm }))
+    /// That of `calls`, of which those before the error are made all the same; else NCCL's.
+    #[track_caller]
+    pub fn group<R>(&self, calls: impl FnOnce(&Group<'a>) -> Result<R>) -> Result<R> {
+        let turn = self.gpu.enter(Location::caller())?;
+        // They go after NCCL has all calls, when cudarc may order other streams behind them.
+        let mut kept = Vec::new();
+        let result = self.gpu.launch_group(|comm| {
+            let group = Group { on: *self, comm, kept: RefCell::default() };
+            let result = calls(&group);
+            kept = group.kept.into_inner();
+            result
+        });
+        drop((kept, turn));
+        result
     }
 
     /// Returns once everything on the stream is done, as [`Gpu::wait`].
@@ -63,15 +75,22 @@ impl<'a> OnStream<'a> {
         self.gpu.wait_at(self.stream, Location::caller())
     }
 
-    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
+    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'a> {
         let OnStream { gpu, stream, label } = *self;
         DeviceCall { gpu, stream, label, location, way: Way::Queued }
     }
+
+    fn release(&self, _held: Held<'_>) {}
 }
 
-impl Group<'_> {
-    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
+impl<'a> Group<'a> {
+    fn call(&self, location: &'static Location<'static>) -> DeviceCall<'a> {
         DeviceCall { way: Way::Grouped(self.comm), ..self.on.call(location) }
+    }
+
+    /// Until the group has ended.
+    fn release(&self, held: Held<'a>) {
+        self.kept.borrow_mut().extend(held.into_iter().flatten());
     }
 }
 
@@ -79,17 +98,22 @@ impl Raw<'_> {
     fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
         DeviceCall { way: Way::Raw(self.comm), ..self.on.call(location) }
     }
+
+    fn release(&self, _held: Held<'_>) {}
 }
 
 impl Gpu {
     fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
         DeviceCall { gpu: self, stream: self.stream(), label: None, location, way: Way::Blocking }
     }
+
+    fn release(&self, _held: Held<'_>) {}
 }
 
+// `held`: how long buffers are borrowed, where that is longer than the call.
 macro_rules! collectives {
-    ($($on:ty),*) => { $(
-impl $on {
+    ($($on:ty $(, $held:lifetime)?;)*) => { $(
+impl$(<$held>)? $on {
     /// The buffer becomes the combination of all ranks' buffers.
     ///
     /// NCCL computes it: floats in an order of its own, which is alike on all ranks, and integers
@@ -102,10 +126,11 @@ impl $on {
     #[track_caller]
     pub fn all_reduce<T: Reducible, B: DevicePtrMut<T>>(
         &self,
-        buffer: &mut B,
+        buffer: &$($held)? mut B,
         op: ReduceOp,
     ) -> Result<()> {
-        self.call(Location::caller()).all_reduce(buffer, op)
+        self.release(self.call(Location::caller()).all_reduce(buffer, op)?);
+        Ok(())
     }
 
     /// As [`all_reduce`](Self::all_reduce), with the result in `output`, as long as `input`.
@@ -115,11 +140,12 @@ impl $on {
     #[track_caller]
     pub fn all_reduce_into<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
         &self,
-        input: &I,
-        output: &mut O,
+        input: &$($held)? I,
+        output: &$($held)? mut O,
         op: ReduceOp,
     ) -> Result<()> {
-        self.call(Location::caller()).all_reduce_into(input, output, op)
+        self.release(self.call(Location::caller()).all_reduce_into(input, output, op)?);
+        Ok(())
     }
 
     /// `input` has one block for each rank, and `output` becomes this rank's block of the
@@ -131,11 +157,12 @@ impl $on {
     #[track_caller]
     pub fn reduce_scatter<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
         &self,
-        input: &I,
-        output: &mut O,
+        input: &$($held)? I,
+        output: &$($held)? mut O,
         op: ReduceOp,
     ) -> Result<()> {
-        self.call(Location::caller()).reduce_scatter(input, output, op)
+        self.release(self.call(Location::caller()).reduce_scatter(input, output, op)?);
+        Ok(())
     }
 
     /// `output` becomes all ranks' inputs in rank order.
@@ -146,10 +173,11 @@ impl $on {
     #[track_caller]
     pub fn all_gather<T: Element, I: DevicePtr<T>, O: DevicePtrMut<T>>(
         &self,
-        input: &I,
-        output: &mut O,
+        input: &$($held)? I,
+        output: &$($held)? mut O,
     ) -> Result<()> {
-        self.call(Location::caller()).all_gather(input, output)
+        self.release(self.call(Location::caller()).all_gather(input, output)?);
+        Ok(())
     }
 
     /// Every rank's buffer becomes the buffer of rank `root`.
@@ -159,10 +187,11 @@ impl $on {
     #[track_caller]
     pub fn broadcast<T: Element, B: DevicePtrMut<T>>(
         &self,
-        buffer: &mut B,
+        buffer: &$($held)? mut B,
         root: usize,
     ) -> Result<()> {
-        self.call(Location::caller()).broadcast(buffer, root)
+        self.release(self.call(Location::caller()).broadcast(buffer, root)?);
+        Ok(())
     }
 
     /// The buffer of rank `root` becomes the combination of all ranks' buffers; the others stay as
@@ -173,11 +202,12 @@ impl $on {
     #[track_caller]
     pub fn reduce<T: Reducible, B: DevicePtrMut<T>>(
         &self,
-        buffer: &mut B,
+        buffer: &$($held)? mut B,
         op: ReduceOp,
         root: usize,
     ) -> Result<()> {
-        self.call(Location::caller()).reduce(buffer, op, root)
+        self.release(self.call(Location::caller()).reduce(buffer, op, root)?);
+        Ok(())
     }
 
     /// Sends `input` to rank `to`, which receives it with [`recv`](Self::recv). A send and a
@@ -186,8 +216,9 @@ impl $on {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce); an argument error if there is no other rank `to`.
     #[track_caller]
-    pub fn send<T: Element, I: DevicePtr<T>>(&self, input: &I, to: usize) -> Result<()> {
-        self.call(Location::caller()).send(input, to)
+    pub fn send<T: Element, I: DevicePtr<T>>(&self, input: &$($held)? I, to: usize) -> Result<()> {
+        self.release(self.call(Location::caller()).send(input, to)?);
+        Ok(())
     }
 
     /// Receives into `output` what rank `from` sends with [`send`](Self::send).
@@ -195,8 +226,9 @@ impl $on {
     /// # Errors
     /// As there.
     #[track_caller]
-    pub fn recv<T: Element, O: DevicePtrMut<T>>(&self, output: &mut O, from: usize) -> Result<()> {
-        self.call(Location::caller()).recv(output, from)
+    pub fn recv<T: Element, O: DevicePtrMut<T>>(&self, output: &$($held)? mut O, from: usize) -> Result<()> {
+        self.release(self.call(Location::caller()).recv(output, from)?);
+        Ok(())
     }
 
     /// As [`all_reduce_into`](Self::all_reduce_into), of `count` elements at raw addresses on the
@@ -206,7 +238,8 @@ impl $on {
     /// As there.
     ///
     /// # Safety
-    /// Both are `count` elements of this GPU's memory, until the call is done on the stream.
+    /// Both are `count` elements of this GPU's memory, until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn all_reduce_at<T: Reducible>(
         &self,
@@ -225,7 +258,8 @@ impl $on {
     ///
     /// # Safety
     /// `output` is `count` elements of this GPU's memory, and `input` world size times as many,
-    /// until the call is done on the stream.
+    /// until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn reduce_scatter_at<T: Reducible>(
         &self,
@@ -244,7 +278,8 @@ impl $on {
     ///
     /// # Safety
     /// `input` is `count` elements of this GPU's memory, and `output` world size times as many,
-    /// until the call is done on the stream.
+    /// until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn all_gather_at<T: Element>(
         &self,
@@ -261,7 +296,8 @@ impl $on {
     /// As there.
     ///
     /// # Safety
-    /// `buffer` is `count` elements of this GPU's memory, until the call is done on the stream.
+    /// `buffer` is `count` elements of this GPU's memory, until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn broadcast_at<T: Element>(
         &self,
@@ -278,7 +314,8 @@ impl $on {
     /// As there.
     ///
     /// # Safety
-    /// `buffer` is `count` elements of this GPU's memory, until the call is done on the stream.
+    /// `buffer` is `count` elements of this GPU's memory, until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn reduce_at<T: Reducible>(
         &self,
@@ -296,7 +333,8 @@ impl $on {
     /// As there.
     ///
     /// # Safety
-    /// `input` is `count` elements of this GPU's memory, until the call is done on the stream.
+    /// `input` is `count` elements of this GPU's memory, until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn send_at<T: Element>(
         &self,
@@ -313,7 +351,8 @@ impl $on {
     /// As there.
     ///
     /// # Safety
-    /// `output` is `count` elements of this GPU's memory, until the call is done on the stream.
+    /// `output` is `count` elements of this GPU's memory, until the call is done on
+    /// the stream, which has come to where the data are there.
     #[track_caller]
     pub unsafe fn recv_at<T: Element>(
         &self,
@@ -326,7 +365,15 @@ impl $on {
 }
     )* };
 }
-collectives!(Gpu, OnStream<'_>, Group<'_>, Raw<'_>);
+collectives! {
+    Gpu;
+    OnStream<'_>;
+    Group<'held>, 'held;
+    Raw<'_>;
+}
+
+/// Until these are dropped, cudarc takes the buffers of a call for untouched by it.
+type Held<'a> = [Option<SyncOnDrop<'a>>; 2];
 
 /// A call on its way from the user to NCCL.
 struct DeviceCall<'a> {
@@ -352,89 +399,105 @@ enum Way {
 impl<'a> DeviceCall<'a> {
     fn all_reduce<T: Reducible, B: DevicePtrMut<T>>(
         self,
-        buffer: &mut B,
+        buffer: &'a mut B,
         op: ReduceOp,
-    ) -> Result<()> {
+    ) -> Result<Held<'a>> {
         self.is_here::<T>(buffer)?;
         let (stream, count) = (self.stream, buffer.len());
-        let (at, _until) = buffer.device_ptr_mut(stream);
-        self.all_reduce_at::<T>(at, at, count, op)
+        let (at, until) = buffer.device_ptr_mut(stream);
+        self.all_reduce_at::<T>(at, at, count, op)?;
+        Ok([Some(until), None])
     }
 
     fn all_reduce_into<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
         self,
-        input: &I,
-        output: &mut O,
+        input: &'a I,
+        output: &'a mut O,
         op: ReduceOp,
-    ) -> Result<()> {
+    ) -> Result<Held<'a>> {
         self.are_here::<T>(input, output)?;
         self.caller().same_length("all_reduce", input.len(), output.len())?;
         let (stream, count) = (self.stream, input.len());
-        let (from, _input) = input.device_ptr(stream);
-        let (into, _output) = output.device_ptr_mut(stream);
-        self.all_reduce_at::<T>(from, into, count, op)
+        let (from, input) = input.device_ptr(stream);
+        let (into, output) = output.device_ptr_mut(stream);
+        self.all_reduce_at::<T>(from, into, count, op)?;
+        Ok([Some(input), Some(output)])
     }
 
     fn reduce_scatter<T: Reducible, I: DevicePtr<T>, O: DevicePtrMut<T>>(
         self,
-        input: &I,
-        output: &mut O,
+        input: &'a I,
+        output: &'a mut O,
         op: ReduceOp,
-    ) -> Result<()> {
+    ) -> Result<Held<'a>> {
         self.are_here::<T>(input, output)?;
         let (long, block) = (input.len(), output.len());
         self.caller().blocks("reduce_scatter", "input", long, "output", block)?;
         let stream = self.stream;
-        let (from, _input) = input.device_ptr(stream);
-        let (into, _output) = output.device_ptr_mut(stream);
-        self.reduce_scatter_at::<T>(from, into, block, op)
+        let (from, input) = input.device_ptr(stream);
+        let (into, output) = output.device_ptr_mut(stream);
+        self.reduce_scatter_at::<T>(from, into, block, op)?;
+        Ok([Some(input), Some(output)])
     }
 
     fn all_gather<T: Element, I: DevicePtr<T>, O: DevicePtrMut<T>>(
         self,
-        input: &I,
-        output: &mut O,
-    ) -> Result<()> {
+        input: &'a I,
+        output: &'a mut O,
+    ) -> Result<Held<'a>> {
         self.are_here::<T>(input, output)?;
         let (long, block) = (output.len(), input.len());
         self.caller().blocks("all_gather", "output", long, "input", block)?;
         let stream = self.stream;
-        let (from, _input) = input.device_ptr(stream);
-        let (into, _output) = output.device_ptr_mut(stream);
-        self.all_gather_at::<T>(from, into, block)
+        let (from, input) = input.device_ptr(stream);
+        let (into, output) = output.device_ptr_mut(stream);
+        self.all_gather_at::<T>(from, into, block)?;
+        Ok([Some(input), Some(output)])
     }
 
-    fn broadcast<T: Element, B: DevicePtrMut<T>>(self, buffer: &mut B, root: usize) -> Result<()> {
+    fn broadcast<T: Element, B: DevicePtrMut<T>>(
+        self,
+        buffer: &'a mut B,
+        root: usize,
+    ) -> Result<Held<'a>> {
         self.is_here::<T>(buffer)?;
         let (stream, count) = (self.stream, buffer.len());
-        let (at, _until) = buffer.device_ptr_mut(stream);
-        self.broadcast_at::<T>(at, count, root)
+        let (at, until) = buffer.device_ptr_mut(stream);
+        self.broadcast_at::<T>(at, count, root)?;
+        Ok([Some(until), None])
     }
 
     fn reduce<T: Reducible, B: DevicePtrMut<T>>(
         self,
-        buffer: &mut B,
+        buffer: &'a mut B,
         op: ReduceOp,
         root: usize,
-    ) -> Result<()> {
+    ) -> Result<Held<'a>> {
         self.is_here::<T>(buffer)?;
         let (stream, count) = (self.stream, buffer.len());
-        let (at, _until) = buffer.device_ptr_mut(stream);
-        self.reduce_at::<T>(at, count, op, root)
+        let (at, until) = buffer.device_ptr_mut(stream);
+        self.reduce_at::<T>(at, count, op, root)?;
+        Ok([Some(until), None])
     }
 
-    fn send<T: Element, I: DevicePtr<T>>(self, input: &I, to: usize) -> Result<()> {
+    fn send<T: Element, I: DevicePtr<T>>(self, input: &'a I, to: usize) -> Result<Held<'a>> {
         self.is_here::<T>(input)?;
         let (stream, count) = (self.stream, input.len());
-        let (at, _until) = input.device_ptr(stream);
-        self.send_at::<T>(at, count, to)
+        let (at, until) = input.device_ptr(stream);
+        self.send_at::<T>(at, count, to)?;
+        Ok([Some(until), None])
     }
 
-    fn recv<T: Element, O: DevicePtrMut<T>>(self, output: &mut O, from: usize) -> Result<()> {
+    fn recv<T: Element, O: DevicePtrMut<T>>(
+        self,
+        output: &'a mut O,
+        from: usize,
+    ) -> Result<Held<'a>> {
         self.is_here::<T>(output)?;
         let (stream, count) = (self.stream, output.len());
-        let (at, _until) = output.device_ptr_mut(stream);
-        self.recv_at::<T>(at, count, from)
+        let (at, until) = output.device_ptr_mut(stream);
+        self.recv_at::<T>(at, count, from)?;
+        Ok([Some(until), None])
     }
 
     fn all_reduce_at<T: Reducible>(
@@ -542,12 +605,13 @@ impl<'a> DeviceCall<'a> {
         }
         call.role = Role::Device;
         let shape = self.caller().shape::<T>(call);
+        let turn = self.enter()?;
         match (self.caller().engine(), self.way) {
             (None, _) | (_, Way::Raw(_)) => {}
             (Some(engine), Way::Blocking) => engine.compare(&shape)?,
             (Some(engine), Way::Queued | Way::Grouped(_)) => engine.note(&shape)?,
         }
-        self.give(None, launch)
+        self.give(turn, None, launch)
     }
 
     /// As [`make`](Self::make), for a message to or from a rank.
@@ -561,6 +625,7 @@ impl<'a> DeviceCall<'a> {
             return self.gpu.launch_raw(|nccl| launch(nccl, comm, self.stream.cu_stream().cast()));
         }
         let (label, location) = (self.label, self.location);
+        let turn = self.enter()?;
         let comparing = match self.caller().engine() {
             None => None,
             Some(engine) => {
@@ -575,11 +640,25 @@ impl<'a> DeviceCall<'a> {
             }
             (comparing, _) => comparing,
         };
-        self.give(comparing, launch)
+        self.give(turn, comparing, launch)
+    }
+
+    /// The turn of a call that is not within a group, which has it already.
+    fn enter(&self) -> Result<Option<Turn<'a>>> {
+        let (own, of_stream) = (self.gpu.context(), self.stream.context());
+        if of_stream != own {
+            let (index, other) = (own.ordinal(), of_stream.ordinal());
+            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
+        }
+        match self.way {
+            Way::Blocking | Way::Queued => self.gpu.enter(self.location).map(Some),
+            Way::Grouped(_) | Way::Raw(_) => Ok(None),
+        }
     }
 
     fn give(
         self,
+        turn: Option<Turn<'_>>,
         comparing: Option<Pending<()>>,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
@@ -589,6 +668,7 @@ impl<'a> DeviceCall<'a> {
             Way::Blocking | Way::Queued => None,
         };
         self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
+        drop(turn);
         match self.way {
             Way::Blocking => self.gpu.wait_compared(self.stream, self.location),
             Way::Raw(_) => Ok(()),
@@ -606,17 +686,18 @@ impl<'a> DeviceCall<'a> {
         self.is_here(output)
     }
 
-    /// Whether the buffer and the stream are of this GPU.
+    /// Whether cudarc knows the buffer by this GPU's context, and so makes streams wait for it: to a
+    /// context object of the program's own, what goes on here is unknown.
     fn is_here<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
-        let (own, of_stream) = (self.gpu.context(), self.stream.context());
-        if of_stream != own {
-            let (index, other) = (own.ordinal(), of_stream.ordinal());
-            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
-        }
-        let of_buffer = buffer.stream().context();
+        let (own, of_buffer) = (self.gpu.context(), buffer.stream().context());
         if of_buffer != own {
             let (index, other) = (own.ordinal(), of_buffer.ordinal());
             return argument(format!("the buffer is of GPU {other}, this rank's is GPU {index}"));
+        }
+        if !Arc::ptr_eq(own, of_buffer) {
+            let problem = "the buffer was made with another CudaContext of this GPU; make it with that of \
+                 Gpu::context, or give its address";
+            return argument(problem.into());
         }
         Ok(())
     }

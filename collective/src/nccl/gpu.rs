@@ -12,10 +12,11 @@ use super::calls::OnStream;
 use super::library::{Code, Functions, Nccl, SUCCESS};
 use super::meeting::{self, Found};
 use super::pair::{Comm, Pair};
-use super::watch::{self, Joining, Watch};
+use super::watch::{self, Joining, OTHERS_KNOW, Watch};
 use crate::communicator::{Communicator, Kind};
 use crate::contract::{Collective, Role};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fork::Process;
 use crate::pending::Pending;
 use crate::report;
 use crate::verdict::{Fault, Loss};
@@ -42,6 +43,10 @@ pub struct Gpu {
     started: Mutex<VecDeque<Pending<()>>>,
     /// On which calls were made since they were last waited for.
     streams: Mutex<Vec<Arc<CudaStream>>>,
+    /// The source line of the call that is being numbered and given to NCCL.
+    turn: Mutex<Option<&'static Location<'static>>>,
+    /// A fork has no GPU.
+    process: Process,
     /// Until it is closed. Closed last, as the ranks need it to end well.
     communicator: Option<Communicator>,
 }
@@ -87,6 +92,8 @@ impl Gpu {
             name: gpu.name,
             started: Mutex::default(),
             streams: Mutex::default(),
+            turn: Mutex::default(),
+            process: Process::this(),
             communicator: Some(communicator),
         })
     }
@@ -142,12 +149,12 @@ impl Gpu {
     #[track_caller]
     pub fn synchronize(&self) -> Result<()> {
         let location = Location::caller();
-        self.compare(location)?;
+        self.compare(Role::DeviceWait, location)?;
         self.wait_all(location)
     }
 
-    /// Waits for all calls, takes NCCL down and closes the communicator. That every rank has made
-    /// the same calls shows in its goodbye.
+    /// Waits for all calls, here and on all other ranks, which all make this call; takes NCCL down and
+    /// closes the communicator.
     ///
     /// # Errors
     /// As [`synchronize`](Self::synchronize) and [`Communicator::close`].
@@ -176,7 +183,7 @@ impl Gpu {
         grouped: Option<Comm>,
         call: impl FnOnce(&Functions, Comm) -> Code,
     ) -> Result<()> {
-        self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
+        self.context.bind_to_thread().map_err(|error| self.broken("an earlier call", &error))?;
         let functions = &self.nccl.functions;
         let code = match grouped {
             Some(comm) => Some(call(functions, comm)),
@@ -194,7 +201,7 @@ impl Gpu {
         &self,
         calls: impl FnOnce(Comm) -> Result<R, E>,
     ) -> Result<R, E> {
-        self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
+        self.context.bind_to_thread().map_err(|error| self.broken("an earlier call", &error))?;
         self.pair.call(calls).unwrap_or_else(|| Err(self.over().into()))
     }
 
@@ -208,17 +215,17 @@ impl Gpu {
 
     /// Several calls that NCCL is given at once.
     pub(super) fn launch_group<R>(&self, calls: impl FnOnce(Comm) -> Result<R>) -> Result<R> {
-        self.context.bind_to_thread().map_err(|error| self.broken("its GPU", &error))?;
+        self.context.bind_to_thread().map_err(|error| self.broken("an earlier call", &error))?;
         let functions = &self.nccl.functions;
         let outcome = self.pair.call(|comm| {
-            // SAFETY: neither takes an argument; the group is of this thread.
+            // SAFETY: it takes no argument; the group is of this thread.
             let begun = unsafe { (functions.group_start)() };
-            let result = match begun {
-                SUCCESS => calls(comm),
-                _ => return (begun, None),
-            };
-            // SAFETY: as above.
-            (unsafe { (functions.group_end)() }, Some(result))
+            if begun != SUCCESS {
+                return (begun, None);
+            }
+            let open = OpenGroup { gpu: self, functions };
+            let result = calls(comm);
+            (open.end(), Some(result))
         });
         match outcome {
             Some((SUCCESS, Some(result))) => result,
@@ -258,26 +265,31 @@ impl Gpu {
         stream: &CudaStream,
         location: &'static Location<'static>,
     ) -> Result<()> {
-        let event = stream.record_event(None).map_err(|error| self.broken("an event", &error))?;
-        let compared = self.compare(location);
-        if compared.is_err() {
-            self.let_go(&event);
+        if let Err(error) = self.compare(Role::DeviceWait, location) {
+            if !error.is_communicator_usable() {
+                self.let_go(stream);
+            }
+            return Err(error);
         }
-        compared?;
         self.wait_compared(stream, location)
     }
 
-    /// Returns once every rank is seen to have made the same calls, and to wait for them.
-    fn compare(&self, location: &'static Location<'static>) -> Result<()> {
+    /// Returns once every rank is seen to have made the same calls, and this one.
+    fn compare(&self, role: Role, location: &'static Location<'static>) -> Result<()> {
         let Some(communicator) = &self.communicator else { return Ok(()) };
+        let _turn = self.enter(location)?;
         let caller = communicator.caller(location);
         let mut call = caller.whole(Collective::Barrier, None, 0);
-        call.role = Role::Device;
-        caller.engine().map_or(Ok(()), |engine| engine.compare(&caller.shape::<u8>(call)))
+        call.role = role;
+        let Some(engine) = caller.engine() else { return Ok(()) };
+        engine.compare(&caller.shape::<u8>(call))?;
+        // Messages are compared each by itself, and of some no more is known yet.
+        let started = std::mem::take(&mut *lock(&self.started));
+        started.into_iter().try_for_each(Pending::wait)
     }
 
     fn wait_all(&self, location: &'static Location<'static>) -> Result<()> {
-        let streams = std::mem::take(&mut *lock(&self.streams));
+        let streams = lock(&self.streams).clone();
         streams.iter().try_for_each(|stream| self.wait_compared(stream, location))
     }
 
@@ -288,14 +300,26 @@ impl Gpu {
         location: &'static Location<'static>,
     ) -> Result<()> {
         let event = stream.record_event(None).map_err(|error| self.broken("an event", &error))?;
-        loop {
-            let Some(comparing) = lock(&self.started).pop_front() else { break };
-            if let Err(error) = comparing.wait() {
-                self.let_go(&event);
-                return Err(error);
-            }
+        self.wait_event(&event, location)?;
+        lock(&self.streams).retain(|known| known.cu_stream() != stream.cu_stream());
+        Ok(())
+    }
+
+    /// The right to number calls and to give them to NCCL: two threads that did would do it in an
+    /// order that is no other rank's.
+    pub(super) fn enter(&self, location: &'static Location<'static>) -> Result<Turn<'_>> {
+        if !self.process.is_this() {
+            let (process, connected) = (std::process::id(), self.process.id);
+            return Err(ErrorKind::Forked { process, connected }.into());
         }
-        self.wait_event(&event, location)
+        let mut turn = lock(&self.turn);
+        if let Some(first) = *turn {
+            return Err(
+                ErrorKind::ConcurrentCalls { first: at(first), second: at(location) }.into()
+            );
+        }
+        *turn = Some(location);
+        Ok(Turn(self))
     }
 
     fn wait_event(&self, event: &CudaEvent, location: &'static Location<'static>) -> Result<()> {
@@ -306,7 +330,7 @@ impl Gpu {
         let mut pause = Pause::default();
         loop {
             if world.as_ref().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
-                self.let_go(event);
+                self.let_go_of(event);
                 return Err(self.over());
             }
             match event.try_is_complete() {
@@ -336,9 +360,9 @@ impl Gpu {
             {
                 next_warning = Some(due * 2);
                 report::warn(&format!(
-                    "the stream that {} waits for is not done after {}, though all ranks have \
-                     made the same calls: its own kernels are slow, or a send and a receive that \
-                     need each other are not in one group",
+                    "the stream that {} waits for is not done after {}: kernels before its calls are \
+                     slow, here or on another rank, or a send and a receive that need each other are \
+                     not in one group",
                     at(location),
                     report::duration(waited)
                 ));
@@ -348,8 +372,14 @@ impl Gpu {
     }
 
     /// Before a buffer is given back: NCCL is given up, and its kernels have ended.
-    fn let_go(&self, event: &CudaEvent) {
-        if !self.watch.wait_ended() {
+    fn let_go(&self, stream: &CudaStream) {
+        if let Ok(event) = stream.record_event(None) {
+            self.let_go_of(&event);
+        }
+    }
+
+    fn let_go_of(&self, event: &CudaEvent) {
+        if !self.watch.wait_ended(LET_GO) {
             return;
         }
         let begun = Instant::now();
@@ -359,10 +389,13 @@ impl Gpu {
         }
     }
 
+    /// NCCL is only taken down once all calls have ended on every rank: what one of them has sent may
+    /// still be on its way from here.
     fn stop(&mut self, location: &'static Location<'static>) -> Result<()> {
-        let result = self.wait_all(location);
+        let result =
+            self.wait_all(location).and_then(|()| self.compare(Role::DeviceClose, location));
         if self.world().is_some_and(|world| world.is_over()) {
-            self.watch.wait_ended();
+            self.watch.wait_ended(LET_GO);
         } else {
             self.watch.close();
         }
@@ -375,23 +408,16 @@ impl Gpu {
         let Some(world) = self.world() else {
             return ErrorKind::System { operation: "NCCL".into(), problem: words }.into();
         };
-        let until = Instant::now() + watch::patience(code);
-        while !world.is_over() && Instant::now() < until {
-            std::thread::sleep(LONGEST_PAUSE);
+        await_better_word(world, watch::patience(code));
+        if !world.is_over() {
+            world.lose(world.rank, Loss::Failed { problem: format!("NCCL: {words}") });
         }
-        self.end(world, Loss::Failed { problem: format!("NCCL: {words}") })
+        self.over()
     }
 
     /// CUDA itself fails.
     pub(crate) fn broken(&self, what: &str, error: &DriverError) -> Error {
         fail(self.world().map(|world| &**world), what, error)
-    }
-
-    fn end(&self, world: &World, loss: Loss) -> Error {
-        if !world.is_over() {
-            world.lose(world.rank, loss);
-        }
-        self.over()
     }
 
     /// The error that ended everything.
@@ -408,7 +434,8 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         // While unwinding the communicator tells the others, and nothing is waited for.
-        if self.communicator.is_none() || std::thread::panicking() {
+        let is_elsewhere = !self.process.is_this();
+        if self.communicator.is_none() || std::thread::panicking() || is_elsewhere {
             return;
         }
         if let Err(error) = self.stop(Location::caller())
@@ -431,6 +458,7 @@ fn fail(world: Option<&World>, what: &str, error: &DriverError) -> Error {
     let problem = format!("CUDA, {what}: {}", meeting::words(error));
     match world {
         Some(world) => {
+            await_better_word(world, OTHERS_KNOW);
             if !world.is_over() {
                 world.lose(world.rank, Loss::Failed { problem });
             }
@@ -441,16 +469,65 @@ fn fail(world: Option<&World>, what: &str, error: &DriverError) -> Error {
     }
 }
 
-/// Between two looks at an event: none at first, as most calls take microseconds.
-#[derive(Default)]
-struct Pause(u32);
+/// Another rank may be why it fails, and the world says so soon.
+fn await_better_word(world: &World, patience: Duration) {
+    let until = Instant::now() + patience;
+    while !world.is_over() && Instant::now() < until {
+        std::thread::sleep(LONGEST_PAUSE);
+    }
+}
+
+/// The right to make a call; given back when dropped, also when unwinding.
+pub(super) struct Turn<'a>(&'a Gpu);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.turn) = None;
+    }
+}
+
+/// A group that NCCL has begun on this thread. It must end there, or every later call of the thread
+/// would be part of it.
+struct OpenGroup<'a> {
+    gpu: &'a Gpu,
+    functions: &'a Functions,
+}
+
+impl OpenGroup<'_> {
+    fn end(self) -> Code {
+        let functions = self.functions;
+        std::mem::forget(self);
+        // SAFETY: it takes no argument; the group is of this thread.
+        unsafe { (functions.group_end)() }
+    }
+}
+
+/// The program's code is unwinding: the calls it had made would be given to NCCL without the others.
+impl Drop for OpenGroup<'_> {
+    fn drop(&mut self) {
+        if let Some(world) = self.gpu.world() {
+            world.lose(world.rank, Loss::Panicked);
+        }
+        // SAFETY: as in `end`.
+        let _ = unsafe { (self.functions.group_end)() };
+    }
+}
+
+/// Between two looks at an event: none at first, as most calls take microseconds, and never long
+/// beside what has been waited already.
+struct Pause(Instant);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
 
 impl Pause {
     fn take(&mut self) {
-        self.0 = self.0.saturating_add(1);
-        match self.0 {
-            0..SPINS => std::hint::spin_loop(),
-            looks => std::thread::sleep(LONGEST_PAUSE.min(SHORTEST_PAUSE * (looks - SPINS + 1))),
+        match self.0.elapsed() {
+            waited if waited < SPIN => std::hint::spin_loop(),
+            waited => std::thread::sleep((waited / 64).min(LONGEST_PAUSE)),
         }
     }
 }
@@ -465,9 +542,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Half of what the engine keeps (see [`Pending`]): calls on the host may be under way too.
 const MAX_STARTED: usize = 512;
-/// A look at an event takes about a microsecond: these are as many as a small call takes.
-const SPINS: u32 = 200;
-const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
-const LONGEST_PAUSE: Duration = Duration::from_micros(200);
+/// Longer calls do not feel what a sleep takes to end, about 60 us.
+const SPIN: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_micros(500);
 /// Kernels look at NCCL's abort flag all the time.
 const LET_GO: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 //! cudarc has these functions too, but it looks for `libnccl.so` only, which is in packages for
 //! development, and panics where the library or a function is missing. The types are cudarc's.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -16,11 +16,6 @@ use super::presence::{Absence, Version};
 
 /// What a function returns: a number, as a later NCCL may know more than cudarc's enumeration.
 pub(super) type Code = c_int;
-
-pub(super) const SUCCESS: Code = 0;
-pub(super) const SYSTEM_ERROR: Code = 2;
-pub(super) const REMOTE_ERROR: Code = 6;
-pub(super) const IN_PROGRESS: Code = 7;
 
 macro_rules! functions {
     ($($name:ident as $field:ident: fn($($argument:ty),*) -> $returns:ty;)*) => {
@@ -145,20 +140,34 @@ impl Nccl {
     }
 }
 
-/// The text at a C string, on one line.
+/// The text at a C string, on one line. NCCL's threads may be writing another one there: what is
+/// read may be of both, but never goes on beyond the buffer.
 ///
 /// # Safety
-/// `start` is null, or a C string that nobody writes to meanwhile.
+/// `start` is null, or a C string, or of `MAX_TEXT` bytes.
 unsafe fn text(start: *const c_char) -> Option<String> {
     if start.is_null() {
         return None;
     }
-    // SAFETY: as the caller says.
-    let text = unsafe { CStr::from_ptr(start) }.to_string_lossy();
-    Some(crate::report::printable(text.trim()))
+    let mut bytes = Vec::new();
+    while bytes.len() < MAX_TEXT {
+        // SAFETY: as the caller says; no byte before this one ended the string.
+        match unsafe { start.add(bytes.len()).read_volatile() } {
+            0 => break,
+            byte => bytes.push(byte as u8),
+        }
+    }
+    Some(crate::report::printable(String::from_utf8_lossy(&bytes).trim()))
 }
 
 /// The first is in every package, the second in those for development.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// The first with `ncclCommSplit` (2.18.1), by which calls are made and aborted.
 const OLDEST: Version = Version { major: 2, minor: 18, patch: 0 };
+
+pub(super) const SUCCESS: Code = 0;
+pub(super) const INVALID_ARGUMENT: Code = 4;
+pub(super) const INVALID_USAGE: Code = 5;
+pub(super) const IN_PROGRESS: Code = 7;
+/// NCCL's own buffer has as many.
+const MAX_TEXT: usize = 1024;

@@ -42,28 +42,32 @@ pub(super) fn prepare(communicator: &Communicator, settings: NcclSettings) -> Re
     Ok(found)
 }
 
-/// Rank 0's unique id.
+/// Rank 0's unique id, or its NCCL's words.
 pub(super) fn share_id(communicator: &Communicator, nccl: &Nccl) -> Result<ncclUniqueId> {
     let mut id = ncclUniqueId { internal: [0; ID_BYTES] };
-    let mut bytes = [0u8; ID_BYTES + 1];
-    let mut problem = None;
+    // What it is, and then it.
+    let mut bytes = [0u8; 1 + ID_WORDS];
     if communicator.rank() == 0 {
         // SAFETY: it writes the id.
         match unsafe { (nccl.functions.get_unique_id)(&mut id) } {
             SUCCESS => {
-                let (last, own) = (ID_BYTES, id.internal.map(|byte| byte as u8));
-                bytes[..last].copy_from_slice(&own);
-                bytes[last] = 1;
+                bytes[0] = IS_ID;
+                bytes[1..=ID_BYTES].copy_from_slice(&id.internal.map(|byte| byte as u8));
             }
-            code => problem = Some(nccl.describe(code)),
+            code => {
+                let words = nccl.describe(code);
+                bytes[1..].iter_mut().zip(words.bytes()).for_each(|(into, byte)| *into = byte);
+            }
         }
     }
     communicator.broadcast(&mut bytes, 0)?;
-    if bytes[ID_BYTES] == 0 {
-        let words = problem.unwrap_or_else(|| "rank 0's NCCL gives no unique id".into());
+    let [kind, rest @ ..] = bytes;
+    if kind != IS_ID {
+        let words = String::from_utf8_lossy(&rest);
+        let words = report::printable(words.trim_end_matches(['\0', char::REPLACEMENT_CHARACTER]));
         return Err(Absence::new(format!("NCCL cannot start: {words}"), SEE_NCCL).into());
     }
-    for (into, byte) in id.internal.iter_mut().zip(bytes) {
+    for (into, byte) in id.internal.iter_mut().zip(rest) {
         *into = byte as _;
     }
     Ok(id)
@@ -89,6 +93,12 @@ fn find(communicator: &Communicator, settings: NcclSettings) -> Result<Found, Ab
         }
         Reach::SameHost | Reach::Everywhere => {}
     }
+    if let Some((name, value)) = OVERRIDES.iter().find_map(overridden) {
+        let problem = format!(
+            "{name}={value} takes from allfold what it needs to give NCCL up when a rank is lost"
+        );
+        return Err(Absence::new(problem, format!("unset {name} for every rank")));
+    }
     let driver = Driver::find().map_err(Clone::clone)?;
     let nccl = Nccl::find().map_err(Clone::clone)?;
     let index = choice::index(settings.local_rank, driver.gpus);
@@ -100,6 +110,12 @@ fn find(communicator: &Communicator, settings: NcclSettings) -> Result<Found, Ab
     let may_share = is_set("NCCL_HOSTID")
         || std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value != "0");
     Ok(Found { nccl, context, gpu: Choice { index, of: driver.gpus, name, uuid, may_share } })
+}
+
+/// A variable of NCCL's that has another value than its default.
+fn overridden((name, default): &(&'static str, &str)) -> Option<(&'static str, String)> {
+    let value = std::env::var(name).ok()?;
+    (!value.is_empty() && value != *default).then_some((*name, value))
 }
 
 fn unusable(index: usize, error: &cudarc::driver::DriverError) -> Absence {
@@ -132,7 +148,10 @@ fn exchange(communicator: &Communicator, word: &Word) -> Result<Vec<Word>> {
         Ok(Word::Absent { problem, help }) => {
             Word::Absent { problem: report::printable(&problem), help: report::printable(&help) }
         }
-        Ok(word) => word,
+        Ok(Word::Ready { nccl, gpu }) => Word::Ready {
+            nccl: report::printable(&nccl),
+            gpu: Choice { name: report::printable(&gpu.name), ..gpu },
+        },
         Err(_) => unreadable(),
     };
     Ok(all.chunks_exact(WORD_BYTES).map(read).collect())
@@ -163,10 +182,17 @@ fn hosts(communicator: &Communicator) -> usize {
 
 /// `NCCL_UNIQUE_ID_BYTES` of nccl.h.
 const ID_BYTES: usize = 128;
+/// Room for it, or for NCCL's words in its place.
+const ID_WORDS: usize = 512;
+const IS_ID: u8 = 1;
 /// Room for a word.
 const WORD_BYTES: usize = 4096;
 /// Of what a driver or a loader says, in characters: twice that fits a word however they are
 /// written.
 const MAX_WORDS: usize = 400;
+/// What would make both communicators of a pair block, or none, or separate their abort flags; with
+/// the value that changes nothing.
+const OVERRIDES: [(&str, &str); 2] =
+    [("NCCL_COMM_BLOCKING", ""), ("NCCL_COMM_SPLIT_SHARE_RESOURCES", "1")];
 const SEE_NCCL: &str = "NCCL_DEBUG=INFO shows what NCCL looks for; NCCL_SOCKET_IFNAME names the \
                         interface that it uses";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaContext;
 use cudarc::nccl::sys::ncclUniqueId;
 
-use super::library::{Code, Nccl, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR};
+use super::library::{Code, INVALID_ARGUMENT, INVALID_USAGE, Nccl, SUCCESS};
 use super::pair::{Failure, Pair};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report;
@@ -53,11 +53,7 @@ impl Watch {
             Error::from(ErrorKind::System { operation, problem: error.to_string() })
         })?;
         let this = Self { commands: Mutex::new(commands), ended: Mutex::new(ended) };
-        // NCCL may be stuck where it does not look at the clock.
-        let result = match outcome.recv_timeout(limit.saturating_add(GRACE)) {
-            Ok(result) => result,
-            Err(_) => Err(Failure::Late),
-        };
+        let result = wait_connected(&outcome, world.as_deref(), limit);
         match result {
             Ok(()) => Ok((this, pair)),
             Err(failure) => Err(failed(failure, world.as_deref(), limit)),
@@ -67,15 +63,40 @@ impl Watch {
     /// Takes NCCL down, and waits for that a short time.
     pub(super) fn close(&self) {
         let _ = self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(Command::Close);
-        if !self.wait_ended() {
+        if !self.wait_ended(CLOSE_LIMIT) {
             report::warn("NCCL does not end; its threads are left to the end of the process");
         }
     }
 
-    /// Waits until NCCL has been given up or closed, a short time; whether it has.
-    pub(super) fn wait_ended(&self) -> bool {
+    /// Waits until NCCL has been given up or closed, so long; whether it has.
+    pub(super) fn wait_ended(&self, limit: Duration) -> bool {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        !matches!(ended.recv_timeout(GRACE), Err(RecvTimeoutError::Timeout))
+        !matches!(ended.recv_timeout(limit), Err(RecvTimeoutError::Timeout))
+    }
+}
+
+/// Waits for the thread, which may be stuck in NCCL where that looks neither at the clock nor at the
+/// world.
+fn wait_connected(
+    outcome: &Receiver<Result<(), Failure>>,
+    world: Option<&World>,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let late = Instant::now() + limit.saturating_add(GRACE);
+    let mut over_since = None;
+    loop {
+        match outcome.recv_timeout(LOOK) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err(Failure::Late),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = Instant::now();
+        if world.is_some_and(World::is_over) && *over_since.get_or_insert(now) + GRACE <= now {
+            return Err(Failure::Over);
+        }
+        if now >= late {
+            return Err(Failure::Late);
+        }
     }
 }
 
@@ -153,8 +174,8 @@ impl Thread {
 /// gone, which NCCL sees first but does not name; control says who it was.
 pub(super) fn patience(code: Code) -> Duration {
     match code {
-        REMOTE_ERROR | SYSTEM_ERROR => OTHERS_KNOW,
-        _ => Duration::ZERO,
+        INVALID_ARGUMENT | INVALID_USAGE => Duration::ZERO,
+        _ => OTHERS_KNOW,
     }
 }
 
@@ -186,6 +207,8 @@ fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
 const LOOK: Duration = Duration::from_millis(20);
 /// As long as lanes wait for a verdict after a broken link (2.6 s): two seconds of silence, the
 /// question to other ranks, and the way of the verdict.
-const OTHERS_KNOW: Duration = Duration::from_millis(2600);
+pub(super) const OTHERS_KNOW: Duration = Duration::from_millis(2600);
+/// What NCCL has registered with GPUs and network cards is given back one by one.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Giving NCCL up takes milliseconds.
 const GRACE: Duration = Duration::from_secs(1);

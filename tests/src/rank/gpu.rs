@@ -50,6 +50,9 @@ pub(super) fn act(words: &[&str]) -> Result<()> {
             check("queue", &host(&gpu, &buffer), &[1.0f32; 10]);
         }
         ["mistakes"] => mistakes(&gpu),
+        ["nested"] => nested(&gpu)?,
+        // This rank panics between two calls of a group, and goes on.
+        ["panic-in-group", rank] => panic_in_group(&gpu, rank)?,
         words => return Err(unknown(words)),
     }
     let of = gpu.index();
@@ -120,6 +123,54 @@ fn mistakes(gpu: &Gpu) {
     for error in refused.into_iter().filter_map(Result::err) {
         say(&format!("refused: {error}"));
     }
+}
+
+/// Calls in the middle of a group, and from another thread meanwhile.
+fn nested(gpu: &Gpu) -> Result<()> {
+    let mut buffer = device(gpu, &[1.0f32; 10]);
+    let mut other = device(gpu, &[1.0f32; 10]);
+    let stream = gpu.stream().clone();
+    let on = gpu.on(&stream);
+    on.group(|calls| {
+        calls.all_reduce(&mut buffer, ReduceOp::Sum)?;
+        let mut refused = vec![
+            gpu.all_reduce(&mut other, ReduceOp::Sum),
+            on.all_reduce(&mut other, ReduceOp::Sum),
+            on.group(|_| Ok(())),
+            gpu.wait(&stream),
+        ];
+        std::thread::scope(|scope| {
+            let call = || gpu.all_reduce(&mut other, ReduceOp::Sum);
+            refused.extend(scope.spawn(call).join());
+        });
+        for error in refused.into_iter().filter_map(Result::err) {
+            say(&format!("refused: {error}"));
+        }
+        Ok(())
+    })?;
+    on.wait()?;
+    check("nested", &host(gpu, &buffer), &[gpu.communicator().size() as f32; 10]);
+    Ok(())
+}
+
+fn panic_in_group(gpu: &Gpu, rank: &str) -> Result<()> {
+    let mut buffer = device(gpu, &[1.0f32; 10]);
+    let stream = gpu.stream().clone();
+    // What the panic itself says would look like a mistake of allfold's.
+    std::panic::set_hook(Box::new(|_| ()));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        gpu.on(&stream).group(|calls| {
+            calls.all_reduce(&mut buffer, ReduceOp::Sum)?;
+            if gpu.communicator().rank().to_string() == rank {
+                panic!("told to");
+            }
+            Ok(())
+        })
+    }));
+    if let Ok(result) = caught {
+        result?;
+    }
+    forever(gpu, "blocking")
 }
 
 /// Every collective, type and operation, in every way in which it can be made.
