@@ -73,6 +73,19 @@ pub enum Op {
     Avg,
 }
 
+/// Where the data lies and is combined.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceType {
+    /// In the host's memory, by allfold.
+    #[default]
+    #[value(help = None)]
+    Cpu,
+    /// In a GPU's memory for each rank, by NCCL.
+    #[value(help = None)]
+    Gpu,
+}
+
 /// What carries the data, by the name of `ALLFOLD_TRANSPORT`.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -226,6 +239,16 @@ impl From<Op> for ReduceOp {
     }
 }
 
+impl DeviceType {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+        }
+    }
+}
+
 impl Transport {
     /// Its name on the command line.
     pub(crate) const fn name(self) -> &'static str {
@@ -324,6 +347,9 @@ mod tests {
         }
         for transport in Transport::value_variants() {
             same(transport.to_possible_value().unwrap(), transport.name());
+        }
+        for device in DeviceType::value_variants() {
+            same(device.to_possible_value().unwrap(), device.name());
         }
         for algorithm in Algorithm::value_variants() {
             same(algorithm.to_possible_value().unwrap(), algorithm.name());

@@ -3,6 +3,8 @@
 
 use clap::ValueEnum;
 
+use crate::choices::DeviceType;
+
 /// The collective under test.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -98,6 +100,20 @@ impl Collective {
         Halves { out_of_place: self != Self::Barrier && !(started && in_place), in_place }
     }
 
+    /// On GPUs a call has the buffers that the library's call has. None: there is no such call.
+    pub(crate) fn halves_on_gpu(self) -> Option<Halves> {
+        match self {
+            Self::AllReduce | Self::AllGather | Self::ReduceScatter => {
+                Some(Halves { out_of_place: true, in_place: true })
+            }
+            Self::Broadcast | Self::Reduce => Some(Halves { out_of_place: false, in_place: true }),
+            Self::SendRecv => Some(Halves { out_of_place: true, in_place: false }),
+            Self::AllToAll | Self::Gather | Self::Scatter | Self::AllGatherV | Self::Barrier => {
+                None
+            }
+        }
+    }
+
     /// What the column `count` says where `elements` of `size` bytes are asked for: elements of one
     /// rank's part, a multiple of 16 bytes, where the collective deals in parts.
     pub(crate) fn count(self, elements: usize, size: usize, ranks: usize) -> usize {
@@ -130,7 +146,7 @@ impl Collective {
     }
 
     /// Why a half of every row is empty.
-    pub(crate) fn remark(self, started: bool) -> Option<&'static str> {
+    pub(crate) fn remark(self, device: DeviceType, started: bool) -> Option<&'static str> {
         match self {
             Self::SendRecv => Some(
                 "Out of place only: allfold sends from one buffer and receives into another, so \
@@ -139,6 +155,10 @@ impl Collective {
             Self::Barrier => {
                 Some("Time only: a barrier moves no data, so there is nothing to check")
             }
+            Self::Broadcast | Self::Reduce if device == DeviceType::Gpu => {
+                Some("In place only: on GPUs the call has one buffer, so out-of-place stays empty")
+            }
+            _ if device == DeviceType::Gpu => None,
             _ if started => {
                 Some("In place only: a call that is started owns one buffer, its input and output")
             }
@@ -196,7 +216,13 @@ mod tests {
             for started in [false, true] {
                 let Halves { out_of_place, in_place } = collective.halves(started);
                 assert!(out_of_place || in_place);
-                assert_eq!(out_of_place && in_place, collective.remark(started).is_none());
+                let remark = collective.remark(DeviceType::Cpu, started);
+                assert_eq!(out_of_place && in_place, remark.is_none());
+            }
+            if let Some(Halves { out_of_place, in_place }) = collective.halves_on_gpu() {
+                assert!(out_of_place || in_place);
+                let remark = collective.remark(DeviceType::Gpu, false);
+                assert_eq!(out_of_place && in_place, remark.is_none());
             }
         }
     }

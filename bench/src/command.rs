@@ -54,7 +54,22 @@ impl Command {
     pub fn ranks(&self) -> Option<usize> {
         match &self.part {
             Some(Part::Link(options)) => options.ranks,
-            _ => self.sweep.ranks,
+            Some(Part::Reduce(_) | Part::Plot(_)) => None,
+            None => self.sweep.given_ranks().map(|(ranks, _)| ranks),
+        }
+    }
+
+    /// By which option the user gives it.
+    pub fn ranks_option(&self) -> &'static str {
+        self.sweep.given_ranks().map_or("--ranks", |(_, option)| option)
+    }
+
+    /// The number of ranks where the user gives none and no launcher has started any; None: the
+    /// usual one.
+    pub fn implied_ranks(&self) -> Option<usize> {
+        match &self.part {
+            None => self.sweep.implied_ranks(),
+            Some(_) => None,
         }
     }
 
@@ -81,13 +96,16 @@ impl Command {
         }
     }
 
-    /// Does this rank's part; every rank of `world` calls it, and rank 0 prints.
+    /// Does this rank's part and closes the world; every rank of `world` calls it, and rank 0 prints.
     ///
     /// # Errors
     /// As [`run`](crate::run).
-    pub fn run(&self, world: &Communicator) -> Result<(), Error> {
+    pub fn run(&self, world: Communicator) -> Result<(), Error> {
         match &self.part {
-            Some(Part::Link(options)) => link::run(options, world, &mut io::stdout()),
+            Some(Part::Link(options)) => {
+                link::run(options, &world, &mut io::stdout())?;
+                Ok(world.close()?)
+            }
             _ => run(&self.sweep, world),
         }
     }
@@ -114,6 +132,10 @@ mod tests {
             ("", false, None),
             ("--ranks 3", false, Some(3)),
             ("reduce_perf --ranks 3", false, Some(3)),
+            ("-g 4", false, Some(4)),
+            // A launcher may have started more: mpirun -np 8 all_reduce_perf -g 1.
+            ("-g 1", false, None),
+            ("-g 1 --ranks 3", false, Some(3)),
             ("link --ranks 4", false, Some(4)),
             ("reduce -d float", true, None),
             ("plot a.json b.json --plot c.svg", true, None),
@@ -126,6 +148,17 @@ mod tests {
         {
             assert_eq!(parse(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
         }
+    }
+
+    #[test]
+    fn one_gpu_is_one_rank_where_nobody_says_more() {
+        let implied = |line| parse(line).unwrap().implied_ranks();
+        assert_eq!(
+            (implied("-g 1"), implied("-g 1 --device cpu"), implied("")),
+            (Some(1), None, None)
+        );
+        let option = |line| parse(line).unwrap().ranks_option();
+        assert_eq!((option("-g 2"), option("--ranks 2"), option("")), ("-g", "--ranks", "--ranks"));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The element types that can be measured and checked.
 
+use allfold::nccl::cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use allfold::{Reducible, bf16, f16};
 
 use crate::choices::DataType;
 
 /// An element type, and the whole numbers it holds.
-pub(crate) trait Number: Reducible + Default {
+pub(crate) trait Number: Reducible + Default + DeviceRepr + ValidAsZeroBits {
     /// Its name in nccl-tests.
     const DATATYPE: DataType;
     /// An integer's width; a float's whole numbers of so many bits are exact.

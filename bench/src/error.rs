@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use allfold::ErrorKind;
 use allfold::error::{EXIT_TRY_AGAIN, EXIT_USAGE};
 
 use crate::number::general;
@@ -99,6 +100,26 @@ pub enum Error {
         why: &'static str,
         /// What to do instead.
         help: &'static str,
+    },
+
+    /// What a benchmark on GPUs has not.
+    #[error("{what} with --device gpu: {why}")]
+    NotOnGpu {
+        /// The collective, or the option.
+        what: String,
+        /// Why not.
+        why: &'static str,
+        /// What to do instead.
+        help: &'static str,
+    },
+
+    /// A GPU has not so much memory.
+    #[error("-e {maximum}: the GPU refuses a buffer of {}: {problem}", binary(*.maximum))]
+    GpuAllocation {
+        /// The largest size, in bytes.
+        maximum: u64,
+        /// CUDA's words.
+        problem: String,
     },
 
     /// `-r` is no rank.
@@ -284,7 +305,10 @@ impl Error {
             Self::Unaligned { .. } => "give a smaller -u; 1 is as unaligned as it gets",
             Self::Endless { .. } => "give a number of cycles, such as -N 100",
             Self::Skip { .. } => "give a smaller -K, or more iterations with -n",
-            Self::Foreign { help, .. } => help,
+            Self::Foreign { help, .. } | Self::NotOnGpu { help, .. } => help,
+            Self::GpuAllocation { .. } => {
+                "give a smaller -e; `nvidia-smi` shows who uses the memory"
+            }
             Self::Root { .. } => "give a rank that there is, or all",
             Self::Memory { .. } | Self::Allocation { .. } => {
                 "give a smaller -e, or run fewer ranks on this host"
@@ -309,6 +333,10 @@ impl Error {
                 "give JSON reports with rows, as `allfold bench -J FILE.json` writes them"
             }
             Self::TooSlow { .. } => "--explain says where the time goes",
+            Self::Collective(error) if matches!(error.kind(), ErrorKind::NoGpu { .. }) => {
+                let help = error.help().map_or(String::new(), |help| format!("{help}; "));
+                return Some(help + "--device cpu measures on processors");
+            }
             Self::Collective(error) => return error.help(),
             Self::Output(_) | Self::AnotherRank => return None,
         };

@@ -1,17 +1,17 @@
-//! nccl-tests' options about GPUs, threads and NCCL's own inside: their defaults are taken and
-//! change nothing, so that a script's line works; anything else is refused with what to do instead.
+//! nccl-tests' options about threads, CUDA and NCCL's own inside: their defaults are taken and change
+//! nothing, so that a script's line works; anything else is refused with what to do instead. `-z` has
+//! a meaning on GPUs.
 
 use clap::Args;
 
 use crate::Error;
+use crate::choices::DeviceType;
 
 /// What only nccl-tests have.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Foreign {
     #[arg(short = 't', long, value_name = "N", hide = true, allow_hyphen_values = true)]
     nthreads: Option<String>,
-    #[arg(short = 'g', long, value_name = "N", hide = true, allow_hyphen_values = true)]
-    ngpus: Option<String>,
     #[arg(
         short = 'p',
         long = "parallel_init",
@@ -74,12 +74,23 @@ pub(crate) struct Foreign {
     memory: Option<String>,
 }
 
+/// nccl-tests' `-z`: what a call on a GPU is followed by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Blocking {
+    /// The next call, on the same stream.
+    #[default]
+    No,
+    /// The wait for its data and a meeting of all ranks.
+    WaitAndMeet,
+    /// The wait for its data.
+    Wait,
+}
+
 impl Foreign {
     /// Refuses the first one that is given another value than its default.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self, device: DeviceType) -> Result<(), Error> {
         let given = [
             (&self.nthreads, NTHREADS),
-            (&self.ngpus, NGPUS),
             (&self.parallel_init, PARALLEL_INIT),
             (&self.blocking, BLOCKING),
             (&self.stream_null, STREAM_NULL),
@@ -90,84 +101,113 @@ impl Foreign {
             (&self.device_cta_count, DEVICE_CTA_COUNT),
             (&self.memory, MEMORY),
         ];
-        for (value, Refusal { option, default, why, help }) in given {
+        for (value, Refusal { option, default, on_cpu, on_gpu }) in given {
+            let is_taken = |value: &str| match device {
+                DeviceType::Gpu if option == BLOCKING.option => blocking(value).is_some(),
+                DeviceType::Cpu | DeviceType::Gpu => default == Some(value),
+            };
             if let Some(value) = value
-                && default != Some(value.as_str())
+                && !is_taken(value)
             {
+                let (why, help) = match device {
+                    DeviceType::Cpu => on_cpu,
+                    DeviceType::Gpu => on_gpu,
+                };
                 return Err(Error::Foreign { option, value: value.clone(), why, help });
             }
         }
         Ok(())
     }
+
+    /// What `-z` says.
+    pub(crate) fn blocking(&self) -> Blocking {
+        self.blocking.as_deref().and_then(blocking).unwrap_or_default()
+    }
 }
 
-/// Why an option has no meaning here.
+fn blocking(value: &str) -> Option<Blocking> {
+    match value {
+        "0" => Some(Blocking::No),
+        "1" => Some(Blocking::WaitAndMeet),
+        "2" => Some(Blocking::Wait),
+        _ => None,
+    }
+}
+
+/// Why an option has no meaning here, and what to do instead.
 struct Refusal {
     option: &'static str,
     /// The value that changes nothing.
     default: Option<&'static str>,
-    why: &'static str,
-    help: &'static str,
+    on_cpu: (&'static str, &'static str),
+    on_gpu: (&'static str, &'static str),
 }
 
 const fn refusal(
     option: &'static str,
     default: Option<&'static str>,
-    why: &'static str,
-    help: &'static str,
+    on_cpu: (&'static str, &'static str),
+    on_gpu: (&'static str, &'static str),
 ) -> Refusal {
-    Refusal { option, default, why, help }
+    Refusal { option, default, on_cpu, on_gpu }
 }
 
 const LEAVE_OUT: &str = "leave it out";
-const NTHREADS: Refusal = refusal(
-    "-t",
-    Some("1"),
+const NO_THREADS: (&str, &str) = (
     "a rank is a process here, not a thread of one",
-    "use --ranks for the number of ranks",
+    "use --ranks for the number of ranks, or -g for that of GPUs",
 );
-const NGPUS: Refusal = refusal(
-    "-g",
-    Some("1"),
-    "a rank computes on the processor, and has no GPUs",
-    "use --ranks for the number of ranks",
-);
-const PARALLEL_INIT: Refusal = refusal(
-    "-p",
-    Some("0"),
-    "a rank has no threads to initialise; ranks always start in parallel",
-    LEAVE_OUT,
-);
+const NTHREADS: Refusal = refusal("-t", Some("1"), NO_THREADS, NO_THREADS);
+const ALWAYS_PARALLEL: (&str, &str) =
+    ("a rank has no threads to initialise; ranks always start in parallel", LEAVE_OUT);
+const PARALLEL_INIT: Refusal = refusal("-p", Some("0"), ALWAYS_PARALLEL, ALWAYS_PARALLEL);
 const BLOCKING: Refusal = refusal(
     "-z",
     Some("0"),
-    "every call waits for its data already, as with nccl-tests' -z 2",
-    "leave it out; -m N starts N calls and then waits",
+    (
+        "every call waits for its data already, as with nccl-tests' -z 2",
+        "leave it out; -m N starts N calls and then waits",
+    ),
+    (
+        "0 queues the calls, 1 waits for each and meets the other ranks, 2 waits for each",
+        "give 1 or 2, or leave it out",
+    ),
 );
-const STREAM_NULL: Refusal =
-    refusal("-y", Some("0"), "there are no CUDA streams on a processor", LEAVE_OUT);
+const STREAM_NULL: Refusal = refusal(
+    "-y",
+    Some("0"),
+    ("there are no CUDA streams on a processor", LEAVE_OUT),
+    ("calls are made on a stream of the rank's own", LEAVE_OUT),
+);
 const CUDAGRAPH: Refusal = refusal(
     "-G",
     Some("0"),
-    "there are no CUDA graphs on a processor",
-    "leave it out; -m N starts N calls and then waits",
+    ("there are no CUDA graphs on a processor", "leave it out; -m N starts N calls and then waits"),
+    (
+        "the ranks' calls are compared by the hosts, which a CUDA graph leaves out",
+        "leave it out; -m N makes N calls in one group",
+    ),
 );
-const LOCAL_REGISTER: Refusal =
-    refusal("-R", Some("0"), "buffers are not registered with NCCL here", LEAVE_OUT);
-const CTA_POLICY: Refusal = refusal("-x", None, "no blocks of GPU threads run here", LEAVE_OUT);
+const NOT_REGISTERED: (&str, &str) = ("buffers are not registered with NCCL here", LEAVE_OUT);
+const LOCAL_REGISTER: Refusal = refusal("-R", Some("0"), NOT_REGISTERED, NOT_REGISTERED);
+const NO_BLOCKS: (&str, &str) = ("no blocks of GPU threads run here", LEAVE_OUT);
+const LEFT_TO_NCCL: (&str, &str) = ("NCCL chooses its blocks of GPU threads by itself", LEAVE_OUT);
+const CTA_POLICY: Refusal = refusal("-x", None, NO_BLOCKS, LEFT_TO_NCCL);
 const DEVICE_IMPLEMENTATION: Refusal = refusal(
     "-D",
     Some("0"),
-    "there are no device-side implementations to choose from",
-    "use --algorithm for allfold's own",
+    (
+        "there are no device-side implementations to choose from",
+        "use --algorithm for allfold's own",
+    ),
+    ("calls are made by the host, not by kernels of the benchmark's own", LEAVE_OUT),
 );
-const DEVICE_CTA_COUNT: Refusal =
-    refusal("-V", Some("16"), "no blocks of GPU threads run here", LEAVE_OUT);
+const DEVICE_CTA_COUNT: Refusal = refusal("-V", Some("16"), NO_BLOCKS, LEFT_TO_NCCL);
 const MEMORY: Refusal = refusal(
     "-M",
     Some("0"),
-    "it reports the memory of GPUs",
-    "leave it out; /usr/bin/time -v shows a process's memory",
+    ("it reports the memory of GPUs", "leave it out; /usr/bin/time -v shows a process's memory"),
+    ("no report of memory is made", "leave it out; `nvidia-smi` shows a GPU's memory"),
 );
 
 #[cfg(test)]
@@ -182,30 +222,52 @@ mod tests {
         foreign: Foreign,
     }
 
-    fn check(line: &str) -> Result<(), Error> {
+    fn parse(line: &str) -> Foreign {
         let words = format!("bench {line}");
-        Line::try_parse_from(words.split_whitespace()).unwrap().foreign.check()
+        Line::try_parse_from(words.split_whitespace()).unwrap().foreign
     }
+
+    const DEVICES: [DeviceType; 2] = [DeviceType::Cpu, DeviceType::Gpu];
 
     #[test]
     fn defaults_of_nccl_tests_change_nothing() {
-        check("").unwrap();
-        check("-t 1 -g 1 -p 0 -z 0 -y 0 -G 0 -R 0 -D 0 -V 16 -M 0").unwrap();
-        check("--nthreads 1 --ngpus=1 --stream_null 0 --local-register 0").unwrap();
+        for device in DEVICES {
+            for line in [
+                "",
+                "-t 1 -p 0 -z 0 -y 0 -G 0 -R 0 -D 0 -V 16 -M 0",
+                "--nthreads 1 --stream_null 0 --local-register 0",
+            ] {
+                let foreign = parse(line);
+                foreign.check(device).unwrap();
+                assert_eq!(foreign.blocking(), Blocking::No);
+            }
+        }
     }
 
     #[test]
     fn others_say_why_and_what_to_use() {
-        for option in ["-t", "-g", "-p", "-z", "-y", "-G", "-R", "-x", "-D", "-V", "-M"] {
-            for value in ["2", "-1", "x"] {
-                let error = check(&format!("{option} {value}")).unwrap_err();
-                let begin = format!("{option} {value}: ");
-                assert!(error.to_string().starts_with(&begin), "{error}");
-                assert_eq!(error.exit_code(), 2);
-                assert!(error.help().is_some_and(|help| !help.is_empty()), "{error}");
+        for device in DEVICES {
+            for option in ["-t", "-p", "-z", "-y", "-G", "-R", "-x", "-D", "-V", "-M"] {
+                for value in ["3", "-1", "x"] {
+                    let error = parse(&format!("{option} {value}")).check(device).unwrap_err();
+                    let begin = format!("{option} {value}: ");
+                    assert!(error.to_string().starts_with(&begin), "{error}");
+                    assert_eq!(error.exit_code(), 2);
+                    assert!(error.help().is_some_and(|help| !help.is_empty()), "{error}");
+                }
             }
+            let error = parse("--nthreads 8").check(device).unwrap_err();
+            assert!(error.help().unwrap().contains("--ranks"));
         }
-        let error = check("--ngpus 8").unwrap_err();
-        assert!(error.help().unwrap().contains("--ranks"));
+    }
+
+    #[test]
+    fn calls_on_gpus_may_be_waited_for() {
+        for (line, blocking) in [("-z 1", Blocking::WaitAndMeet), ("-z 2", Blocking::Wait)] {
+            let foreign = parse(line);
+            assert!(foreign.check(DeviceType::Cpu).is_err());
+            foreign.check(DeviceType::Gpu).unwrap();
+            assert_eq!(foreign.blocking(), blocking);
+        }
     }
 }

@@ -17,12 +17,31 @@ use crate::pattern::Pattern;
 use crate::table::Half;
 use crate::{Error, world};
 
-/// One rank's buffers for one type and how they are used.
+/// One rank's buffers for one type, wherever they lie, and calls on them.
+pub(crate) trait Measure {
+    /// From now on this is called; `index` counts the tasks, so that none sees another's inputs.
+    fn begin(&mut self, task: Task, index: u32);
+
+    /// The limit of what comes.
+    fn limit(&mut self, deadline: Option<Deadline>);
+
+    /// `iterations` calls with `count` elements, not timed.
+    fn warm_up(&mut self, count: usize, placement: Placement, iterations: u32)
+    -> Result<(), Error>;
+
+    /// One half of a row: time and bandwidth of `count` elements, and how many of all ranks' were
+    /// wrong.
+    fn measure(&mut self, count: usize, placement: Placement) -> Result<Half, Error>;
+
+    /// What was counted during the last half, where it is asked for.
+    fn take_observed(&mut self) -> Option<Observed>;
+}
+
+/// Buffers in the host's memory.
 pub(crate) struct Bench<'a, T, C> {
     pub(crate) world: &'a Communicator,
     pub(crate) caller: &'a C,
     pub(crate) task: Task,
-    /// Counts the tasks, so that none sees another's inputs.
     pub(crate) task_index: u32,
     pub(crate) method: Method,
     pub(crate) memory: Memory<T>,
@@ -72,36 +91,41 @@ pub(crate) enum Placement {
 }
 
 /// One size, in one half.
-struct Trial<'a> {
-    count: usize,
-    placement: Placement,
-    layout: &'a Layout,
+pub(crate) struct Trial<'a> {
+    pub(crate) count: usize,
+    pub(crate) placement: Placement,
+    pub(crate) layout: &'a Layout,
 }
 
 /// Of one call on this rank.
-struct Time {
-    duration: Duration,
-    processor: Duration,
+pub(crate) struct Time {
+    pub(crate) duration: Duration,
+    pub(crate) processor: Duration,
 }
 
-impl<T: Number, C: Caller> Bench<'_, T, C> {
-    /// `iterations` calls with `count` elements, not timed.
-    pub(crate) fn warm_up(
+impl<T: Number, C: Caller> Measure for Bench<'_, T, C> {
+    fn begin(&mut self, task: Task, index: u32) {
+        (self.task, self.task_index) = (task, index);
+    }
+
+    fn limit(&mut self, deadline: Option<Deadline>) {
+        self.deadline = deadline;
+    }
+
+    fn warm_up(
         &mut self,
         count: usize,
         placement: Placement,
         iterations: u32,
     ) -> Result<(), Error> {
-        let layout = self.layout(count, placement);
+        let layout = self.task.layout(self.world, count, placement);
         self.memory.fit(&layout);
         let trial = Trial { count, placement, layout: &layout };
         (0..iterations).try_for_each(|iteration| self.call(&trial, iteration))
     }
 
-    /// One half of a row: time and bandwidth of `count` elements, and how many of all ranks' were
-    /// wrong.
-    pub(crate) fn measure(&mut self, count: usize, placement: Placement) -> Result<Half, Error> {
-        let layout = self.layout(count, placement);
+    fn measure(&mut self, count: usize, placement: Placement) -> Result<Half, Error> {
+        let layout = self.task.layout(self.world, count, placement);
         self.memory.fit(&layout);
         let trial = Trial { count, placement, layout: &layout };
         let slots = self.memory.slots();
@@ -112,23 +136,41 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
             }
         }
         let own = self.time(&trial)?;
-        let seconds = world::average(self.world, own.duration.as_secs_f64(), self.method.average)?;
-        let (detail, skip) = (self.method.detail, self.method.skip);
-        let per_iteration = self.latencies.gather(self.world, detail, skip)?;
-        self.world.barrier()?;
-        let wrong = self.check(&trial)?;
-        let (collective, ranks) = (self.task.collective, self.world.size());
-        let bytes = collective.elements(count, ranks) * size_of::<T>();
-        let mut half = Half::new(bytes, seconds, collective.bus_factor(ranks), wrong);
-        half.per_iteration = per_iteration;
-        let processor = own.processor.as_secs_f64();
-        if self.method.processor_time {
-            let seconds = world::average(self.world, processor, self.method.average)?;
-            half.show_processor_time(seconds);
-        }
+        let mut half =
+            half::<T>(self.world, self.task, count, &self.method, &own, &self.latencies)?;
+        half.wrong = self.check(&trial)?;
         Ok(half)
     }
 
+    fn take_observed(&mut self) -> Option<Observed> {
+        self.observed.take()
+    }
+}
+
+/// What the ranks' times come to.
+pub(crate) fn half<T: Number>(
+    world: &Communicator,
+    task: Task,
+    count: usize,
+    method: &Method,
+    own: &Time,
+    latencies: &Latencies,
+) -> Result<Half, Error> {
+    let seconds = world::average(world, own.duration.as_secs_f64(), method.average)?;
+    let per_iteration = latencies.gather(world, method.detail, method.skip)?;
+    world.barrier()?;
+    let (collective, ranks) = (task.collective, world.size());
+    let bytes = collective.elements(count, ranks) * size_of::<T>();
+    let mut half = Half::new(bytes, seconds, collective.bus_factor(ranks), None);
+    half.per_iteration = per_iteration;
+    if method.processor_time {
+        let seconds = world::average(world, own.processor.as_secs_f64(), method.average)?;
+        half.show_processor_time(seconds);
+    }
+    Ok(half)
+}
+
+impl<T: Number, C: Caller> Bench<'_, T, C> {
     /// This rank's time of a call.
     fn time(&mut self, trial: &Trial<'_>) -> Result<Time, Error> {
         let Method { iterations, calls, .. } = self.method;
@@ -227,8 +269,15 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
         Ok(result?)
     }
 
-    fn layout(&self, count: usize, placement: Placement) -> Layout {
-        let (collective, rank) = (self.task.collective, self.task.place(self.world));
+    fn pattern(&self, trial: &Trial<'_>, call: u32) -> Pattern {
+        self.task.pattern::<T>(self.world.size(), self.task_index, trial, call)
+    }
+}
+
+impl Task {
+    /// What stands where, on this rank.
+    pub(crate) fn layout(self, world: &Communicator, count: usize, placement: Placement) -> Layout {
+        let (collective, rank) = (self.collective, self.place(world));
         match placement {
             Placement::OutOfPlace => Layout::out_of_place(collective, count, rank),
             Placement::InPlace => Layout::in_place(collective, count, rank),
@@ -236,13 +285,19 @@ impl<T: Number, C: Caller> Bench<'_, T, C> {
     }
 
     /// Every call has its own inputs, so that an old result is not taken for a new one.
-    fn pattern(&self, trial: &Trial<'_>, call: u32) -> Pattern {
+    pub(crate) fn pattern<T: Number>(
+        self,
+        ranks: usize,
+        index: u32,
+        trial: &Trial<'_>,
+        call: u32,
+    ) -> Pattern {
         let half = u64::from(trial.placement == Placement::InPlace);
-        let task = u64::from(self.task_index) << 1 | half;
+        let task = u64::from(index) << 1 | half;
         let seed = (trial.count as u64) << 32 | u64::from(call);
         // An odd factor, so that tasks of one size stay apart.
         let seed = seed.wrapping_add(task.wrapping_mul(TASK_STRIDE));
-        Pattern::new::<T>(self.world.size(), self.task.op, seed)
+        Pattern::new::<T>(ranks, self.op, seed)
     }
 }
 
@@ -321,7 +376,7 @@ fn region<T>(buffer: &mut [T], length: usize, iteration: u32) -> &mut [T] {
 }
 
 /// The inputs of the timed iterations, counted downwards, apart from those of every check.
-const TIMED: u32 = u32::MAX;
+pub(crate) const TIMED: u32 = u32::MAX;
 /// Odd and without a pattern, and not the step of the hash, which would make one task's elements
 /// those of the next: the multiplier of Steele and Vigna's 64-bit generator.
 const TASK_STRIDE: u64 = 0xd134_2543_de82_ef95;

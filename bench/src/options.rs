@@ -8,14 +8,15 @@ use allfold::Config;
 use clap::{Args, ValueEnum};
 
 use crate::choices::{
-    Algorithm, Average, Choice, DataType, Op, Switch, Transport, Unit, one_or_all, rank_or_all,
+    Algorithm, Average, Choice, DataType, DeviceType, Op, Switch, Transport, Unit, one_or_all,
+    rank_or_all,
 };
 use crate::collective::{Collective, Halves};
 use crate::foreign::Foreign;
 use crate::size::{self, Step};
 use crate::{Error, memory, plot, report};
 
-/// Measures a collective as nccl-tests do, on hosts without GPUs.
+/// Measures a collective as nccl-tests do, on hosts without GPUs and on GPUs.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// The collective; nccl-tests' other names (all_reduce_perf) and those with dashes mean the
@@ -23,7 +24,17 @@ pub struct Options {
     #[arg(value_enum, value_name = "COLLECTIVE", default_value_t)]
     pub collective: Collective,
 
-    /// Number of ranks [outside a launcher: 2]; no short form, because -n is --iters
+    /// Where the data lies: in the host's memory, or in that of a GPU for each rank [cpu; with -g:
+    /// gpu]
+    #[arg(long, value_enum, value_name = "cpu|gpu")]
+    pub device: Option<DeviceType>,
+
+    /// As --device gpu --ranks N; -g 1 under a launcher, or beside --ranks: a GPU for each rank
+    #[arg(short = 'g', long, value_name = "N", allow_negative_numbers = true)]
+    pub ngpus: Option<usize>,
+
+    /// Number of ranks [outside a launcher: 2; on GPUs one for each]; no short form, because -n is
+    /// --iters
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub ranks: Option<usize>,
 
@@ -181,7 +192,7 @@ pub struct Options {
     pub explain: bool,
 
     #[command(flatten)]
-    foreign: Foreign,
+    pub(crate) foreign: Foreign,
 }
 
 impl Options {
@@ -196,16 +207,22 @@ impl Options {
         }
         self.check_values()?;
         self.check_root(ranks)?;
+        self.check_neighbour(ranks)?;
         self.check_plot(ranks)?;
         // Outside a launcher all ranks will be children of this process.
         let on_this_host = if rank.is_some() { 1 } else { ranks };
         let Halves { out_of_place, in_place } = self.halves();
         let buffers = match self.agg_iters {
+            // From which the GPU's are filled, and to which they are read.
+            _ if self.is_on_gpu() => 1,
             1 => usize::from(out_of_place) + usize::from(self.collective.has_data()),
             // Those that are started own theirs, and a message has two.
             calls => calls as usize * if in_place { 1 } else { 2 } + usize::from(out_of_place),
         };
         memory::check(self.maxbytes, on_this_host.saturating_mul(buffers))?;
+        if rank.is_none() {
+            self.check_gpus()?;
+        }
         if rank.is_some_and(|rank| rank != 0) {
             return Ok(());
         }
@@ -238,9 +255,10 @@ impl Options {
         let given = self.algorithm.map(|algorithm| algorithm.name().to_string());
         let name = given.or_else(|| env::var("ALLFOLD_ALGORITHM").ok());
         let is_forced = |name: &String| {
-            // Only this collective has them; and a world of one reads no settings.
+            // Only this collective has them, and not on GPUs; and a world of one reads no settings.
             let known = Algorithm::value_variants().iter().any(|known| known.name() == name);
-            self.collective == Collective::AllReduce && known && name != Algorithm::Auto.name()
+            let has_them = self.collective == Collective::AllReduce && !self.is_on_gpu();
+            has_them && known && name != Algorithm::Auto.name()
         };
         name.filter(is_forced)
     }
@@ -262,7 +280,10 @@ impl Options {
 
     /// Which halves of a row there are.
     pub(crate) fn halves(&self) -> Halves {
-        self.collective.halves(self.agg_iters > 1)
+        match self.collective.halves_on_gpu() {
+            Some(halves) if self.is_on_gpu() => halves,
+            _ => self.collective.halves(self.agg_iters > 1),
+        }
     }
 
     pub(crate) fn check_root(&self, ranks: usize) -> Result<(), Error> {
@@ -294,7 +315,7 @@ impl Options {
 
     /// The part of [`check`](Self::check) that gives the same answer on every rank.
     pub(crate) fn check_values(&self) -> Result<(), Error> {
-        self.foreign.check()?;
+        self.check_device()?;
         if self.ranks == Some(0) {
             return Err(Error::NoRanks);
         }
@@ -315,7 +336,7 @@ impl Options {
         if !(1..=MOST_STARTED).contains(&self.agg_iters) {
             return Err(Error::Aggregated { calls: self.agg_iters, most: MOST_STARTED });
         }
-        if self.agg_iters > 1 && self.unalign > 0 {
+        if self.agg_iters > 1 && self.unalign > 0 && !self.is_on_gpu() {
             return Err(Error::UnalignedVector);
         }
         if self.per_iter_skip >= self.iters {
@@ -369,5 +390,6 @@ const FARTHEST_UNALIGNED: u32 = 4_096;
 /// A communicator takes 1,024 outstanding calls.
 const MOST_STARTED: u32 = 1024;
 
+mod device;
 #[cfg(test)]
 mod tests;

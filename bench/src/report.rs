@@ -1,8 +1,9 @@
 //! The JSON report of `-J`: the keys of nccl-tests' version 3, so that what reads theirs reads ours.
 //!
-//! Three differences. `env` holds only allfold's settings, and never the secret. Without `-I`
+//! Four differences. `env` holds only allfold's settings, and never the secret. Without `-I`
 //! `out_of_place_per_iter` and `in_place_per_iter` are there too, as statistics without the list of
-//! all times. `allfold_version` stands beside a `nccl_version` of null.
+//! all times. `allfold_version` stands beside `nccl_version`, which is null without GPUs. On GPUs a
+//! half has `raw_time` and `raw_ratio` too.
 
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -12,12 +13,14 @@ use std::path::{Path, PathBuf};
 use allfold::config::is_setting;
 use serde::{Serialize, Serializer};
 
+use crate::beside::Beside;
 use crate::destination::{self, plain};
 use crate::explain::Explanation;
+use crate::foreign::Blocking;
 use crate::latencies::PerIteration;
 use crate::options::Options;
 use crate::size::Step;
-use crate::table::{Device, Half, NO_BUS, Row, Shown};
+use crate::table::{Device, Half, Row, Shown};
 use crate::{Error, timestamp};
 
 /// A report under way: the file is there, and is written once at the end.
@@ -65,7 +68,8 @@ impl Report {
     }
 
     /// What is measured, and where.
-    pub(crate) fn configure(&mut self, options: &Options, devices: &[Device]) {
+    pub(crate) fn configure(&mut self, options: &Options, nccl: Option<u32>, devices: &[Device]) {
+        self.document.nccl_version = nccl;
         self.document.config = Some(Config::new(options, devices));
     }
 
@@ -125,7 +129,7 @@ struct Document {
     start_time: String,
     args: Vec<String>,
     env: Vec<String>,
-    /// There is no NCCL.
+    /// None without GPUs.
     nccl_version: Option<u32>,
     allfold_version: &'static str,
     config: Option<Config>,
@@ -165,6 +169,8 @@ impl Document {
 
 #[derive(Serialize)]
 struct Config {
+    /// Not nccl-tests': where the data lies.
+    device: &'static str,
     nthreads: u32,
     ngpus: u32,
     minimum_bytes: u64,
@@ -197,8 +203,9 @@ impl Config {
             Step::Bytes(bytes) => (None, Some(bytes)),
         };
         Self {
+            device: options.device().name(),
             nthreads: 1,
-            ngpus: 0,
+            ngpus: u32::from(options.is_on_gpu()),
             minimum_bytes: options.minbytes,
             maximum_bytes: options.maxbytes,
             step_factor,
@@ -208,8 +215,11 @@ impl Config {
             aggregated_iterations: options.agg_iters,
             validation: options.check,
             graph: 0,
-            // A call returns when its data is there.
-            blocking_collectives: options.agg_iters == 1,
+            blocking_collectives: match options.is_on_gpu() {
+                true => options.foreign.blocking() != Blocking::No,
+                // A call returns when its data is there.
+                false => options.agg_iters == 1,
+            },
             per_iter_timing: options.per_iter_timing.is_on(),
             per_iter_skip: options.per_iter_skip,
             unalign: options.unalign,
@@ -222,8 +232,8 @@ impl Config {
                     pid: device.pid,
                     hostname: device.host.clone(),
                     device: device.device,
-                    device_hex: NO_BUS,
-                    device_info: device.transport.clone(),
+                    device_hex: device.bus.clone(),
+                    device_info: device.info.clone(),
                 })
                 .collect(),
         }
@@ -237,7 +247,7 @@ struct DeviceEntry {
     pid: u32,
     hostname: String,
     device: usize,
-    device_hex: &'static str,
+    device_hex: String,
     device_info: String,
 }
 
@@ -269,6 +279,11 @@ struct Cells {
     alg_bw: f64,
     bus_bw: f64,
     nwrong: Option<u64>,
+    /// Not nccl-tests': of the same call straight to NCCL, and allfold's by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_time: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_ratio: Option<f64>,
 }
 
 impl From<&Half> for Cells {
@@ -277,7 +292,15 @@ impl From<&Half> for Cells {
             Shown::Duration => (Some(half.time_us), None),
             Shown::ProcessorTime => (None, Some(half.time_us)),
         };
-        Self { time, cpu_time, alg_bw: half.alg_bw, bus_bw: half.bus_bw, nwrong: half.wrong }
+        Self {
+            time,
+            cpu_time,
+            alg_bw: half.alg_bw,
+            bus_bw: half.bus_bw,
+            nwrong: half.wrong,
+            raw_time: half.beside.map(|beside| beside.raw_us),
+            raw_ratio: half.beside.map(Beside::ratio),
+        }
     }
 }
 

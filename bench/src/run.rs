@@ -5,30 +5,44 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::time::Instant;
 
-use allfold::{Communicator, ErrorKind, bf16, f16};
+use allfold::nccl::cudarc::driver::sys::CUdevice_attribute;
+use allfold::nccl::{Gpu, Presence, Version};
+use allfold::{Communicator, ErrorKind, Peer, bf16, f16};
 
+use crate::beside::Comparison;
 use crate::call::{Caller, Library, Task};
-use crate::choices::{DataType, Op};
+use crate::choices::{DataType, DeviceType, Op};
 use crate::console::{Console, State};
 use crate::deadline::Deadline;
 use crate::element::Number;
 use crate::explain::{self, Explanation, Subject};
 use crate::latencies::{Detail, Latencies};
-use crate::measure::{Bench, Memory, Method, Placement};
+use crate::measure::{Bench, Measure, Memory, Method, Placement};
 use crate::options::Options;
 use crate::plot::Lines;
 use crate::report::Report;
 use crate::size::Step;
-use crate::table::{self, Device, Row};
-use crate::{Error, size, timestamp, world};
+use crate::table::{self, Device, NO_BUS, Row};
+use crate::{Error, gpu, size, timestamp, world};
 
 /// Runs the sweep that `options` ask for; every rank of `world` calls it, and rank 0 prints the table and
-/// writes the report.
+/// writes the report. The world is closed then.
 ///
 /// On every rank [`Error::Wrong`] if any element of any rank was wrong. The options must be equal
 /// on all ranks, and [`Options::check`] should have passed.
-pub fn run(options: &Options, world: &Communicator) -> Result<(), Error> {
-    run_on(options, world, &Library, &mut io::stdout())
+pub fn run(options: &Options, world: Communicator) -> Result<(), Error> {
+    let out = &mut io::stdout();
+    match options.device() {
+        DeviceType::Cpu => {
+            run_on(options, &world, &Library, out)?;
+            Ok(world.close()?)
+        }
+        DeviceType::Gpu => {
+            let gpu = Gpu::connect(world)?;
+            run_at(options, gpu.communicator(), Place::<Library>::Gpu(&gpu), out)?;
+            Ok(gpu.close()?)
+        }
+    }
 }
 
 fn run_on<C: Caller>(
@@ -37,8 +51,18 @@ fn run_on<C: Caller>(
     caller: &C,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
+    run_at(options, world, Place::Host(caller), out)
+}
+
+fn run_at<C: Caller>(
+    options: &Options,
+    world: &Communicator,
+    place: Place<'_, C>,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
     options.check_values()?;
     options.check_root(world.size())?;
+    options.check_neighbour(world.size())?;
     options.check_plot(world.size())?;
     let leader = world.rank() == 0;
     let report = match &options.output_file {
@@ -49,7 +73,7 @@ fn run_on<C: Caller>(
     let mut session = Session {
         options,
         world,
-        caller,
+        place,
         leader,
         console: Console::new(out),
         report: report?,
@@ -58,6 +82,7 @@ fn run_on<C: Caller>(
         subject: None,
         explanation: None,
         tally: Tally::default(),
+        comparison: Comparison::default(),
         tasks: 0,
         occupation: "the start".into(),
     };
@@ -75,10 +100,17 @@ fn agree(world: &Communicator, able: bool) -> Result<(), Error> {
     }
 }
 
+/// Where the data lies, and who makes the calls there.
+#[derive(Clone, Copy)]
+enum Place<'a, C> {
+    Host(&'a C),
+    Gpu(&'a Gpu),
+}
+
 struct Session<'a, C> {
     options: &'a Options,
     world: &'a Communicator,
-    caller: &'a C,
+    place: Place<'a, C>,
     /// Rank 0, which prints and reports.
     leader: bool,
     console: Console<'a>,
@@ -89,6 +121,8 @@ struct Session<'a, C> {
     subject: Option<Subject>,
     explanation: Option<Explanation>,
     tally: Tally,
+    /// On GPUs, with raw NCCL.
+    comparison: Comparison,
     /// Pairs of an operation and a root so far, over all types.
     tasks: u32,
     /// What the ranks do now, in words.
@@ -158,7 +192,14 @@ impl<'a, C: Caller> Session<'a, C> {
 
     fn header(&mut self) -> Result<(), Error> {
         let world = self.world;
-        let transports = world::transports(world)?;
+        let devices = match self.place {
+            Place::Host(_) => devices(world, world::texts(world, &world.transport())?),
+            Place::Gpu(gpu) => gpus(world, world::texts(world, &describe_gpu(gpu))?),
+        };
+        let nccl = match self.place {
+            Place::Host(_) => None,
+            Place::Gpu(_) => Presence::find().nccl.ok().map(|(version, _)| number(version)),
+        };
         if !self.leader {
             return Ok(());
         }
@@ -166,10 +207,9 @@ impl<'a, C: Caller> Session<'a, C> {
             let path = report.path().display();
             self.console.print(&format!("# Writing JSON output to {path}\n"));
         }
-        let devices = devices(world, transports);
-        self.console.print(&table::header(self.options, &world.security(), &devices));
+        self.console.print(&table::header(self.options, &world.security(), nccl, &devices));
         if let Some(report) = &mut self.report {
-            report.configure(self.options, &devices);
+            report.configure(self.options, nccl, &devices);
         }
         Ok(())
     }
@@ -186,11 +226,11 @@ impl<'a, C: Caller> Session<'a, C> {
         let roots = if has_root { options.root.ranks(self.world.size()) } else { 0..1 };
         for op in if reduces { options.op.values() } else { &[Op::Sum] } {
             for root in roots.clone() {
-                bench.task.op = reduces.then_some(*op);
-                bench.task.root = has_root.then_some(root);
-                bench.task_index = self.tasks;
+                let (op, root) = (reduces.then_some(*op), has_root.then_some(root));
+                let task = Task { collective: options.collective, op, root };
+                bench.begin(task, self.tasks);
                 self.tasks += 1;
-                if self.sweep(&mut bench)? == Course::Enough {
+                if self.sweep::<T>(&mut *bench, task)? == Course::Enough {
                     return Ok(Course::Enough);
                 }
             }
@@ -199,21 +239,28 @@ impl<'a, C: Caller> Session<'a, C> {
     }
 
     /// What can fail on one rank alone: its memory.
-    fn prepare<T: Number>(&self) -> Result<Bench<'a, T, C>, Error> {
+    fn prepare<T: Number>(&self) -> Result<Box<dyn Measure + 'a>, Error> {
         let Options { collective, maxbytes, agg_iters, .. } = *self.options;
         let elements = collective.elements(self.count::<T>(maxbytes), self.world.size());
         let unaligned = self.options.unalign as usize;
-        Ok(Bench {
+        let caller = match self.place {
+            Place::Host(caller) => caller,
+            Place::Gpu(gpu) => {
+                let bench = gpu::Bench::<T>::new(gpu, self.options, self.method(), elements)?;
+                return Ok(Box::new(bench));
+            }
+        };
+        Ok(Box::new(Bench {
             world: self.world,
-            caller: self.caller,
+            caller,
             task: Task { collective, op: None, root: None },
             task_index: 0,
             method: self.method(),
-            memory: Memory::new(collective, elements, agg_iters, unaligned)?,
+            memory: Memory::<T>::new(collective, elements, agg_iters, unaligned)?,
             latencies: Latencies::new(),
             deadline: None,
             observed: None,
-        })
+        }))
     }
 
     fn method(&self) -> Method {
@@ -236,7 +283,7 @@ impl<'a, C: Caller> Session<'a, C> {
     }
 
     /// nccl-tests' order: barrier, warm-up sweep over the doubled sizes, then each size.
-    fn sweep<T: Number>(&mut self, bench: &mut Bench<'a, T, C>) -> Result<Course, Error> {
+    fn sweep<T: Number>(&mut self, bench: &mut dyn Measure, task: Task) -> Result<Course, Error> {
         let Options { collective, minbytes, maxbytes, warmup_iters, .. } = *self.options;
         // Without data all sizes are one.
         let maxbytes = if collective.has_data() { maxbytes } else { minbytes };
@@ -248,17 +295,18 @@ impl<'a, C: Caller> Session<'a, C> {
         // As nccl-tests, which go on from 0 to 1.
         for bytes in size::steps(minbytes.max(1), maxbytes, Step::Factor(2)) {
             let count = self.count::<T>(bytes);
-            self.occupation = format!("the warm-up of {}", name::<T>(bench.task, count));
+            self.occupation = format!("the warm-up of {}", name::<T>(task, count));
             bench.warm_up(count, first, warmup_iters)?;
         }
         let mut cycle = 0;
         loop {
             for bytes in size::steps(minbytes, maxbytes, self.options.step()) {
-                self.row(bench, self.count::<T>(bytes))?;
+                self.row::<T>(bench, task, self.count::<T>(bytes))?;
                 if self.course()? == Course::Enough {
                     return Ok(Course::Enough);
                 }
             }
+            self.console.print(&self.comparison.lines());
             cycle += 1;
             // 0 is for ever.
             if cycle == self.options.run_cycles {
@@ -268,11 +316,16 @@ impl<'a, C: Caller> Session<'a, C> {
         }
     }
 
-    fn row<T: Number>(&mut self, bench: &mut Bench<'a, T, C>, count: usize) -> Result<(), Error> {
+    fn row<T: Number>(
+        &mut self,
+        bench: &mut dyn Measure,
+        task: Task,
+        count: usize,
+    ) -> Result<(), Error> {
         let collective = self.options.collective;
         let halves = self.options.halves();
-        self.occupation = name::<T>(bench.task, count);
-        bench.deadline = self.deadline();
+        self.occupation = name::<T>(task, count);
+        bench.limit(self.deadline());
         let mut measure = |placement| bench.measure(count, placement);
         let out_of_place =
             halves.out_of_place.then(|| measure(Placement::OutOfPlace)).transpose()?;
@@ -280,10 +333,10 @@ impl<'a, C: Caller> Session<'a, C> {
 
         let bytes = collective.elements(count, self.world.size()) * size_of::<T>();
         let measured = in_place.as_ref().or(out_of_place.as_ref());
-        if let (Some(observed), Some(half)) = (bench.observed.take(), measured)
+        if let (Some(observed), Some(half)) = (bench.take_observed(), measured)
             && self.subject.as_ref().is_none_or(|subject| bytes >= subject.bytes)
         {
-            let what = describe(bench.task, T::DATATYPE);
+            let what = describe(task, T::DATATYPE);
             let bus_bw = half.bus_bw;
             self.subject = Some(Subject { what, bytes, bus_bw, observed });
         }
@@ -303,12 +356,13 @@ impl<'a, C: Caller> Session<'a, C> {
             bytes,
             count,
             datatype: if collective.has_data() { T::DATATYPE.name() } else { NO_TYPE },
-            op: bench.task.op,
-            root: bench.task.root,
+            op: task.op,
+            root: task.root,
             out_of_place,
             in_place,
         };
         self.console.print(&table::row(self.options, &row, &timestamp::now()));
+        self.comparison.add(&row);
         if let Some(lines) = &mut self.lines {
             lines.add(&row);
         }
@@ -367,6 +421,7 @@ impl<'a, C: Caller> Session<'a, C> {
         let Tally { rows, failed, wrong, .. } = self.tally;
         let average = self.tally.average();
         if self.leader && outcome.is_ok() {
+            self.console.print(&self.comparison.summary().unwrap_or_default());
             self.console.print(&table::footer(self.options, failed, average));
             if let Some(found) = &self.explanation {
                 self.console.print(&explain::text(found));
@@ -426,9 +481,35 @@ fn devices(world: &Communicator, transports: Vec<String>) -> Vec<Device> {
             let next = on_host.entry(peer.host.clone()).or_default();
             let device = *next;
             *next += 1;
-            Device { rank: peer.rank, pid: peer.pid, host: peer.host, device, transport }
+            let bus = NO_BUS.into();
+            Device { rank: peer.rank, pid: peer.pid, host: peer.host, device, bus, info: transport }
         })
         .collect()
+}
+
+/// What a rank says of its GPU for the header: its number, address and name.
+fn describe_gpu(gpu: &Gpu) -> String {
+    let part = |attribute| gpu.context().attribute(attribute).unwrap_or_default();
+    let domain = part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID);
+    let bus = part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID);
+    let device = part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID);
+    format!("{} {domain:04x}:{bus:02x}:{device:02x} {}", gpu.index(), gpu.name())
+}
+
+/// The ranks' GPUs for the header.
+fn gpus(world: &Communicator, words: Vec<String>) -> Vec<Device> {
+    let device = |(peer, words): (Peer, String)| {
+        let mut words = words.splitn(3, ' ');
+        let mut next = || words.next().unwrap_or_default().to_string();
+        let (device, bus, info) = (next().parse().unwrap_or_default(), next(), next());
+        Device { rank: peer.rank, pid: peer.pid, host: peer.host, device, bus, info }
+    };
+    world.peers().into_iter().zip(words).map(device).collect()
+}
+
+/// As `ncclGetVersion` gives it: 22809 is 2.28.9.
+fn number(version: Version) -> u32 {
+    version.major * 10_000 + version.minor * 100 + version.patch
 }
 
 /// The type of a call without data.

@@ -1,9 +1,11 @@
 //! The table for people and for the scripts that read nccl-tests' output: the same lines, columns
-//! and widths. What a host without GPUs does not have is said in its place, in our words.
+//! and widths. What a benchmark without GPUs does not have is said in its place, in our words.
 
 use std::fmt::Write;
 
+use crate::beside::Beside;
 use crate::choices::{Op, Unit};
+use crate::foreign::Blocking;
 use crate::latencies::PerIteration;
 use crate::number::{bandwidth_cell, cell, general};
 use crate::options::Options;
@@ -14,10 +16,12 @@ pub(crate) struct Device {
     pub(crate) rank: usize,
     pub(crate) pid: u32,
     pub(crate) host: String,
-    /// Counts the ranks of one host.
+    /// Counts the ranks of one host, or says which of the GPUs that its process sees.
     pub(crate) device: usize,
-    /// In place of the name of a GPU.
-    pub(crate) transport: String,
+    /// The GPU's address on the PCI bus, or [`NO_BUS`].
+    pub(crate) bus: String,
+    /// What the GPU calls itself, or in its place what carries the data.
+    pub(crate) info: String,
 }
 
 /// One half of a row: out of place, or in place.
@@ -34,6 +38,8 @@ pub(crate) struct Half {
     /// None where nothing was checked.
     pub(crate) wrong: Option<u64>,
     pub(crate) per_iteration: Option<PerIteration>,
+    /// On GPUs.
+    pub(crate) beside: Option<Beside>,
 }
 
 /// What the time of a row is.
@@ -63,7 +69,7 @@ impl Half {
         let alg_bw = bytes as f64 / 1e9 / seconds;
         let (time_us, shown) = (seconds * 1e6, Shown::Duration);
         let bus_bw = alg_bw * bus_factor;
-        Self { time_us, shown, alg_bw, bus_bw, wrong, per_iteration: None }
+        Self { time_us, shown, alg_bw, bus_bw, wrong, per_iteration: None, beside: None }
     }
 
     /// The same with the processor's time in place of the clock's.
@@ -85,8 +91,14 @@ impl Row {
     }
 }
 
-/// All lines above the rows.
-pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> String {
+/// All lines above the rows. `nccl`: its version's number, where it moves the data.
+pub(crate) fn header(
+    options: &Options,
+    security: &str,
+    nccl: Option<u32>,
+    devices: &[Device],
+) -> String {
+    let nccl = nccl.map_or(String::new(), |number| format!(" nccl-library={number}"));
     let algorithm =
         options.forced_algorithm().map_or(String::new(), |name| format!(" algorithm: {name}"));
     let (step, kind) = match options.step() {
@@ -94,13 +106,14 @@ pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> S
         Step::Bytes(bytes) => (bytes, "bytes"),
     };
     let mut text = format!(
-        "# allfold version {} ranks={} security: {security}{algorithm}\n\
+        "# allfold version {} ranks={} security: {security}{algorithm}{nccl}\n\
          # Collective test starting: {}\n\
-         # nThread 1 nGpus 0 minBytes {} maxBytes {} step: {step}({kind}) warmup iters: {} \
+         # nThread 1 nGpus {} minBytes {} maxBytes {} step: {step}({kind}) warmup iters: {} \
          iters: {} agg iters: {} validation: {} graph: 0 unalign: {}\n",
         env!("CARGO_PKG_VERSION"),
         devices.len(),
         options.collective.program(),
+        u32::from(options.is_on_gpu()),
         options.minbytes,
         options.maxbytes,
         options.warmup_iters,
@@ -110,11 +123,22 @@ pub(crate) fn header(options: &Options, security: &str, devices: &[Device]) -> S
         options.unalign,
     );
     // Writing to a string cannot fail.
-    if let Some(remark) = options.collective.remark(options.agg_iters > 1) {
+    if let Some(remark) = options.collective.remark(options.device(), options.agg_iters > 1) {
         let _ = writeln!(text, "# {remark} ");
     }
+    text += match options.foreign.blocking() {
+        Blocking::WaitAndMeet if options.is_on_gpu() => {
+            "# Blocking Enabled: wait for completion and barrier after each collective \n"
+        }
+        Blocking::Wait if options.is_on_gpu() => {
+            "# Blocking Enabled: wait for completion after each collective \n"
+        }
+        _ => "",
+    };
     if options.per_iter_timing.is_on() {
-        text += "# Per-Iteration Report: wall-clock timing; i_* uses max over process rows";
+        let clock = if options.is_on_gpu() { "CUDA event" } else { "wall-clock" };
+        let rows = "i_* uses max over process rows";
+        let _ = write!(text, "# Per-Iteration Report: {clock} timing; {rows}");
         if options.per_iter_skip > 0 {
             let _ = write!(text, "; summary skips first {} iterations", options.per_iter_skip);
         }
@@ -182,8 +206,8 @@ pub(crate) fn is_fast(options: &Options, average: f64) -> Option<bool> {
 
 fn device_line(device: &Device) -> String {
     format!(
-        "#  Rank {:2} Group  0 Pid {:6} on {:>10} device {:2} [{NO_BUS}] {}\n",
-        device.rank, device.pid, device.host, device.device, device.transport,
+        "#  Rank {:2} Group  0 Pid {:6} on {:>10} device {:2} [{}] {}\n",
+        device.rank, device.pid, device.host, device.device, device.bus, device.info,
     )
 }
 

@@ -22,9 +22,8 @@ pub(crate) fn average(world: &Communicator, value: f64, average: Average) -> Res
     Ok(values[0])
 }
 
-/// Every rank's transport in rank order: rank 0 alone knows only its own end.
-pub(crate) fn transports(world: &Communicator) -> Result<Vec<String>> {
-    let own = world.transport();
+/// Every rank's text in rank order.
+pub(crate) fn texts(world: &Communicator, own: &str) -> Result<Vec<String>> {
     // One row of character codes a rank, zero but for its own: the sum holds all, exactly.
     let mut codes = vec![0.0_f64; world.size() * TEXT];
     let row = codes.iter_mut().skip(world.rank() * TEXT).take(TEXT);
@@ -41,5 +40,5 @@ pub(crate) fn transports(world: &Communicator) -> Result<Vec<String>> {
     Ok(codes.chunks(TEXT).map(text).collect())
 }
 
-/// Characters of a transport's text that reach the header.
+/// Characters of a text that reach the header.
 const TEXT: usize = 80;

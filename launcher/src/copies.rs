@@ -25,6 +25,14 @@ pub(crate) trait Collective {
 
     /// What the user says.
     fn ranks(&self) -> Option<usize>;
+    /// Where the user gives them, by which option.
+    fn ranks_option(&self) -> &'static str {
+        Self::RANKS_OPTION
+    }
+    /// The ranks of a job of our own where the user does not say.
+    fn default_ranks(&self) -> usize {
+        Self::DEFAULT_RANKS
+    }
     /// Finds bad input before any rank starts; gives what was read for it. `rank` is this process's
     /// where it is one.
     fn check(&self, ranks: usize, rank: Option<usize>) -> Result<Self::Input, Error>;
@@ -48,7 +56,7 @@ pub(crate) fn join_or_start<C: Collective>(
     options: &JobOptions,
 ) -> Result<(), Error> {
     let found = Findings::from_env();
-    let given = collective.ranks().map(|_| C::RANKS_OPTION).or(options.first_given());
+    let given = collective.ranks().map(|_| collective.ranks_option()).or(options.first_given());
     // A copy has the arguments of the one that started it, and its own identity.
     let is_copy = report::is_copy();
     let identity = match peers.are_given() && !is_copy {
@@ -71,8 +79,8 @@ pub(crate) fn join_or_start<C: Collective>(
                 // What the ranks read is there.
                 return start(options, hosts.ranks(), Place::Hosts(hosts));
             }
-            let ranks = collective.ranks().unwrap_or(C::DEFAULT_RANKS);
-            check_ranks(ranks, C::RANKS_OPTION)?;
+            let ranks = collective.ranks().unwrap_or_else(|| collective.default_ranks());
+            check_ranks(ranks, collective.ranks_option())?;
             if given.is_none() {
                 for forgotten in found.forgotten() {
                     log::say("warning", &forgotten);
@@ -224,6 +232,12 @@ impl Collective for allfold_bench::Command {
     fn ranks(&self) -> Option<usize> {
         Self::ranks(self)
     }
+    fn ranks_option(&self) -> &'static str {
+        Self::ranks_option(self)
+    }
+    fn default_ranks(&self) -> usize {
+        self.implied_ranks().unwrap_or(Self::DEFAULT_RANKS)
+    }
     fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
         Ok(Self::check(self, ranks, rank)?)
     }
@@ -231,8 +245,7 @@ impl Collective for allfold_bench::Command {
         Self::configure(self, config)
     }
     fn run(&self, (): (), world: Communicator) -> Result<(), Error> {
-        Self::run(self, &world)?;
-        Ok(world.close()?)
+        Ok(Self::run(self, world)?)
     }
 }
 

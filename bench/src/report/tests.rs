@@ -63,10 +63,11 @@ fn the_keys_are_nccl_tests_own() {
         pid: 4711,
         host: "node-a".into(),
         device: 0,
-        transport: "quic on 10.0.0.1".into(),
+        bus: "cpu".into(),
+        info: "quic on 10.0.0.1".into(),
     };
     let mut report = Report::create(&folder.0.join("out.json")).unwrap();
-    report.configure(&options, &[device]);
+    report.configure(&options, None, &[device]);
     let world = allfold::Communicator::single();
     let mut latencies = Latencies::new();
     latencies.record(std::time::Duration::from_micros(10));
@@ -100,6 +101,7 @@ fn the_keys_are_nccl_tests_own() {
     assert_eq!(
         keys(&json["config"]),
         sorted([
+            "device",
             "nthreads",
             "ngpus",
             "minimum_bytes",

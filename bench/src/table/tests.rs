@@ -31,7 +31,8 @@ fn the_table_is_nccl_tests_own() {
         pid: 4711 + rank as u32,
         host: host.into(),
         device: 0,
-        transport: "quic on 10.0.0.1".into(),
+        bus: NO_BUS.into(),
+        info: "quic on 10.0.0.1".into(),
     };
     let options = options("-b 1024 -e 1M -f 1024");
     let rows = [full(1024, 31.02, Some(0)), full(1 << 20, 1.2e7, Some(0))];
@@ -39,6 +40,7 @@ fn the_table_is_nccl_tests_own() {
     let mut text = header(
         &options,
         "mutual TLS, secret 3f9a12c4",
+        None,
         &[device(0, "node-a"), device(1, "node-b")],
     );
     text.extend(rows.iter().map(|r| row(&options, r, "")));
@@ -104,13 +106,36 @@ fn a_row_names_operation_and_root() {
 
 #[test]
 fn the_header_says_what_is_forced_and_what_stays_empty() {
-    let text = |line| header(&options(line), "mutual TLS, secret 3f9a12c4", &[]);
+    let text = |line| header(&options(line), "mutual TLS, secret 3f9a12c4", None, &[]);
     let first = |line| text(line).lines().next().unwrap_or_default().to_string();
     assert!(first("--algorithm ring").ends_with(" secret 3f9a12c4 algorithm: ring"));
     assert!(first("--algorithm auto").ends_with(" secret 3f9a12c4"));
     assert!(text("sendrecv").contains("# Out of place only: "));
     assert!(text("barrier").contains("# Time only: "));
     assert!(!text("alltoall").contains(" only: "));
+}
+
+#[test]
+fn the_header_of_gpus_is_nccl_tests_own() {
+    let device = Device {
+        rank: 0,
+        pid: 4711,
+        host: "node-a".into(),
+        device: 3,
+        bus: "0000:1b:00".into(),
+        info: "NVIDIA H100".into(),
+    };
+    let text = |line| header(&options(line), "none", Some(22809), std::slice::from_ref(&device));
+    let plain = text("--device gpu");
+    assert!(plain.lines().next().unwrap().ends_with("security: none nccl-library=22809"));
+    assert!(plain.contains("\n# nThread 1 nGpus 1 minBytes 8 "), "{plain}");
+    let line = "#  Rank  0 Group  0 Pid   4711 on     node-a device  3 [0000:1b:00] NVIDIA H100\n";
+    assert!(plain.contains(line), "{plain}");
+    assert!(!plain.contains(" only: ") && !plain.contains("Blocking"), "{plain}");
+    assert!(text("-g 1 broadcast").contains("# In place only: "));
+    assert!(text("-g 1 -z 1").contains("\n# Blocking Enabled: wait for completion and barrier"));
+    assert!(text("-g 1 -I 1").contains("\n# Per-Iteration Report: CUDA event timing; i_* uses"));
+    assert!(text("-g 1 -m 2").lines().all(|line| !line.contains(" only: ")));
 }
 
 #[test]
@@ -162,7 +187,7 @@ fn columns_are_added_where_they_are_asked_for() {
         let at = |text: &str, word: &str| text.rfind(word).map(|at| at + word.len());
         assert!(at(lines[1], title).unwrap().abs_diff(at(&text, cell).unwrap()) <= 1, "{title}");
     }
-    let header = header(&options, "", &[]);
+    let header = header(&options, "", None, &[]);
     assert!(header.contains("over process rows; summary skips first 2 iterations \n"));
 }
 

@@ -41,7 +41,8 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
         }
         Command::Bench(options) => {
             refuse_peers(&options.peers)?;
-            let ranks = options.bench.ranks().map(|ranks| format!("--ranks {ranks}"));
+            let ranks = options.bench.ranks();
+            let ranks = ranks.map(|ranks| format!("{} {ranks}", options.bench.ranks_option()));
             match ranks.or(options.hosts.first_given().map(Into::into)) {
                 Some(given) => Err(own_ranks(&given, &format!("drop {given}"))),
                 None => Ok(Vec::new()),
