@@ -7,6 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use allfold_tests::gpu::FakeGpus;
 use allfold_tests::{Ended, Process, clean_command, machine_lock, skipped};
 
 const ALLFOLD: &str = env!("CARGO_BIN_EXE_allfold-under-test");
@@ -49,7 +50,7 @@ fn every_flag_of_nccl_tests_is_taken() {
     let folder = Folder::new("flags");
     let (json, svg) = (folder.file("out.json"), folder.file("out.svg"));
     let ended = bench(&format!(
-        "all_reduce_perf --ranks 2 -t 1 -g 1 -z 0 -G 0 -b 1K -e 9K -i 4K -n 5 -w 2 -m 2 -N 2 -a 3 \
+        "all_reduce_perf --device cpu --ranks 2 -t 1 -g 1 -z 0 -G 0 -b 1K -e 9K -i 4K -n 5 -w 2 -m 2 -N 2 -a 3 \
          -I 1 -K 1 -c 2 -o sum -d float -r 0 -T 50 -C 1 -S 1 -J {json} --plot {svg} --unit MB/s"
     ));
     assert_eq!(ended.code(), 0, "{ended:#?}");
@@ -70,7 +71,9 @@ fn every_flag_of_nccl_tests_is_taken() {
 fn what_is_refused_says_why_before_any_rank_starts() {
     for (line, words) in [
         ("-t 2", "-t 2: a rank is a process here"),
-        ("-g 8", "-g 8: a rank computes on the processor"),
+        ("-g 8 --device cpu", "-g 8: with --device cpu no rank has a GPU"),
+        ("-g 8 --ranks 4", "-g 8: it is --device gpu --ranks"),
+        ("alltoall -g 2", "alltoall_perf with --device gpu: allfold has no such call"),
         ("-G 1", "-G 1: there are no CUDA graphs"),
         ("-i 0", "-i 0: the sizes never grow"),
         ("-K 20", "-K 20 leaves none of the 20 iterations"),
@@ -148,6 +151,94 @@ fn reports_are_drawn_into_one_picture() {
     assert_eq!(ended.code(), 0, "{ended:#?}");
     let picture = fs::read_to_string(&svg).unwrap();
     assert!(picture.contains("a: float sum") && picture.contains("b: float sum"), "{picture}");
+}
+
+/// On a machine of so many GPUs, by look-alikes of its libraries.
+fn bench_on_gpus(gpus: usize, line: &str) -> Ended {
+    let mut command = clean_command(ALLFOLD);
+    FakeGpus::new().lend(&mut command);
+    command.env("FAKE_CUDA_DEVICES", gpus.to_string()).env_remove("CUDA_VISIBLE_DEVICES");
+    Process::start(command.arg("bench").args(line.split_whitespace())).wait()
+}
+
+#[test]
+fn without_a_gpu_there_is_one_error_line() {
+    let _one_at_a_time = machine_lock();
+    for line in ["all-reduce --device gpu --ranks 2", "-g 2", "-g 1", "--device gpu"] {
+        let mut command = clean_command(ALLFOLD);
+        // No GPU is visible, whatever this machine has.
+        command.env("CUDA_VISIBLE_DEVICES", "").env("LD_LIBRARY_PATH", "");
+        let ended = Process::start(command.arg("bench").args(line.split_whitespace())).wait();
+        ended.assert_error(2, &[]);
+        let errors = ended.errors();
+        assert_eq!(errors.len(), 2, "{line}: {ended:#?}");
+        assert!(errors[0].starts_with("error: ") && errors[1].starts_with("help: "), "{ended:#?}");
+        assert!(errors[1].ends_with("; --device cpu measures on processors"), "{ended:#?}");
+        assert!(ended.output().is_empty(), "{line}: {ended:#?}");
+    }
+}
+
+#[test]
+fn gpus_that_not_all_ranks_have_are_one_error_line() {
+    let _one_at_a_time = machine_lock();
+    let ended = bench_on_gpus(2, "-g 3 -b 1K -e 1K");
+    ended.assert_error(2, &["rank 0 and rank 2 would both use GPU 0", "see 2 GPUs"]);
+}
+
+#[test]
+fn collectives_are_measured_on_gpus_beside_raw_nccl() {
+    let _one_at_a_time = machine_lock();
+    let folder = Folder::new("gpu");
+    let json = folder.file("out.json");
+    // Both halves of two; of one without the call, an empty half.
+    for (line, ranks, cells) in [
+        (format!("all-reduce -g 2 -J {json}"), 2, 13),
+        ("all-reduce --device gpu -z 1 -m 3".into(), 3, 13),
+        ("reduce_scatter -g 3 -I 1".into(), 3, 21),
+        ("all_gather -g 2 -z 2 -u 1".into(), 2, 13),
+        ("broadcast -g 3 -r 2".into(), 3, 9),
+        ("reduce_perf -g 2 -r 1".into(), 2, 9),
+        ("sendrecv -g 3 -T 60".into(), 3, 9),
+        ("all-reduce -g 1".into(), 1, 13),
+    ] {
+        let ended = bench_on_gpus(3, &format!("{line} -b 1K -e 1M -f 32 -n 4 -c 2"));
+        assert_eq!(ended.code(), 0, "{line}: {ended:#?}");
+        let found = rows(&ended);
+        assert_eq!(found.len(), 3, "{line}: {ended:#?}");
+        for row in &found {
+            assert_eq!(row.len(), cells, "{line}: {ended:#?}");
+            assert!(row[5].parse::<f64>().unwrap() > 0.0, "{line}: {ended:#?}");
+            assert_eq!(row[8], "0", "{line}: {ended:#?}");
+        }
+        let output = ended.output();
+        let devices = output.iter().filter(|line| line.starts_with("#  Rank "));
+        let devices: Vec<_> = devices.map(|line| line.contains(" [0000:")).collect();
+        assert_eq!(devices, vec![true; ranks], "{line}: {ended:#?}");
+        assert!(output.iter().any(|line| line.starts_with("# Beside raw NCCL      : at most ")));
+        let beside = output.iter().skip_while(|line| !line.starts_with("# Beside raw NCCL: "));
+        let sizes = beside.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        assert_eq!(sizes.count(), 3, "{line}: {ended:#?}");
+    }
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(
+        (&report["config"]["device"], &report["config"]["ngpus"]),
+        (&"gpu".into(), &1.into())
+    );
+    assert!(report["nccl_version"].as_u64().unwrap() > 20_000, "{report}");
+    for half in ["out_of_place", "in_place"] {
+        assert!(report["results"][0][half]["raw_ratio"].as_f64().unwrap() > 0.0, "{report}");
+    }
+}
+
+#[test]
+fn every_type_and_operation_is_right_on_gpus() {
+    let _one_at_a_time = machine_lock();
+    let ended = bench_on_gpus(3, "-g 3 -d all -o all -b 4K -e 4K -n 1 -w 0");
+    assert_eq!(ended.code(), 0, "{ended:#?}");
+    let rows = rows(&ended);
+    assert_eq!(rows.len(), 50, "{ended:#?}");
+    assert!(rows.iter().all(|row| row[8] == "0" && row[12] == "0"), "{ended:#?}");
 }
 
 #[test]

@@ -190,3 +190,68 @@ fn a_limit_is_also_that_of_every_call() {
     assert_eq!(format!("{configured:?}"), format!("{expected:?}"));
     assert_eq!(parse("").unwrap().limit(), None);
 }
+
+#[test]
+fn gpus_are_asked_for_by_either_name() {
+    let of = |line: &str| {
+        let options = parse(line).unwrap();
+        options.check_values().unwrap();
+        (options.device(), options.given_ranks())
+    };
+    let (cpu, gpu) = (DeviceType::Cpu, DeviceType::Gpu);
+    assert_eq!(of(""), (cpu, None));
+    assert_eq!(of("--device gpu"), (gpu, None));
+    assert_eq!(of("-g 4"), of("--ngpus 4"));
+    assert_eq!(of("-g 4"), (gpu, Some((4, "-g"))));
+    // Who starts the ranks says how many: mpirun, or --ranks.
+    assert_eq!(of("-g 1"), (gpu, None));
+    assert_eq!(of("-g 1 --ranks 3"), (gpu, Some((3, "--ranks"))));
+    assert_eq!(of("-g 3 --ranks 3 --device gpu"), (gpu, Some((3, "--ranks"))));
+    assert_eq!(of("-g 1 --device cpu"), (cpu, None));
+    assert_eq!(of("-g 1 -z 2 -m 2 -u 1"), (gpu, None));
+    assert_eq!(parse("-g 1").unwrap().implied_ranks(), Some(1));
+    assert_eq!(parse("").unwrap().implied_ranks(), None);
+}
+
+#[test]
+fn what_gpus_have_not_is_refused_in_one_line() {
+    for (line, words) in [
+        ("-g 0", "-g 0: a benchmark needs at least one rank"),
+        ("-g 2 --device cpu", "-g 2: with --device cpu no rank has a GPU"),
+        ("-g 2 --ranks 3", "-g 2: it is --device gpu --ranks, and --ranks says another number"),
+        ("-g 1 -z 3", "-z 3: 0 queues the calls, 1 waits for each"),
+        ("-g 1 -G 1", "-G 1: the ranks' calls are compared by the hosts"),
+        ("--device gpu alltoall", "alltoall_perf with --device gpu: allfold has no such call"),
+        ("--device gpu barrier", "barrier_perf with --device gpu: "),
+        ("--device gpu --algorithm ring", "--algorithm with --device gpu: NCCL chooses"),
+        ("--device gpu --transport quic", "--transport with --device gpu: NCCL carries"),
+        ("--device gpu --explain", "--explain with --device gpu: "),
+    ] {
+        let error = parse(line).unwrap().check_values().unwrap_err();
+        assert!(error.to_string().starts_with(words), "{line}: {error}");
+        assert_eq!(error.exit_code(), 2, "{line}");
+        assert!(error.help().is_some_and(|help| !help.is_empty()), "{line}");
+    }
+    let alone = |line: &str| parse(line).unwrap().check_neighbour(1);
+    assert!(matches!(alone("sendrecv -g 1"), Err(Error::NotOnGpu { .. })));
+    assert!(alone("sendrecv").is_ok() && alone("-g 1").is_ok());
+    for line in ["--device tpu", "-g x", "-g -1"] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn calls_on_gpus_have_the_halves_that_they_can_have() {
+    let halves = |line: &str| {
+        let Halves { out_of_place, in_place } = parse(line).unwrap().halves();
+        (out_of_place, in_place)
+    };
+    for collective in ["all_reduce", "all_gather", "reduce_scatter"] {
+        // A group borrows its buffers.
+        assert_eq!(halves(&format!("{collective} -g 2 -m 2")), (true, true));
+        assert_eq!(halves(&format!("{collective} -m 2")), (false, true));
+    }
+    assert_eq!(halves("broadcast -g 2"), (false, true));
+    assert_eq!(halves("reduce_perf -g 2"), (false, true));
+    assert_eq!(halves("sendrecv -g 2"), (true, false));
+}

@@ -296,3 +296,36 @@ fn an_average_is_exact_where_the_world_size_is_no_number_of_the_type() {
     exact::<bf16>(259);
     exact::<f16>(2051);
 }
+
+#[test]
+fn averages_by_nccl_may_round_and_no_more() {
+    fn by_nccl<T: Arithmetic>(ranks: usize, reciprocal: T) {
+        let pattern = || Pattern::new::<T>(ranks, Some(Op::Avg), 11);
+        let rows = inputs::<T>(&pattern(), ranks);
+        let rows: Vec<_> =
+            rows.iter().map(|row| each(Op::Avg, row, |v| v.multiply(reciprocal))).collect();
+        let result = fold(Op::Sum, rows.iter().cloned());
+        let backward = fold(Op::Sum, rows.iter().rev().cloned());
+        let what = format!("{:?} over {ranks} ranks", T::DATATYPE);
+        for result in [&result, &backward] {
+            assert_eq!(wrong(&pattern().for_nccl::<T>(), result), 0, "{what}");
+        }
+        assert_eq!(wrong(&pattern(), &result) > 0, !ranks.is_power_of_two(), "{what}");
+        let lost = fold(Op::Sum, rows.iter().skip(1).cloned());
+        let noticed = wrong(&pattern().for_nccl::<T>(), &lost);
+        assert!(noticed > COUNT as u64 / 8, "{what}: {noticed} of {COUNT}");
+    }
+    for ranks in [2, 3, 4, 5, 7] {
+        let one = 1.0 / ranks as f32;
+        by_nccl(ranks, one);
+        by_nccl(ranks, 1.0 / ranks as f64);
+        by_nccl(ranks, allfold::f16::from_f32(one));
+        by_nccl(ranks, allfold::bf16::from_f32(one));
+    }
+    // Only averages of floats have any tolerance.
+    for (op, tolerance) in [(Op::Avg, 10), (Op::Sum, 0), (Op::Prod, 0), (Op::Min, 0)] {
+        assert_eq!(Pattern::new::<f32>(3, Some(op), 1).for_nccl::<f32>().tolerance, tolerance);
+        assert_eq!(Pattern::new::<i32>(3, Some(op), 1).for_nccl::<i32>().tolerance, 0);
+    }
+    assert_eq!(Pattern::new::<f32>(3, None, 1).for_nccl::<f32>().tolerance, 0);
+}

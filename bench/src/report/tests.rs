@@ -218,3 +218,25 @@ fn the_secret_is_never_told() {
     }
     assert!(!may_be_told("AWS_SECRET_ACCESS_KEY"));
 }
+
+#[test]
+fn a_report_of_gpus_names_nccl_and_what_it_takes_alone() {
+    let folder = Folder::new("gpu");
+    let options = Line::parse_from(["bench", "-g", "1", "-z", "1"]).options;
+    let mut report = Report::create(&folder.0.join("out.json")).unwrap();
+    report.configure(&options, Some(22809), &[]);
+    let mut row = row();
+    if let Some(half) = &mut row.in_place {
+        half.beside = Some(Beside { time_us: 10.5, raw_us: 10.0 });
+    }
+    report.add(row, 20);
+    report.write(0, 1.25, None, None, None).unwrap();
+    let text = fs::read_to_string(folder.0.join("out.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["nccl_version"], &json["config"]["device"]), (&22809.into(), &"gpu".into()));
+    assert_eq!(json["config"]["ngpus"], 1);
+    assert_eq!(json["config"]["blocking_collectives"], "true");
+    let half = &json["results"][0]["in_place"];
+    assert_eq!((&half["raw_time"], &half["raw_ratio"]), (&10.0.into(), &1.05.into()));
+    assert!(json["results"][0]["out_of_place"].get("raw_time").is_none());
+}
