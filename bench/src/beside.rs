@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::number::cell;
 use crate::table::Row;
 
-/// A half of a row, in passes that alternate between the two.
+/// A half of a row, each the median of passes in which the two take turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Beside {
     /// Of a call of allfold's.

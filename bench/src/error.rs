@@ -265,6 +265,8 @@ pub enum Error {
         average: f64,
         /// What was asked for, in GB/s.
         minimum: f64,
+        /// What to do.
+        help: &'static str,
     },
 
     /// A collective failed.
@@ -324,7 +326,9 @@ impl Error {
                 "look for a slow link with `allfold bench link`; else give a larger -T, fewer -n \
                  or a smaller -e"
             }
-            Self::Link { help, .. } | Self::NothingToDraw { help, .. } => help,
+            Self::Link { help, .. }
+            | Self::NothingToDraw { help, .. }
+            | Self::TooSlow { help, .. } => help,
             Self::LinkFailed { .. } => {
                 "UDP between the hosts must be open on all ports: the measurement takes a free one"
             }
@@ -332,7 +336,6 @@ impl Error {
             Self::Unreadable { .. } => {
                 "give JSON reports with rows, as `allfold bench -J FILE.json` writes them"
             }
-            Self::TooSlow { .. } => "--explain says where the time goes",
             Self::Collective(error) if matches!(error.kind(), ErrorKind::NoGpu { .. }) => {
                 let help = error.help().map_or(String::new(), |help| format!("{help}; "));
                 return Some(help + "--device cpu measures on processors");
@@ -387,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_collectives_error_passes_through() {
-        let kind = allfold::ErrorKind::NoEnvironment { seen: String::new(), help: None };
+        let kind = ErrorKind::NoEnvironment { seen: String::new(), help: None };
         let error = Error::from(allfold::Error::from(kind));
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().starts_with("no launcher says"));

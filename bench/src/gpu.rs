@@ -19,6 +19,7 @@ use crate::layout::Layout;
 use crate::measure::{Measure, Method, Placement, TIMED, Time, Trial, half, processor_time};
 use crate::options::Options;
 use crate::table::Half;
+use crate::turns::{self, median};
 use crate::{Error, memory, world};
 
 /// Buffers in a GPU's memory.
@@ -97,8 +98,8 @@ impl<'a, T: Number> Bench<'a, T> {
         }));
     }
 
-    /// One untimed iteration, then those that are timed, alternately as allfold's calls and as
-    /// NCCL's own: allfold's first pass is the row's time.
+    /// One untimed iteration of each, then passes of those that are timed, in turns as allfold's
+    /// calls and as NCCL's own: allfold's first pass is the row's time.
     fn time(&mut self, trial: &Trial<'_>) -> Result<(Time, Beside), Error> {
         let mut latencies = std::mem::replace(&mut self.latencies, Latencies::new());
         let timed = self.time_into(trial, &mut latencies);
@@ -125,17 +126,24 @@ impl<'a, T: Number> Bench<'a, T> {
         let many = if records { self.method.iterations as usize } else { 1 };
         let marks = buffers.marks(many + 1)?;
         let own = self.pass(allfold, trial, pace, &marks, Some(latencies))?;
+        let own_again = || self.pass(allfold, trial, pace, &marks, None);
         let raw = || {
             buffers.raw(|raw| {
                 self.pass(&|calls, waits| raw.call(calls, waits), trial, pace, &marks, None)
             })
         };
-        // There and back, so that what drifts meanwhile is in both alike.
-        let raws = raw()?.duration + raw()?.duration;
-        let owns = own.duration + self.pass(allfold, trial, pace, &marks, None)?.duration;
-        let average = |time: Duration| {
-            world::average(self.world, time.as_secs_f64() / 2.0, self.method.average)
-        };
+        let (mut owns, mut raws) = (vec![own.duration.as_secs_f64()], Vec::new());
+        raws.push(raw()?.duration.as_secs_f64());
+        for turn in 1..TURNS {
+            for is_raw in turns::order(&[false, true], turn) {
+                match is_raw {
+                    true => raws.push(raw()?.duration.as_secs_f64()),
+                    false => owns.push(own_again()?.duration.as_secs_f64()),
+                }
+            }
+        }
+        // The median, so that one pass that was disturbed is in neither.
+        let average = |times| world::average(self.world, median(times), self.method.average);
         let beside = Beside { time_us: average(owns)? * 1e6, raw_us: average(raws)? * 1e6 };
         Ok((own, beside))
     }
@@ -315,3 +323,6 @@ fn called(task: Task) -> DeviceCollective {
         _ => DeviceCollective::AllReduce(op),
     }
 }
+
+/// Passes of allfold's calls, and as many of NCCL's own.
+const TURNS: usize = 3;

@@ -447,7 +447,11 @@ impl<'a, C: Caller> Session<'a, C> {
         if let (Some(minimum), Some(false)) =
             (self.options.min_bandwidth, table::is_fast(self.options, average))
         {
-            return Err(Error::TooSlow { average, minimum });
+            let help = match self.options.is_on_gpu() {
+                true => "NCCL_DEBUG=INFO shows which links NCCL uses",
+                false => "--explain says where the time goes",
+            };
+            return Err(Error::TooSlow { average, minimum, help });
         }
         match self.console.into_state() {
             State::Failed(error) => Err(Error::Output(error)),

@@ -319,8 +319,8 @@ fn averages_by_nccl_may_round_and_no_more() {
         let one = 1.0 / ranks as f32;
         by_nccl(ranks, one);
         by_nccl(ranks, 1.0 / ranks as f64);
-        by_nccl(ranks, allfold::f16::from_f32(one));
-        by_nccl(ranks, allfold::bf16::from_f32(one));
+        by_nccl(ranks, f16::from_f32(one));
+        by_nccl(ranks, bf16::from_f32(one));
     }
     // Only averages of floats have any tolerance.
     for (op, tolerance) in [(Op::Avg, 10), (Op::Sum, 0), (Op::Prod, 0), (Op::Min, 0)] {
