@@ -304,7 +304,7 @@ fn what_is_missing_is_one_error_of_all_ranks() {
         return;
     }
     let recipe = FakeGpus::recipe;
-    let cases: [(Recipe, &[(&str, &str)], &[&str]); 9] = [
+    let cases: [Case<'_>; 9] = [
         (recipe().without_nccl(), &[], &["there is no NCCL: libnccl.so.2 is not found"]),
         (recipe(), &[("FAKE_NCCL_VERSION", "21703")], &["NCCL 2.17.3 (", "is too old: 2.18 is"]),
         (
@@ -374,6 +374,9 @@ fn nccl_can_be_forbidden() {
         assert!(ended.errors().is_empty(), "{ended:#?}");
     }
 }
+
+/// Libraries, variables, and what is said.
+type Case<'a> = (Recipe, &'a [(&'a str, &'a str)], &'a [&'a str]);
 
 /// The names of a process's threads.
 fn threads(pid: u32) -> Vec<String> {
