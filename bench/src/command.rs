@@ -2,7 +2,7 @@
 
 use std::io;
 
-use allfold::{Communicator, Config};
+use allfold::{Communicator, Config, Ranks};
 use clap::{Args, Subcommand};
 
 use crate::kernels::KernelOptions;
@@ -51,7 +51,7 @@ impl Command {
     }
 
     /// The number of ranks that the user gives.
-    pub fn ranks(&self) -> Option<usize> {
+    pub fn ranks(&self) -> Option<Ranks> {
         match &self.part {
             Some(Part::Link(options)) => options.ranks,
             Some(Part::Reduce(_) | Part::Plot(_)) => None,
@@ -141,6 +141,7 @@ mod tests {
             ("plot a.json b.json --plot c.svg", true, None),
         ] {
             let command = parse(line).unwrap();
+            let ranks = ranks.map(Ranks::Number);
             assert_eq!((command.is_alone(), command.ranks()), (is_alone, ranks), "{line}");
         }
         for line in

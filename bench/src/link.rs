@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use allfold::probe::{Cipher, Link, LinkFigures, Route};
-use allfold::{Communicator, ErrorKind, Peer};
+use allfold::{Communicator, ErrorKind, Peer, Ranks};
 use clap::Args;
 
 use crate::choices::{Average, Unit};
@@ -19,9 +19,9 @@ use crate::{Error, world};
 /// The options of `allfold bench link`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LinkOptions {
-    /// Number of ranks [outside a launcher: 2]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) ranks: Option<usize>,
+    /// Number of ranks; auto: one for each core, gpu: one for each GPU [outside a launcher: 2]
+    #[arg(long, value_name = "N|auto|gpu", allow_negative_numbers = true)]
+    pub(crate) ranks: Option<Ranks>,
 
     /// The rank that sends
     #[arg(long, value_name = "RANK", default_value_t = 0, allow_negative_numbers = true)]

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use allfold::Config;
+use allfold::{Config, Ranks};
 use clap::{Args, ValueEnum};
 
 use crate::choices::{
@@ -33,10 +33,10 @@ pub struct Options {
     #[arg(short = 'g', long, value_name = "N", allow_negative_numbers = true)]
     pub ngpus: Option<usize>,
 
-    /// Number of ranks [outside a launcher: 2; on GPUs one for each]; no short form, because -n is
-    /// --iters
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub ranks: Option<usize>,
+    /// Number of ranks; auto: one for each core, gpu: one for each GPU [outside a launcher: 2; on
+    /// GPUs one for each]; no short form, because -n is --iters
+    #[arg(long, value_name = "N|auto|gpu", allow_negative_numbers = true)]
+    pub ranks: Option<Ranks>,
 
     /// Smallest size in bytes; K, M and G are powers of 1024
     #[arg(short = 'b', long, value_name = "SIZE", default_value = "8", value_parser = size::parse, allow_hyphen_values = true)]
@@ -316,7 +316,7 @@ impl Options {
     /// The part of [`check`](Self::check) that gives the same answer on every rank.
     pub(crate) fn check_values(&self) -> Result<(), Error> {
         self.check_device()?;
-        if self.ranks == Some(0) {
+        if self.ranks == Some(Ranks::Number(0)) {
             return Err(Error::NoRanks);
         }
         if self.iters == 0 {

@@ -89,6 +89,7 @@ mod owned;
 mod pending;
 mod plan;
 pub mod probe;
+mod ranks;
 mod reduce;
 mod rendezvous;
 pub mod report;
@@ -111,6 +112,7 @@ pub use in_memory::InMemory;
 pub use metrics::{Counter, Gauge, Metrics};
 pub use owned::Owned;
 pub use pending::Pending;
+pub use ranks::Ranks;
 pub use reduce::{Element, ReduceOp, Reducible};
 pub use rendezvous::Doorkeeper;
 pub use statistics::{

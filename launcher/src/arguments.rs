@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::doctor::DoctorOptions;
 use crate::error::Error;
+use crate::gpus;
 use crate::hosts;
 use crate::keeper;
 use crate::manifest::ManifestOptions;
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Keeper,
     #[command(name = hosts::SUBCOMMAND, hide = true)]
     Host,
+    #[command(name = gpus::SUBCOMMAND, hide = true)]
+    Gpus,
 }
 
 impl Arguments {
@@ -171,15 +174,17 @@ const NO_DIGIT: &str = "invalid digit found in string";
 
 #[cfg(test)]
 mod tests {
+    use allfold::Ranks;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Option<Arguments>, Error> {
         Arguments::parse_words(line.split(' ').map(Into::into).collect())
     }
 
-    fn run_of(line: &str) -> (usize, Vec<OsString>) {
+    fn run_of(line: &str) -> (Ranks, Vec<OsString>) {
         match parse(line).unwrap().unwrap().command {
-            Command::Run(options) => (options.ranks.unwrap().number(), options.command),
+            Command::Run(options) => (options.ranks.unwrap(), options.command),
             other => panic!("{other:?}"),
         }
     }
@@ -198,7 +203,7 @@ mod tests {
             "allfold run --prefix=never --only-rank 0,1 --grace 2m -np 4 prog -n 7 --help -- x",
         ] {
             let (ranks, command) = run_of(line);
-            assert_eq!(ranks, 4, "{line}");
+            assert_eq!(ranks, Ranks::Number(4), "{line}");
             assert_eq!(command, ["prog", "-n", "7", "--help", "--", "x"], "{line}");
         }
         // the program's own -np is not ours
@@ -210,15 +215,15 @@ mod tests {
         for (line, problem) in [
             (
                 "allfold run prog",
-                "the following required arguments were not provided: --ranks <N|auto>",
+                "the following required arguments were not provided: --ranks <N|auto|gpu>",
             ),
             (
                 "allfold run -n x prog",
-                "invalid value 'x' for '--ranks <N|auto>': must be a number or auto",
+                "invalid value 'x' for '--ranks <N|auto|gpu>': must be a number, auto or gpu",
             ),
             (
                 "allfold run -n -2 prog",
-                "invalid value '-2' for '--ranks <N|auto>': must not be negative",
+                "invalid value '-2' for '--ranks <N|auto|gpu>': must not be negative",
             ),
             (
                 "allfold run -n 2 --grace 1h prog",
@@ -233,7 +238,7 @@ mod tests {
             ("allfold frob", "unrecognized subcommand 'frob'"),
             (
                 "allfold train -n -3",
-                "invalid value '-3' for '--ranks <N|auto>': must not be negative",
+                "invalid value '-3' for '--ranks <N|auto|gpu>': must not be negative",
             ),
             ("allfold bench -b -1", "invalid value '-1' for '--minbytes <SIZE>': must be positive"),
         ] {

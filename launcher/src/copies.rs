@@ -1,7 +1,7 @@
 //! `train`, `bench` and `doctor`: part of a job where a launcher started us, else a job of our own.
 
 use allfold::identity::Findings;
-use allfold::{Communicator, Config, Identity};
+use allfold::{Communicator, Config, Identity, Ranks};
 use allfold_trainer::Resume;
 
 use crate::environment::RESTART;
@@ -11,6 +11,7 @@ use crate::job::{Job, Kind, Place, check_ranks};
 use crate::log;
 use crate::options::{HostOptions, JobOptions, OutputOptions, PeerOptions};
 use crate::program::Program;
+use crate::ranks;
 use crate::report;
 use crate::signals;
 
@@ -24,7 +25,7 @@ pub(crate) trait Collective {
     type Input;
 
     /// What the user says.
-    fn ranks(&self) -> Option<usize>;
+    fn ranks(&self) -> Option<Ranks>;
     /// Where the user gives them, by which option.
     fn ranks_option(&self) -> &'static str {
         Self::RANKS_OPTION
@@ -74,12 +75,14 @@ pub(crate) fn join_or_start<C: Collective>(
         }
         Role::Starter => {
             hosts::refuse_without(&options.hosts, false)?;
-            if let Some(hosts) = Hosts::of(&options.hosts, collective.ranks())? {
+            let asked =
+                ranks::asked(collective.ranks(), collective.ranks_option(), &options.hosts)?;
+            if let Some(hosts) = Hosts::of(&options.hosts, asked)? {
                 refuse_kills(options)?;
                 // What the ranks read is there.
                 return start(options, hosts.ranks(), Place::Hosts(hosts));
             }
-            let ranks = collective.ranks().unwrap_or_else(|| collective.default_ranks());
+            let ranks = asked.unwrap_or_else(|| collective.default_ranks());
             check_ranks(ranks, collective.ranks_option())?;
             if given.is_none() {
                 for forgotten in found.forgotten() {
@@ -190,7 +193,7 @@ impl Collective for allfold_trainer::Options {
     const RANKS_OPTION: &'static str = "-n";
     type Input = allfold_trainer::Data;
 
-    fn ranks(&self) -> Option<usize> {
+    fn ranks(&self) -> Option<Ranks> {
         self.ranks
     }
     fn check(&self, ranks: usize, rank: Option<usize>) -> Result<Self::Input, Error> {
@@ -229,7 +232,7 @@ impl Collective for allfold_bench::Command {
     const RANKS_OPTION: &'static str = "--ranks";
     type Input = ();
 
-    fn ranks(&self) -> Option<usize> {
+    fn ranks(&self) -> Option<Ranks> {
         Self::ranks(self)
     }
     fn ranks_option(&self) -> &'static str {

@@ -2,9 +2,10 @@
 //!
 //! Every rank measures itself and its pairs (`schedule`, `pair`, `host`), all tell each other what
 //! they have found (`facts`), each comes to the same judgement (`judgement`), and rank 0 prints it
-//! (`page`).
+//! (`page`); `gpus` has all of that for GPUs.
 
 mod facts;
+mod gpus;
 mod host;
 mod judgement;
 mod page;
@@ -14,7 +15,7 @@ mod schedule;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use allfold::{Communicator, Config, Identity, Peer};
+use allfold::{Communicator, Config, Identity, Peer, Ranks};
 use rustix::termios::isatty;
 use serde::Serialize;
 
@@ -28,9 +29,10 @@ use judgement::{Color, Finding};
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXIT_CODES)]
 pub(crate) struct DoctorOptions {
-    /// Number of ranks on this host [outside a launcher: 2]
-    #[arg(short = 'n', long = "ranks", value_name = "N", allow_negative_numbers = true)]
-    ranks: Option<usize>,
+    /// Number of ranks on this host; auto: one for each core, gpu: one for each GPU [outside a
+    /// launcher: 2]
+    #[arg(short = 'n', long = "ranks", value_name = "N|auto|gpu", allow_negative_numbers = true)]
+    ranks: Option<Ranks>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -64,7 +66,7 @@ impl Collective for DoctorOptions {
     const RANKS_OPTION: &'static str = "-n";
     type Input = ();
 
-    fn ranks(&self) -> Option<usize> {
+    fn ranks(&self) -> Option<Ranks> {
         self.ranks
     }
 

@@ -1,11 +1,14 @@
-//! `allfold env`: which rank this process is, which variables say so, and what is missing.
+//! `allfold env`: which rank this process is, which variables say so, what is missing, and which GPU
+//! it would take.
 
 use std::io::{self, Write};
 
 use allfold::identity::{Findings, Found, Ignored};
+use allfold::nccl::Presence;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::gpus;
 use crate::options::EnvOptions;
 
 /// Prints what launchers say, and fails where that makes no rank.
@@ -26,7 +29,7 @@ pub(crate) fn print(options: EnvOptions) -> Result<(), Error> {
     problem.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// A line for each value; the secret's fingerprint stands before those who are ignored.
+/// A line for each value; the secret's fingerprint and the GPUs stand before those who are ignored.
 fn table(found: &Findings, secret: Option<&Found<String>>) -> String {
     let text = found.to_string();
     let end = text.find("\nignored ").map_or(text.len(), |at| at + 1);
@@ -35,7 +38,8 @@ fn table(found: &Findings, secret: Option<&Found<String>>) -> String {
         Some(Found { value, from }) => format!("{:<13}{value:<24} {from}\n", "secret"),
         None => format!("{:<13}missing\n", "secret"),
     };
-    format!("{values}{line}{ignored}")
+    let gpus = gpus::rows(&Presence::find(), local_rank(found));
+    format!("{values}{line}{gpus}{ignored}")
 }
 
 fn object(
@@ -50,6 +54,7 @@ fn object(
             json!({ "launcher": launcher, "reason": reason, "help": help })
         })
         .collect();
+    let (gpus, nccl) = gpus::object(&Presence::find(), local_rank(found));
     let default = Found { value: "default".into(), from: "no launcher names it".into() };
     let job = found.job.as_ref().or(found.rank.is_some().then_some(&default));
     json!({
@@ -61,10 +66,17 @@ fn object(
         "rendezvous": value(found.rendezvous.as_ref()),
         "job": value(job),
         "secret": value(secret),
+        "gpus": gpus,
+        "nccl": nccl,
         "ignored": ignored,
         "error": problem.map(ToString::to_string),
         "help": problem.and_then(allfold::Error::help),
     })
+}
+
+/// Of a process that no launcher has numbered, 0.
+fn local_rank(found: &Findings) -> usize {
+    found.local_rank.as_ref().map_or(0, |found| found.value)
 }
 
 fn value<T: serde::Serialize>(found: Option<&Found<T>>) -> Value {

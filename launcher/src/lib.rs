@@ -8,7 +8,7 @@
 //! `journal` (events for programs), `binding` (who runs where), `keeper` and `remains` (nothing
 //! stays behind). `script` says the same in shell, `manifest` in Kubernetes' words, `manual` prints
 //! pages, `identify` what launchers say. `hosts` has the ranks on several hosts, and `share` is one
-//! host's of them.
+//! host's of them; `ranks` counts them, and `gpus` the GPUs.
 
 mod announcer;
 mod arguments;
@@ -23,6 +23,7 @@ mod ending;
 mod environment;
 mod error;
 mod exit_code;
+mod gpus;
 mod hosts;
 mod identify;
 mod input;
@@ -46,6 +47,7 @@ mod process_heap;
 mod program;
 mod random;
 mod rank;
+mod ranks;
 mod remains;
 mod report;
 mod script;
@@ -67,7 +69,7 @@ use crate::error::Error;
 use crate::hosts::Hosts;
 use crate::job::{Job, Kind, Place};
 use crate::manifest::{Manifest, ManifestOptions};
-use crate::options::{JobOptions, Ranks, RunOptions};
+use crate::options::{JobOptions, RunOptions};
 use crate::program::Program;
 use crate::report::Report;
 use crate::script::Script;
@@ -117,6 +119,7 @@ fn execute() -> Result<(), Error> {
         Command::Man(options) => manual::print_page(&options, &Arguments::command()),
         Command::Keeper => keeper::keep().map_err(Error::system("the keeper failed")),
         Command::Host => hosts::led::follow(),
+        Command::Gpus => gpus::tell(),
     }
 }
 
@@ -164,15 +167,7 @@ fn place(options: &RunOptions) -> Result<(usize, Place), Error> {
         let (ranks, share) = Share::by_hand(nodes, meeting)?;
         return Ok((ranks, Place::Share(share)));
     }
-    let asked = match options.ranks {
-        Some(Ranks::Auto) if is_spread => {
-            return refuse(
-                "-n auto counts the cores of this host, and the ranks are on others",
-                "drop it: there are as many ranks as slots",
-            );
-        }
-        ranks => ranks.map(Ranks::number),
-    };
+    let asked = ranks::asked(options.ranks, "-n", hosts)?;
     if let Some(hosts) = Hosts::of(hosts, asked)? {
         return Ok((hosts.ranks(), Place::Hosts(hosts)));
     }

@@ -6,6 +6,7 @@ use clap::Command;
 use clap_complete::Shell;
 
 use crate::error::Error;
+use crate::gpus;
 use crate::hosts;
 use crate::keeper;
 
@@ -69,7 +70,7 @@ fn names(command: &Command) -> Vec<&str> {
 
 /// The command line without what is not for users: completions show hidden subcommands too.
 fn shown(command: &Command) -> Command {
-    let hidden = [keeper::SUBCOMMAND, hosts::SUBCOMMAND];
+    let hidden = [keeper::SUBCOMMAND, hosts::SUBCOMMAND, gpus::SUBCOMMAND];
     let subcommands =
         command.get_subcommands().filter(|part| !hidden.contains(&part.get_name())).cloned();
     let shown = Command::new("allfold")
@@ -103,7 +104,7 @@ mod tests {
     fn what_is_not_for_users_is_not_shown() {
         let all = Arguments::command();
         let shown = shown(&all);
-        for hidden in [keeper::SUBCOMMAND, hosts::SUBCOMMAND] {
+        for hidden in [keeper::SUBCOMMAND, hosts::SUBCOMMAND, gpus::SUBCOMMAND] {
             assert!(names(&all).contains(&hidden), "{hidden}");
             assert!(!names(&shown).contains(&hidden), "{hidden}");
         }

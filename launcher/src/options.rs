@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
+use allfold::Ranks;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -17,9 +16,9 @@ use crate::meeting::Meeting;
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXIT_CODES)]
 pub(crate) struct RunOptions {
-    /// Number of ranks; auto: one for each core this process may use; with --hosts: all slots,
-    /// unless given (also -np)
-    #[arg(short = 'n', long, visible_alias = "np", value_name = "N|auto")]
+    /// Number of ranks; auto: one for each core this process may use, gpu: one for each GPU; with
+    /// --hosts: all slots, unless given (also -np)
+    #[arg(short = 'n', long, visible_alias = "np", value_name = "N|auto|gpu")]
     #[arg(allow_negative_numbers = true)]
     #[arg(required_unless_present_any = ["hosts", "hostfile", "nnodes"])]
     pub(crate) ranks: Option<Ranks>,
@@ -135,10 +134,11 @@ pub(crate) struct NodeOptions {
     #[arg(allow_negative_numbers = true)]
     pub(crate) node_rank: Option<usize>,
 
-    /// Number of ranks on each of these hosts
-    #[arg(long, value_name = "N", help_heading = HOSTS, requires = "nnodes")]
+    /// Number of ranks on each of these hosts; auto: as many as this one has cores, gpu: as many as
+    /// it has GPUs, and so must the others
+    #[arg(long, value_name = "N|auto|gpu", help_heading = HOSTS, requires = "nnodes")]
     #[arg(allow_negative_numbers = true)]
-    pub(crate) nproc_per_node: Option<usize>,
+    pub(crate) nproc_per_node: Option<Ranks>,
 }
 
 /// Where the ranks run.
@@ -294,41 +294,6 @@ impl HostOptions {
     }
 }
 
-/// A number of ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ranks {
-    /// That many.
-    Number(usize),
-    /// As many as there are cores.
-    Auto,
-}
-
-impl Ranks {
-    /// In figures. The standard library counts what the affinity mask and the cgroup's quota
-    /// leave.
-    pub(crate) fn number(self) -> usize {
-        match self {
-            Self::Number(ranks) => ranks,
-            Self::Auto => available_parallelism().map_or(1, usize::from),
-        }
-    }
-}
-
-impl FromStr for Ranks {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.parse() {
-            Ok(ranks) => Ok(Self::Number(ranks)),
-            Err(_) if text == "auto" => Ok(Self::Auto),
-            Err(_) if text.parse::<f64>().is_ok_and(|ranks| ranks < 0.0) => {
-                Err("must not be negative")
-            }
-            Err(_) => Err("must be a number or auto"),
-        }
-    }
-}
-
 /// Which lines bear their rank.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Prefix {
@@ -366,17 +331,6 @@ const RANKS: &str = "Starting and watching the ranks";
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_number_of_ranks() {
-        assert_eq!("4".parse(), Ok(Ranks::Number(4)));
-        assert_eq!("auto".parse(), Ok(Ranks::Auto));
-        assert!(Ranks::Auto.number() >= 1);
-        assert_eq!("-4".parse::<Ranks>(), Err("must not be negative"));
-        for bad in ["", "x", "4.5", "AUTO", "nan"] {
-            assert_eq!(bad.parse::<Ranks>(), Err("must be a number or auto"), "{bad}");
-        }
-    }
 
     #[test]
     fn a_rank_that_is_alone_needs_no_prefix() {

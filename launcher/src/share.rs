@@ -4,6 +4,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::ops::Range;
 
+use allfold::Ranks;
 use allfold::identity::Findings;
 use zeroize::Zeroizing;
 
@@ -13,6 +14,7 @@ use crate::log;
 use crate::meeting::Meeting;
 use crate::options::NodeOptions;
 use crate::port::Port;
+use crate::ranks;
 
 /// The ranks that this launcher starts, where others start the rest.
 pub(crate) struct Share {
@@ -35,8 +37,9 @@ impl Share {
     /// What `--nnodes` and the options beside it say; the world size, too. Says where the secret is
     /// that must be the same everywhere.
     pub(crate) fn by_hand(nodes: &NodeOptions, meeting: &Meeting) -> Result<(usize, Self), Error> {
-        let count = nodes.nnodes.unwrap_or(1);
-        let (number, each) = (nodes.node_rank.unwrap_or(0), nodes.nproc_per_node.unwrap_or(1));
+        let (count, number) = (nodes.nnodes.unwrap_or(1), nodes.node_rank.unwrap_or(0));
+        let each = nodes.nproc_per_node.unwrap_or(Ranks::Number(1));
+        let each = ranks::number(each, "--nproc-per-node")?;
         let refuse =
             |problem: String, help: &str| Err(Error::Usage { problem, help: Some(help.into()) });
         if count == 0 {
@@ -148,7 +151,7 @@ mod tests {
         let nodes = NodeOptions {
             nnodes: Some(nnodes),
             node_rank: Some(node_rank),
-            nproc_per_node: Some(each),
+            nproc_per_node: Some(Ranks::Number(each)),
         };
         Share::by_hand(&nodes, &"h0:29500".parse().unwrap())
     }

@@ -1,8 +1,8 @@
 //! What `allfold train` can be told.
 
 use std::path::PathBuf;
-use std::thread::available_parallelism;
 
+use allfold::Ranks;
 use clap::ValueEnum;
 
 use crate::checkpoint::{Every, Folder};
@@ -14,11 +14,10 @@ use crate::settings::Settings;
 /// The options of `allfold train`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
-    /// Ranks to start on this host; auto: one for each core this process may use (under a launcher:
-    /// leave it out)
-    #[arg(short = 'n', long, value_name = "N|auto", value_parser = number_of_ranks)]
-    #[arg(allow_negative_numbers = true)]
-    pub ranks: Option<usize>,
+    /// Ranks to start on this host; auto: one for each core this process may use, gpu: one for each
+    /// GPU (under a launcher: leave it out)
+    #[arg(short = 'n', long, value_name = "N|auto|gpu", allow_negative_numbers = true)]
+    pub ranks: Option<Ranks>,
 
     /// What to train on: digits, a folder of the MNIST family (IDX, IDX.gz or CSV), a text file
     /// [default: digits; for lm an embedded text]
@@ -292,17 +291,6 @@ impl Options {
     }
 }
 
-/// `auto` is as many as the affinity mask and the cgroup's quota leave, which the standard library
-/// counts.
-fn number_of_ranks(text: &str) -> Result<usize, &'static str> {
-    match text.parse() {
-        Ok(ranks) => Ok(ranks),
-        Err(_) if text == "auto" => Ok(available_parallelism().map_or(1, usize::from)),
-        Err(_) if text.parse::<f64>().is_ok_and(|ranks| ranks < 0.0) => Err("must not be negative"),
-        Err(_) => Err("must be a number or auto"),
-    }
-}
-
 const DATA: &str = "Data";
 const MODEL: &str = "Model";
 const STEPS: &str = "Steps";
@@ -344,10 +332,10 @@ mod tests {
         let parsed = parse("").unwrap();
         assert_eq!(format!("{parsed:?}"), format!("{:?}", Options::default()));
         let parsed = parse("-n 4 --model mlp --steps 7 --progress lines --precision f64").unwrap();
-        assert_eq!(parsed.ranks, Some(4));
-        assert!(parse("-n auto").unwrap().ranks >= Some(1));
+        assert_eq!(parsed.ranks, Some(Ranks::Number(4)));
+        assert_eq!(parse("-n gpu").unwrap().ranks, Some(Ranks::Gpu));
         for (ranks, problem) in
-            [("-1", "must not be negative"), ("all", "must be a number or auto")]
+            [("-1", "must not be negative"), ("all", "must be a number, auto or gpu")]
         {
             let error = parse(&format!("-n {ranks}")).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");

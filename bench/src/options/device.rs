@@ -1,5 +1,6 @@
 //! What is asked of a benchmark on GPUs, and what cannot be.
 
+use allfold::Ranks;
 use allfold::nccl::Presence;
 
 use super::Options;
@@ -20,10 +21,10 @@ impl Options {
 
     /// The number of ranks that the user gives, and by which option. `-g 1` leaves it to a launcher,
     /// where there is one: `mpirun -np 8 all_reduce_perf -g 1`.
-    pub(crate) fn given_ranks(&self) -> Option<(usize, &'static str)> {
+    pub(crate) fn given_ranks(&self) -> Option<(Ranks, &'static str)> {
         match (self.ranks, self.ngpus) {
             (Some(ranks), _) => Some((ranks, "--ranks")),
-            (None, Some(gpus)) if gpus != 1 => Some((gpus, "-g")),
+            (None, Some(gpus)) if gpus != 1 => Some((Ranks::Number(gpus), "-g")),
             (None, _) => None,
         }
     }
@@ -111,7 +112,7 @@ impl Options {
                 "with --device cpu no rank has a GPU",
                 "use --ranks for the number of ranks, or leave --device cpu out",
             ),
-            (_, _, Some(ranks)) if ranks != gpus => {
+            (_, _, Some(ranks)) if ranks != Ranks::Number(gpus) => {
                 refuse("it is --device gpu --ranks, and --ranks says another number", "drop one")
             }
             _ => Ok(()),

@@ -202,11 +202,11 @@ fn gpus_are_asked_for_by_either_name() {
     assert_eq!(of(""), (cpu, None));
     assert_eq!(of("--device gpu"), (gpu, None));
     assert_eq!(of("-g 4"), of("--ngpus 4"));
-    assert_eq!(of("-g 4"), (gpu, Some((4, "-g"))));
+    assert_eq!(of("-g 4"), (gpu, Some((Ranks::Number(4), "-g"))));
     // Who starts the ranks says how many: mpirun, or --ranks.
     assert_eq!(of("-g 1"), (gpu, None));
-    assert_eq!(of("-g 1 --ranks 3"), (gpu, Some((3, "--ranks"))));
-    assert_eq!(of("-g 3 --ranks 3 --device gpu"), (gpu, Some((3, "--ranks"))));
+    assert_eq!(of("-g 1 --ranks 3"), (gpu, Some((Ranks::Number(3), "--ranks"))));
+    assert_eq!(of("-g 3 --ranks 3 --device gpu"), (gpu, Some((Ranks::Number(3), "--ranks"))));
     assert_eq!(of("-g 1 --device cpu"), (cpu, None));
     assert_eq!(of("-g 1 -z 2 -m 2 -u 1"), (gpu, None));
     assert_eq!(parse("-g 1").unwrap().implied_ranks(), Some(1));

@@ -59,6 +59,12 @@ impl Presence {
         }
     }
 
+    /// Which of the GPUs the process takes that is number `local_rank` of its host. More ranks than
+    /// GPUs take turns here, and are refused by [`Gpu::connect`](super::Gpu::connect).
+    pub fn gpu_of(&self, local_rank: usize) -> Option<usize> {
+        local_rank.checked_rem(self.gpus.len())
+    }
+
     /// Whether NCCL could be used by a rank of this process, or else why not.
     ///
     /// # Errors

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use allfold::{Communicator, Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
+use super::gpus::GpuFacts;
+
 /// What is known of the world.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Facts {
@@ -38,6 +40,7 @@ pub(super) struct RankFacts {
     pub(super) rmem_max: Option<u64>,
     pub(super) wmem_max: Option<u64>,
     pub(super) sockets: Vec<SocketFacts>,
+    pub(super) gpus: GpuFacts,
     /// Beside rank 0's; None where no pairs lead there.
     pub(super) clock: Option<Clock>,
 }
@@ -111,6 +114,7 @@ pub(super) struct Part {
 impl RankFacts {
     fn printable(mut self) -> Self {
         [&mut self.host, &mut self.version, &mut self.protocol].into_iter().for_each(clean);
+        self.gpus.words().for_each(clean);
         self
     }
 }

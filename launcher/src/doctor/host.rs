@@ -8,6 +8,7 @@ use allfold::{Communicator, Identity, SocketStatistics};
 use rustix::process::{Resource, Rlimit, getrlimit};
 
 use super::facts::{OpenFiles, RankFacts, SocketFacts};
+use super::gpus::GpuFacts;
 
 /// Of a rank in its world.
 pub(super) fn of_rank(world: &Communicator) -> RankFacts {
@@ -18,7 +19,7 @@ pub(super) fn of_rank(world: &Communicator) -> RankFacts {
         address: own.and_then(|peer| peer.address),
         ranks_on_host: world.local_size(),
         sockets: world.stats().sockets.iter().map(socket).collect(),
-        ..of_process()
+        ..of_process(world.local_rank())
     }
 }
 
@@ -26,10 +27,10 @@ pub(super) fn of_rank(world: &Communicator) -> RankFacts {
 pub(super) fn of_stranger(identity: &Identity) -> RankFacts {
     let host = read("/proc/sys/kernel/hostname").unwrap_or_default();
     let Identity { rank, local_size: ranks_on_host, .. } = *identity;
-    RankFacts { rank, host, ranks_on_host, ..of_process() }
+    RankFacts { rank, host, ranks_on_host, ..of_process(identity.local_rank) }
 }
 
-fn of_process() -> RankFacts {
+fn of_process(local_rank: usize) -> RankFacts {
     RankFacts {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -37,6 +38,7 @@ fn of_process() -> RankFacts {
         is_debug_build: cfg!(debug_assertions),
         cpus: available_parallelism().map_or(0, usize::from),
         open_files: open_files(),
+        gpus: GpuFacts::find(local_rank),
         rmem_max: number("/proc/sys/net/core/rmem_max"),
         wmem_max: number("/proc/sys/net/core/wmem_max"),
         ..RankFacts::default()

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::facts::{Facts, LinkFacts, NetworkFacts, RankFacts};
+use super::gpus;
 
 /// One thing that is wrong, and what mends it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,6 +37,8 @@ pub(super) enum Row {
     Send,
     Offload,
     Clock,
+    Gpus,
+    Nccl,
     RoundTrip,
     Bandwidth,
     Packet,
@@ -68,6 +71,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         }
     }
     compare(facts, &mut findings);
+    gpus::judge(facts, &mut findings);
     let mut findings = findings.0;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.color));
     findings
@@ -105,10 +109,15 @@ pub(super) fn reds(findings: &[Finding]) -> Vec<(Row, Vec<Cell>)> {
 
 /// The same of several cells is one finding.
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+pub(super) struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, (color, about, cell): (Color, Row, Cell), problem: String, help: String) {
+    pub(super) fn add(
+        &mut self,
+        (color, about, cell): (Color, Row, Cell),
+        problem: String,
+        help: String,
+    ) {
         let is_same = |known: &&mut Finding| {
             (known.color, known.about) == (color, about)
                 && (&known.problem, &known.help) == (&problem, &help)

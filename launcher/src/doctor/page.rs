@@ -12,6 +12,7 @@ pub(super) fn page(facts: &Facts, findings: &[Finding], is_colored: bool) -> Str
     let mut page = Page { facts, findings, is_colored, text: String::new() };
     page.head();
     page.ranks();
+    page.gpus();
     match facts.ranks.len() {
         0..=MOST_FOR_ALL => page.matrices(),
         _ => page.list(),
@@ -129,6 +130,31 @@ impl Page<'_> {
                  of rank 0's"
             ));
         }
+    }
+
+    /// Where any rank has one.
+    fn gpus(&mut self) {
+        let ranks = &self.facts.ranks;
+        if !ranks.iter().any(|rank| rank.gpus.are_there()) {
+            return;
+        }
+        self.line("");
+        self.line("rank  takes GPU  of  CUDA   NCCL       name");
+        for rank in ranks.iter().take(MOST_LINES) {
+            let (cell, gpus) = (Cell::Rank(rank.rank), &rank.gpus);
+            let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "-".into());
+            let index = gpus.takes.map_or("-".into(), |index| index.to_string());
+            let line = format!(
+                "{:>4}  {index:>9}  {}  {}  {}  {}",
+                rank.rank,
+                self.painted(&format!("{:>2}", gpus.names.len()), Row::Gpus, cell),
+                cut(&format!("{:<5}", word(&gpus.cuda)), 5),
+                self.painted(&cut(&format!("{:<9}", word(&gpus.nccl)), 9), Row::Nccl, cell),
+                cut(gpus.name(), WIDEST_NAME),
+            );
+            self.line(&line);
+        }
+        self.and_more(ranks.len());
     }
 
     /// The addresses by which the others reach a rank.
@@ -277,6 +303,8 @@ impl Row {
             Self::Send => "send buffer",
             Self::Offload => "offload",
             Self::Clock => "clock",
+            Self::Gpus => "gpus",
+            Self::Nccl => "nccl",
             Self::RoundTrip => "round trip",
             Self::Bandwidth => "bandwidth",
             Self::Packet => "path MTU",
@@ -374,6 +402,8 @@ fn wrap(words: &str, width: usize, taken: usize) -> Vec<String> {
 const COLUMNS: usize = 100;
 const INDENT: &str = "    ";
 const WIDEST_HOST: usize = 16;
+/// Of a GPU.
+const WIDEST_NAME: usize = 60;
 /// Of the table of ranks, but for the host and where it was found.
 const OTHER_COLUMNS: usize = 64;
 /// Of ranks and of links; the worst are among them, or named below.

@@ -25,7 +25,7 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
     match &options {
         Command::Run(options) => {
             let ranks = match options.ranks {
-                Some(ranks) => format!("run -n {}", ranks.number()),
+                Some(ranks) => format!("run -n {ranks}"),
                 None => "run on several hosts".into(),
             };
             Err(own_ranks(&ranks, "give the program itself as the command"))

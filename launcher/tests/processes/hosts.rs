@@ -239,7 +239,7 @@ fn what_contradicts_itself_is_refused() {
         ),
         (
             nodes(&["--rdzv", "h0", "-n", "4"]),
-            "the argument '--nnodes <N>' cannot be used with '--ranks <N|auto>'",
+            "the argument '--nnodes <N>' cannot be used with '--ranks <N|auto|gpu>'",
         ),
         (
             nodes(&["--rdzv", "h0", "--hosts", "h0"]),
@@ -264,6 +264,10 @@ fn what_contradicts_itself_is_refused() {
         (
             vec!["--hosts", "h0:2", "-n", "auto"],
             "-n auto counts the cores of this host, and the ranks are on others",
+        ),
+        (
+            vec!["--hosts", "h0:2", "-n", "gpu"],
+            "-n gpu counts the GPUs of this host, and the ranks are on others",
         ),
         (vec!["--hosts", "h0:2", "-n", "3"], "3 ranks, but the hosts of --hosts have only 2 slots"),
         (

@@ -46,7 +46,10 @@ fn what_makes_no_sense_is_refused_before_any_rank_starts() {
             &["-n", "2", "--prefix", "yes"],
             "invalid value 'yes' for '--prefix <WHEN>' [possible values: auto, always, never]",
         ),
-        (&["-n", "gpu"], "invalid value 'gpu' for '--ranks <N|auto>': must be a number or auto"),
+        (
+            &["-n", "gpus"],
+            "invalid value 'gpus' for '--ranks <N|auto|gpu>': must be a number, auto or gpu",
+        ),
     ] {
         let ended = finish(scratch.run_with(options, "touch $SCRATCH/started"));
         assert_eq!(ended.code(), Some(2), "{options:?}");
