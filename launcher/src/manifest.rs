@@ -132,7 +132,7 @@ impl Parts<'_> {
         let namespace = options.namespace.as_deref();
         let namespace = namespace.map(|name| format!("namespace: {}", scalar(name)));
         let claim = self.claim.as_ref();
-        let values: [(&str, &str); 11] = [
+        let values: [(&str, &str); 12] = [
             ("@NAME@", &scalar(&options.name)),
             ("@NAMESPACE@", &namespace.unwrap_or_default()),
             ("@RANKS@", &options.replicas.to_string()),
@@ -143,6 +143,7 @@ impl Parts<'_> {
             ("@FIRST_PORT@", FIRST_PORT),
             ("@LAST_PORT@", LAST_PORT),
             ("@METRICS_PORT@", METRICS_PORT),
+            ("@NCCL_PORTS@", if options.gpu > 0 { NCCL_PORTS } else { "" }),
             // Each is part of one kind of object only.
             ("@POD@", &self.pod()),
         ];
@@ -260,6 +261,10 @@ tolerations:
   - key: nvidia.com/gpu
     operator: Exists
     effect: NoSchedule";
+/// All of TCP's.
+const NCCL_PORTS: &str = "\
+# NCCL listens on ports of its own choice.
+- protocol: TCP";
 /// Of the one Job in a JobSet; names.rs counts on its length.
 const JOB_NAME: &str = "ranks";
 const CLAIM_PATH: &str = "/checkpoints";

@@ -82,12 +82,15 @@ own = [{"podSelector": {"matchLabels": labels}}]
 assert policy["podSelector"]["matchLabels"] == labels
 assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
 between = {"protocol": "UDP", "port": first, "endPort": first + 8}
+gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+# NCCL chooses its ports.
+between = [between, {"protocol": "TCP"}] if gpus else [between]
 inwards, scrape = policy["ingress"]
-assert inwards == {"from": own, "ports": [between]}, inwards
+assert inwards == {"from": own, "ports": between}, inwards
 assert scrape["ports"] == [{"protocol": "TCP", "port": metrics}]
 assert all(set(it) == {"namespaceSelector"} for it in scrape["from"])
 outwards, dns = policy["egress"]
-assert outwards == {"to": own, "ports": [between]}, outwards
+assert outwards == {"to": own, "ports": between}, outwards
 assert dns == {"ports": [{"protocol": it, "port": 53} for it in ("UDP", "TCP")]}, dns
 
 # The secret is a file that this user alone reads, and never a value.
@@ -114,7 +117,6 @@ assert pod["terminationGracePeriodSeconds"] == 60
 
 # What is asked for.
 resources = container["resources"]
-gpus = resources["limits"].get("nvidia.com/gpu")
 assert {**resources["requests"], **({"nvidia.com/gpu": gpus} if gpus else {})} == resources["limits"]
 assert ("tolerations" in pod) == (gpus is not None)
 if "PersistentVolumeClaim" in objects:
