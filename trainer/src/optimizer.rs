@@ -32,8 +32,9 @@ pub struct OptimizerConfig {
 
 /// An optimiser of named parameters, for [`Distributed`](crate::Distributed).
 ///
-/// It reads and writes f32 and f64 in place, in one pass and without allocating; f16 and bf16 are
-/// computed in f32 and rounded once a step, their state is f32.
+/// On the host it reads and writes f32 and f64 in place, in one pass and without allocating; on a GPU
+/// it computes by candle's operations, and its state is there. f16 and bf16 are computed in f32 and
+/// rounded once a step, their state is f32.
 pub struct Optimiser {
     config: OptimizerConfig,
     /// Steps done.
@@ -52,6 +53,8 @@ struct Parameter {
 enum State {
     F32(Vec<Vec<f32>>),
     F64(Vec<Vec<f64>>),
+    /// Of a parameter that is on a GPU, and there.
+    Tensors(Vec<Tensor>),
 }
 
 /// A step's rule for the elements of one parameter.
@@ -79,12 +82,11 @@ impl Optimiser {
         let parameters = parameters
             .iter()
             .filter(|(_, var)| var.dtype().is_float())
-            .map(|(name, var)| Parameter {
-                name: name.clone(),
-                var: var.clone(),
-                state: RefCell::new(State::new(config.kind, var)),
+            .map(|(name, var)| {
+                let state = RefCell::new(State::new(config.kind, var)?);
+                Ok(Parameter { name: name.clone(), var: var.clone(), state })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         Ok(Self { config, steps: 0, parameters })
     }
 
@@ -104,6 +106,7 @@ impl Optimiser {
                 let tensor = match &*state {
                     State::F32(lists) => Tensor::from_slice(&lists[number], shape, &Device::Cpu)?,
                     State::F64(lists) => Tensor::from_slice(&lists[number], shape, &Device::Cpu)?,
+                    State::Tensors(tensors) => tensors[number].to_device(&Device::Cpu)?,
                 };
                 all.push((name(kind, state_name, &parameter.name), tensor));
             }
@@ -135,14 +138,18 @@ impl Optimiser {
             problem: format!("is {steps}, expected 0 or more"),
         })?;
         let mut restored = Vec::with_capacity(self.parameters.len());
-        for Parameter { name: parameter, var, .. } in &self.parameters {
+        for Parameter { name: parameter, var, state } in &self.parameters {
             let dtype = if var.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
             let lists = kind
                 .states()
                 .iter()
                 .map(|state| find(name(kind, state, parameter), dtype, var.shape()))
                 .collect::<Result<Vec<&Tensor>>>()?;
+            let is_tensors = matches!(*state.borrow(), State::Tensors(_));
             restored.push(match dtype {
+                _ if is_tensors => State::Tensors(
+                    lists.iter().map(|list| list.to_device(var.device())).collect::<Candle<_>>()?,
+                ),
                 DType::F64 => State::F64(elements(&lists)?),
                 _ => State::F32(elements(&lists)?),
             });
@@ -170,6 +177,10 @@ impl Optimizer for Optimiser {
         let rule = Rule::of(self.config, self.steps);
         for Parameter { var, state, .. } in &self.parameters {
             let Some(gradient) = gradients.get(var) else { continue };
+            if let State::Tensors(state) = &mut *state.borrow_mut() {
+                rule.apply_to_tensors(var, gradient, state)?;
+                continue;
+            }
             let step = Step { rule, state };
             match var.dtype() {
                 DType::F32 | DType::F64 => var.inplace_op2(&gradient.contiguous()?, &step)?,
@@ -193,13 +204,22 @@ impl Optimizer for Optimiser {
 }
 
 impl State {
-    fn new(kind: OptimizerKind, var: &Var) -> Self {
+    fn new(kind: OptimizerKind, var: &Var) -> Result<Self> {
         let (count, start) = (var.elem_count(), kind.start());
         let lists = kind.states().len();
-        match var.dtype() {
+        Ok(match var.dtype() {
+            _ if !var.device().is_cpu() => Self::of_tensors(kind, var)?,
             DType::F64 => Self::F64(vec![vec![start; count]; lists]),
             _ => Self::F32(vec![vec![start as f32; count]; lists]),
-        }
+        })
+    }
+
+    fn of_tensors(kind: OptimizerKind, var: &Var) -> Result<Self> {
+        let dtype = if var.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        // Made on the host, as `full` on a GPU knows fewer types.
+        let start = Tensor::full(kind.start(), var.shape(), &Device::Cpu)?.to_dtype(dtype)?;
+        let tensor = |_: &&str| start.to_device(var.device());
+        Ok(Self::Tensors(kind.states().iter().map(tensor).collect::<Candle<_>>()?))
     }
 }
 
@@ -248,6 +268,28 @@ impl Rule {
             // Lists are made and restored as `states` names them.
             _ => {}
         }
+    }
+}
+
+impl Rule {
+    /// As [`apply`](Self::apply), where the parameter is on a GPU.
+    fn apply_to_tensors(self, var: &Var, gradient: &Tensor, state: &mut [Tensor]) -> Candle<()> {
+        let Some(dtype) = state.first().map(Tensor::dtype) else { return Ok(()) };
+        let [values, gradient] =
+            [var.as_tensor(), gradient].map(|tensor| tensor.detach().to_dtype(dtype));
+        let (values, gradient) = (values?, gradient?);
+        let values = match (self, state) {
+            (Self::Sgd(rule), [momentum]) => rule.apply_to_tensors(&values, &gradient, momentum),
+            (Self::Adagrad(rule), [accumulator]) => {
+                rule.apply_to_tensors(&values, &gradient, accumulator)
+            }
+            (Self::Adamw(rule), [first, second]) => {
+                rule.apply_to_tensors(&values, &gradient, first, second)
+            }
+            // As in `apply`.
+            _ => return Ok(()),
+        };
+        var.set(&values?.to_dtype(var.dtype())?)
     }
 }
 

@@ -8,7 +8,23 @@ use candle_core::{
 /// The largest of each 2x2 pixels; an odd last row or column is left out. Its gradient goes to
 /// the first of the largest, as PyTorch's does.
 pub(super) fn halve(images: &Tensor) -> Result<Tensor> {
-    images.contiguous()?.apply_op1(Halve)
+    match images.device().is_cpu() {
+        true => images.contiguous()?.apply_op1(Halve),
+        false => gather(images),
+    }
+}
+
+/// The same by candle's operations, as a GPU takes it. Of several largest a GPU may choose another
+/// than the first.
+fn gather(images: &Tensor) -> Result<Tensor> {
+    let (n, channels, height, width) = images.dims4()?;
+    let (rows, columns) = (height / 2, width / 2);
+    let even = images.narrow(2, 0, 2 * rows)?.narrow(3, 0, 2 * columns)?.contiguous()?;
+    let windows = even.reshape((n * channels * rows, 2, columns, 2))?.transpose(1, 2)?;
+    let windows = windows.reshape((n * channels * rows * columns, 4))?;
+    // No gradient runs through the choice.
+    let largest = windows.detach().argmax_keepdim(1)?;
+    windows.gather(&largest, 1)?.reshape((n, channels, rows, columns))
 }
 
 struct Halve;
@@ -122,6 +138,23 @@ fn of<'a, T>(elements: &'a [T], layout: &Layout) -> Result<&'a [T]> {
 mod tests {
     use super::*;
     use candle_core::{DType, Device, Var};
+
+    #[test]
+    fn candles_operations_do_the_same() {
+        let pixels: Vec<f32> = (0..2 * 3 * 5 * 6).map(|at| ((at * 37) % 23) as f32 - 9.0).collect();
+        let images = Tensor::from_vec(pixels, (2, 3, 5, 6), &Device::Cpu).unwrap();
+        let images = Var::from_tensor(&images).unwrap();
+        let [ours, theirs] = [halve(&images).unwrap(), gather(&images).unwrap()].map(|halved| {
+            let weights = Tensor::arange(0f32, 36f32, &Device::Cpu).unwrap();
+            let weights = weights.reshape((2, 3, 2, 3)).unwrap();
+            let sum = (&halved * weights).unwrap().sum_all().unwrap();
+            let gradients = sum.backward().unwrap();
+            let gradient = gradients.get(&images).unwrap().flatten_all().unwrap();
+            let halved = halved.flatten_all().unwrap();
+            (halved.to_vec1::<f32>().unwrap(), gradient.to_vec1::<f32>().unwrap())
+        });
+        assert_eq!(ours, theirs);
+    }
 
     #[test]
     fn the_gradient_goes_to_the_largest() {

@@ -2,6 +2,8 @@
 //! online learning and stochastic optimization*, 2011): each element's rate is divided by the root
 //! of the sum of its squared gradients.
 
+use candle_core::{Result, Tensor};
+
 use super::Number;
 
 /// A step.
@@ -17,6 +19,17 @@ impl Rule {
             *sum = *sum + gradient * gradient;
             *value = *value - gradient * lr / sum.sqrt();
         }
+    }
+
+    /// The new values, by the same arithmetic.
+    pub(super) fn apply_to_tensors(
+        self,
+        values: &Tensor,
+        gradient: &Tensor,
+        sum: &mut Tensor,
+    ) -> Result<Tensor> {
+        *sum = (&*sum + gradient.sqr()?)?;
+        values - ((gradient * self.lr)? / sum.sqrt()?)?
     }
 }
 

@@ -1,6 +1,8 @@
 //! AdamW (I. Loshchilov, F. Hutter, *Decoupled weight decay regularization*, 2019), with the
 //! arithmetic of candle's, in one pass.
 
+use candle_core::{Result, Tensor};
+
 use super::Number;
 
 /// A step.
@@ -37,6 +39,21 @@ impl Rule {
             let step = *first * scale1 / ((*second * scale2).sqrt() + epsilon);
             *value = *value * decay - step * lr;
         }
+    }
+
+    /// The new values, by the same arithmetic.
+    pub(super) fn apply_to_tensors(
+        self,
+        values: &Tensor,
+        gradient: &Tensor,
+        first: &mut Tensor,
+        second: &mut Tensor,
+    ) -> Result<Tensor> {
+        let [scale1, scale2] = self.scales;
+        *first = ((&*first * BETA1)? + (gradient * (1.0 - BETA1))?)?;
+        *second = ((&*second * BETA2)? + (gradient.sqr()? * (1.0 - BETA2))?)?;
+        let step = ((&*first * scale1)? / ((&*second * scale2)?.sqrt()? + EPSILON)?)?;
+        (values * (1.0 - self.lr * WEIGHT_DECAY))? - (step * self.lr)?
     }
 }
 

@@ -2,6 +2,8 @@
 //! itself and takes the whole gradient (I. Sutskever et al., *On the importance of initialization
 //! and momentum in deep learning*, 2013, with the learning rate outside).
 
+use candle_core::{Result, Tensor};
+
 use super::Number;
 
 /// A step.
@@ -18,5 +20,16 @@ impl Rule {
             *velocity = *velocity * momentum + gradient;
             *value = *value - *velocity * lr;
         }
+    }
+
+    /// The new values, by the same arithmetic.
+    pub(super) fn apply_to_tensors(
+        self,
+        values: &Tensor,
+        gradient: &Tensor,
+        velocity: &mut Tensor,
+    ) -> Result<Tensor> {
+        *velocity = ((&*velocity * self.momentum)? + gradient)?;
+        values - (&*velocity * self.lr)?
     }
 }

@@ -198,3 +198,30 @@ fn gradients_may_lie_anyhow_in_memory() {
         .collect();
     assert_eq!(run(&mut optimiser(config, &other), &other, &turned), plain);
 }
+
+/// What a GPU computes, computed by the host.
+#[test]
+fn operations_of_candles_take_the_same_steps() {
+    use OptimizerKind::{Adagrad, Adamw, Sgd};
+    for kind in [Sgd, Adagrad, Adamw] {
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-13), (DType::BF16, 0.01)] {
+            let (var, gradients) = drawn((3, 5), dtype, 1);
+            let other = Var::from_tensor(&var.copy().unwrap()).unwrap();
+            let host = run(&mut optimiser(config(kind, 0.02), &var), &var, &gradients);
+            let mut by_tensors = optimiser(config(kind, 0.02), &other);
+            by_tensors.parameters[0].state = RefCell::new(State::of_tensors(kind, &other).unwrap());
+            let (before, after) = gradients.split_at(STEPS / 2);
+            run(&mut by_tensors, &other, before);
+            // Its state can be saved and put back, there and on the host.
+            let state: HashMap<String, Tensor> = by_tensors.state().unwrap().into_iter().collect();
+            let on_host = Var::from_tensor(&other.copy().unwrap()).unwrap();
+            let mut resumed = optimiser(config(kind, 0.02), &on_host);
+            for optimizer in [&mut by_tensors, &mut resumed] {
+                optimizer.restore(&state).unwrap();
+            }
+            assert!(matches!(*by_tensors.parameters[0].state.borrow(), State::Tensors(_)));
+            assert_close(&run(&mut by_tensors, &other, after), &host, tolerance);
+            assert_close(&run(&mut resumed, &on_host, after), &host, tolerance);
+        }
+    }
+}
