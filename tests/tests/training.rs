@@ -528,6 +528,22 @@ fn bad_data_is_one_line_and_what_to_do() {
 }
 
 #[test]
+fn a_build_without_cuda_says_so_before_any_rank_starts() {
+    for line in [
+        "train --device gpu -n 2",
+        "train --device gpu",
+        // Before the data and the checkpoint are looked at.
+        "train --device gpu -n 2 --data none",
+        "eval --device gpu --checkpoint none",
+    ] {
+        let ended = run(line);
+        is_refusal(&ended, &["this allfold was built without CUDA"]);
+        let help = "cargo build --release -p allfold-launcher --features cuda";
+        assert!(ended.errors()[1].contains(help), "{ended:#?}");
+    }
+}
+
+#[test]
 fn a_metrics_port_in_use_is_said_by_a_single_rank() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -1,5 +1,7 @@
 //! Gradients travel in buckets: several parameters in one buffer, one all-reduce a bucket.
 
+mod tensors;
+
 use std::mem;
 
 use allfold::{Communicator, PendingBucket, ReduceOp, Reducible, bf16, f16};
@@ -7,8 +9,10 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var, WithDType};
 
 use crate::error::{Error, Result};
+use crate::nccl::{Nccl, gpu_of};
 use crate::parameters::with_elements;
 use crate::tally::{NUMBERS, Riders};
+use tensors::Tensors;
 
 /// A buffer for some parameters, reused from step to step.
 pub(crate) trait Bucket: Send {
@@ -70,23 +74,26 @@ impl Default for Limits {
 
 /// Deals parameters to buckets in the order given, which should be that in which backward reaches
 /// them: last layer first. Every rank must give the same. A bucket ends at its limit and where the
-/// element type changes.
+/// element type or the device changes.
 ///
 /// # Errors
 /// [`Error::Parameter`] where the element type cannot be added up.
 pub(crate) fn deal(
     world: &Communicator,
+    nccl: &Nccl,
     parameters: &[&(String, Var)],
     limits: Limits,
 ) -> Result<Vec<Box<dyn Bucket>>> {
     let mut buckets = Vec::new();
-    for run in parameters.chunk_by(|(_, one), (_, next)| one.dtype() == next.dtype()) {
+    let kind = |var: &Var| (var.dtype(), gpu_of(var));
+    for run in parameters.chunk_by(|(_, one), (_, next)| kind(one) == kind(next)) {
         let Some((name, first)) = run.first() else { continue };
+        let by = (world, nccl, limits);
         match first.dtype() {
-            DType::F16 => deal_typed::<f16>(world, run, limits, &mut buckets),
-            DType::BF16 => deal_typed::<bf16>(world, run, limits, &mut buckets),
-            DType::F32 => deal_typed::<f32>(world, run, limits, &mut buckets),
-            DType::F64 => deal_typed::<f64>(world, run, limits, &mut buckets),
+            DType::F16 => deal_typed::<f16>(by, run, &mut buckets),
+            DType::BF16 => deal_typed::<bf16>(by, run, &mut buckets),
+            DType::F32 => deal_typed::<f32>(by, run, &mut buckets),
+            DType::F64 => deal_typed::<f64>(by, run, &mut buckets),
             other => {
                 let problem = format!("gradients of type {} cannot be added up", other.as_str());
                 return Err(Error::Parameter { name: name.clone(), problem });
@@ -96,13 +103,18 @@ pub(crate) fn deal(
     Ok(buckets)
 }
 
-/// Deals parameters of one type.
+/// Deals parameters of one type on one device.
 fn deal_typed<T: WithDType + Reducible>(
-    world: &Communicator,
+    (world, nccl, limits): (&Communicator, &Nccl, Limits),
     run: &[&(String, Var)],
-    limits: Limits,
     buckets: &mut Vec<Box<dyn Bucket>>,
 ) {
+    let made = |members: &[&(String, Var)]| -> Box<dyn Bucket> {
+        match members.first().is_some_and(|(_, var)| gpu_of(var).is_some()) {
+            true => Box::new(Tensors::new(nccl, members)),
+            false => Box::new(Typed::<T>::new(world, members)),
+        }
+    };
     let lengths = |run: &[&(String, Var)]| {
         run.iter().map(|(_, var)| var.elem_count()).collect::<Vec<usize>>()
     };
@@ -111,11 +123,11 @@ fn deal_typed<T: WithDType + Reducible>(
         && let Some(first) = allfold::Bucket::<T>::deal(lengths(rest), limits.first).first()
     {
         let (members, others) = rest.split_at(first.end);
-        buckets.push(Box::new(Typed::<T>::new(world, members)));
+        buckets.push(made(members));
         rest = others;
     }
     for members in allfold::Bucket::<T>::deal(lengths(rest), limits.others) {
-        buckets.push(Box::new(Typed::<T>::new(world, &rest[members])));
+        buckets.push(made(&rest[members]));
     }
 }
 
@@ -171,14 +183,7 @@ impl<T: WithDType + Reducible> Bucket for Typed<T> {
         else {
             return Ok(());
         };
-        if gradient.dims() != var.dims() {
-            return Err(candle_core::Error::Msg(format!(
-                "a gradient of shape {:?} for a parameter of shape {:?}",
-                gradient.dims(),
-                var.dims()
-            ))
-            .into());
-        }
+        check_shape(var, gradient)?;
         // A factor of f16 or bf16 would be an error of its own, the same in every gradient.
         let factor = T::from_f64(scale);
         let scaled = |element: T| match is_half(T::DTYPE) {
@@ -277,6 +282,15 @@ fn room<T: WithDType + Reducible>(world: &Communicator, members: &[Var]) -> allf
     allfold::Bucket::within(world, gradients.chain([riders]))
 }
 
+fn check_shape(var: &Var, gradient: &Tensor) -> Result<()> {
+    if gradient.dims() == var.dims() {
+        return Ok(());
+    }
+    let (found, expected) = (gradient.dims(), var.dims());
+    let problem = format!("a gradient of shape {found:?} for a parameter of shape {expected:?}");
+    Err(candle_core::Error::Msg(problem).into())
+}
+
 /// Whether gradients of this type travel as they are, but no riders with them.
 fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::F16 | DType::BF16)
@@ -289,157 +303,4 @@ const LIMIT: usize = 25 << 20;
 const FIRST_LIMIT: usize = 1 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tally::Tally;
-    use candle_core::Device;
-
-    fn parameters(types: &[(DType, usize)]) -> Vec<(String, Var)> {
-        types
-            .iter()
-            .enumerate()
-            .map(|(at, &(dtype, len))| {
-                let var = Var::zeros(len, dtype, &Device::Cpu).unwrap();
-                (format!("p{at}"), var)
-            })
-            .collect()
-    }
-
-    fn single() -> Communicator {
-        Communicator::single()
-    }
-
-    fn dealt(types: &[(DType, usize)], limits: Limits) -> Vec<usize> {
-        let parameters = parameters(types);
-        let parameters: Vec<_> = parameters.iter().collect();
-        deal(&single(), &parameters, limits).unwrap().iter().map(|bucket| bucket.len()).collect()
-    }
-
-    /// All parameters in one bucket.
-    fn whole(parameters: &[(String, Var)]) -> Box<dyn Bucket> {
-        let parameters: Vec<_> = parameters.iter().collect();
-        let [bucket] =
-            deal(&single(), &parameters, Limits::default()).unwrap().try_into().ok().unwrap();
-        bucket
-    }
-
-    fn riders(samples: usize) -> Riders {
-        Riders { tally: Tally { samples, loss: 2.5, correct: 3 }, stops: 1 }
-    }
-
-    #[test]
-    fn buckets_end_at_the_limit_and_where_the_type_changes() {
-        use DType::{BF16, F16, F32, F64};
-        let dealt_40 = |types: &[(DType, usize)]| dealt(types, Limits::new(40)).len();
-        assert_eq!(dealt_40(&[]), 0);
-        assert_eq!(dealt_40(&[(F32, 5), (F32, 5)]), 1);
-        assert_eq!(dealt_40(&[(F32, 5), (F32, 6)]), 2);
-        assert_eq!(dealt_40(&[(F32, 1), (F32, 100), (F32, 1)]), 3);
-        assert_eq!(dealt_40(&[(F32, 1), (F64, 1), (F64, 1), (F32, 1)]), 3);
-        assert_eq!(dealt_40(&[(F32, 0), (F32, 0)]), 1);
-        assert_eq!(dealt_40(&[(F16, 10), (F16, 10), (BF16, 10), (BF16, 11)]), 3);
-    }
-
-    #[test]
-    fn the_first_bucket_is_smaller() {
-        let limits = Limits { first: 20, others: 40 };
-        assert_eq!(dealt(&[(DType::F32, 5); 9], limits), [1, 2, 2, 2, 2]);
-        assert_eq!(dealt(&[(DType::F32, 2); 9], limits), [2, 5, 2]);
-    }
-
-    #[test]
-    fn types_that_cannot_be_added_up_are_named() {
-        let parameters = parameters(&[(DType::F32, 3), (DType::U32, 3)]);
-        let parameters: Vec<_> = parameters.iter().collect();
-        let Err(error) = deal(&single(), &parameters, Limits::default()) else {
-            panic!("u32 was taken");
-        };
-        let expected = "parameter `p1`: gradients of type u32 cannot be added up";
-        assert_eq!(error.to_string(), expected);
-        assert_eq!(error.exit_code(), 2);
-    }
-
-    #[test]
-    fn gradients_add_up_and_come_back_divided() {
-        let parameters = parameters(&[(DType::F64, 2), (DType::F64, 1), (DType::F64, 0)]);
-        let gradient = Tensor::new(&[3.0f64, -6.0], &Device::Cpu).unwrap();
-        let mut bucket = whole(&parameters);
-        // Twice: the buffer is reused.
-        for _ in 0..2 {
-            bucket.add(0, &gradient, 2.0).unwrap();
-            bucket.add(0, &gradient, 1.0).unwrap();
-            bucket.start_all_reduce(&single(), 7, riders(6)).unwrap();
-            bucket.wait().unwrap();
-            assert_eq!(bucket.riders(), Some(riders(6)));
-            let mut mean = GradStore::default();
-            bucket.unpack(&mut mean, 6.0).unwrap();
-            let mean_of = |at: usize| mean.get(&parameters[at].1 as &Tensor);
-            assert_eq!(mean_of(0).unwrap().to_vec1::<f64>().unwrap(), [1.5, -3.0]);
-            assert!(mean_of(1).is_none(), "no rank has this gradient");
-            bucket.clear();
-        }
-        bucket.start_all_reduce(&single(), 7, Riders::default()).unwrap();
-        bucket.wait().unwrap();
-        let mut mean = GradStore::default();
-        bucket.unpack(&mut mean, 1.0).unwrap();
-        assert!(mean.get(&parameters[0].1 as &Tensor).is_none(), "that of the step before");
-    }
-
-    #[test]
-    fn a_gradient_of_another_shape_is_refused() {
-        let mut bucket = whole(&parameters(&[(DType::F32, 2)]));
-        let gradient = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
-        let expected = "candle: a gradient of shape [3] for a parameter of shape [2]";
-        assert_eq!(bucket.add(0, &gradient, 1.0).unwrap_err().to_string(), expected);
-    }
-
-    #[test]
-    fn starting_waits_for_no_other_rank() {
-        let [first, second] = Communicator::in_memory(2).unwrap().try_into().ok().unwrap();
-        let start = |world: &Communicator| {
-            let parameters = parameters(&[(DType::F64, 1), (DType::F32, 1), (DType::F64, 1)]);
-            let parameters: Vec<_> = parameters.iter().collect();
-            let mut buckets = deal(world, &parameters, Limits::default()).unwrap();
-            for bucket in &mut buckets {
-                bucket.start_all_reduce(world, 7, riders(1 + world.rank())).unwrap();
-            }
-            buckets
-        };
-        // The other rank makes its calls when this one has made all.
-        let mut buckets = start(&first);
-        std::thread::scope(|scope| {
-            scope.spawn(|| start(&second).iter_mut().for_each(|bucket| bucket.wait().unwrap()));
-            for bucket in &mut buckets {
-                bucket.wait().unwrap();
-                assert_eq!(bucket.riders().unwrap().tally.samples, 3);
-            }
-        });
-    }
-
-    #[test]
-    fn a_call_that_does_not_begin_leaves_a_bucket_for_the_next() {
-        let [first, second] = Communicator::in_memory(2).unwrap().try_into().ok().unwrap();
-        let mut outstanding = Vec::new();
-        while let Ok(call) = first.start_barrier() {
-            outstanding.push(call);
-        }
-        let made = || whole(&parameters(&[(DType::F32, 5)]));
-        let step = |world: &Communicator, bucket: &mut Box<dyn Bucket>| {
-            bucket.start_all_reduce(world, 7, riders(1))?;
-            bucket.wait()
-        };
-        let mut bucket = made();
-        let error = step(&first, &mut bucket).unwrap_err();
-        assert!(error.to_string().contains("calls are outstanding"), "{error}");
-        let calls = outstanding.len();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                (0..calls).for_each(|_| second.barrier().unwrap());
-                step(&second, &mut made()).unwrap();
-            });
-            outstanding.drain(..).for_each(|call| call.wait().unwrap());
-            step(&first, &mut bucket).unwrap();
-            assert_eq!(bucket.riders().unwrap().tally.samples, 2);
-        });
-    }
-}
+mod tests;

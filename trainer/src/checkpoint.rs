@@ -140,7 +140,7 @@ impl Checkpoint {
         }
         for (name, var) in parameters {
             if let Some(tensor) = self.parameters.get(name) {
-                var.set(tensor)?;
+                var.set(&tensor.to_device(var.device())?)?;
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::agreement;
 use crate::bucket::Limits;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::nccl::gpu_of;
 use crate::norm::{clip, norm};
 use crate::parameters::{by_name, describe};
 use crate::reduction::{Clock, Pass, Reduction};
@@ -45,6 +46,10 @@ use crate::tracked::{Shared, Tracked};
 ///
 /// To add up gradients while backward still works on others, make the model anew for each loss,
 /// of parameters that report their gradients: see [`tracked`](Self::tracked).
+///
+/// Variables on a GPU, the one that [`gpu`](crate::gpu) gives, are added up by NCCL and stay there;
+/// all ranks then have theirs on GPUs. What is counted rides along with them. The digest, the norm
+/// of the gradient and [`Optimiser::state`](crate::Optimiser::state) copy to the host.
 ///
 /// All ranks must make the same number of steps. Each holds all parameters; they start as rank
 /// 0's and stay bit-identical, because every rank applies the same sums.
@@ -85,13 +90,13 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     /// weights of rank 0.
     ///
     /// # Errors
-    /// [`Error::Disagree`] on every rank where names, shapes or types of the parameters differ
-    /// between ranks, with the first that does; [`Error::Parameter`] for a type other than f16,
+    /// [`Error::Disagree`] on every rank where names, shapes, types or kind of device of the
+    /// parameters differ between ranks, with the first that does; [`Error::Parameter`] for a type other than f16,
     /// bf16, f32 and f64; [`Error::NoParameters`]; allfold's own errors.
     pub fn new(optimizer: O, vars: &VarMap, world: &'a Communicator) -> Result<Self> {
         let parameters = by_name(vars);
         // First of all: the errors below are then the same on all ranks.
-        agreement::compare(world, "parameters", &describe(&parameters))?;
+        agreement::compare(world, "parameters", &described(&parameters))?;
         if parameters.is_empty() {
             return Err(Error::NoParameters);
         }
@@ -189,14 +194,26 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     pub fn tracked(&self, dtype: DType) -> VarBuilder<'static> {
         let shared = self.shared.clone().filter(|_| self.overlaps());
         let tracked = Tracked::new(&self.parameters, shared, self.steps);
-        VarBuilder::from_backend(Box::new(tracked), dtype, Device::Cpu)
+        let device = self.parameters.first().map_or(Device::Cpu, |(_, var)| var.device().clone());
+        VarBuilder::from_backend(Box::new(tracked), dtype, device)
     }
 
-    /// Whether there is more than one bucket and a network between ranks, so that the first can be
-    /// on its way while backward works on the last. Within one host the ranks' cores move the bytes
-    /// themselves: beside backward that takes as long, and the copies of the parameters longer.
+    /// Whether there is more than one bucket and a network between ranks, or GPUs, so that the first
+    /// can be on its way while backward works on the last. Within one host the ranks' cores move the
+    /// bytes themselves: beside backward that takes as long, and the copies of the parameters longer.
     pub fn overlaps(&self) -> bool {
-        self.world.size() > 1 && self.buckets() > 1 && !self.world.shares_memory()
+        let is_moved_by_cores = self.world.shares_memory() && !self.is_on_gpu();
+        self.world.size() > 1 && self.buckets() > 1 && !is_moved_by_cores
+    }
+
+    fn is_on_gpu(&self) -> bool {
+        self.parameters.iter().any(|(_, var)| gpu_of(var).is_some())
+    }
+
+    /// What computes and adds up, as a header shows it, where that is GPUs: one a rank.
+    pub(crate) fn gpus(&self) -> Option<String> {
+        let nccl = self.shared.as_ref().and_then(|shared| shared.reduction().nccl().described());
+        self.is_on_gpu().then(|| nccl.unwrap_or_else(|| "one, alone".into()))
     }
 
     /// The all-reduces of a step.
@@ -538,6 +555,13 @@ enum Source<'a> {
     Gradients(&'a GradStore),
     /// This rank has none.
     Nothing,
+}
+
+/// What the ranks compare of their parameters.
+fn described(parameters: &[(String, Var)]) -> Vec<String> {
+    let place = |var: &Var| if gpu_of(var).is_some() { " on a GPU" } else { "" };
+    let lines = describe(parameters).into_iter().zip(parameters);
+    lines.map(|(line, (_, var))| line + place(var)).collect()
 }
 
 /// The value of a scalar of either type.

@@ -40,6 +40,15 @@ pub enum Error {
         problem: String,
     },
 
+    /// There is no GPU to compute on, or not that one.
+    #[error("{problem}")]
+    Gpu {
+        /// What is missing or wrong.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+
     /// There is nothing to train.
     #[error("the model has no parameters")]
     NoParameters,
@@ -227,6 +236,7 @@ impl Error {
         match self {
             Self::UnknownModel { .. } => Some(format!("--model takes {}", crate::model::NAMES)),
             Self::Option { help, .. }
+            | Self::Gpu { help, .. }
             | Self::Checkpoint { help, .. }
             | Self::Input { help, .. }
             | Self::Unfit { help, .. } => Some(help.clone()),
@@ -309,6 +319,7 @@ impl Error {
             Self::UnknownModel { .. }
             | Self::Option { .. }
             | Self::Parameter { .. }
+            | Self::Gpu { .. }
             | Self::NoParameters
             | Self::NoSamples { .. }
             | Self::ListTooLong { .. }

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use allfold::Communicator;
-use candle_core::{DType, Device};
+use candle_core::DType;
 use candle_nn::{VarBuilder, VarMap};
 
 use crate::checkpoint::Checkpoint;
 use crate::data::Data;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluation::evaluate;
 use crate::model::ModelKind;
+use crate::options::DeviceKind;
 use crate::output::Output;
 use crate::parameters::by_name;
 use crate::report::{counted, grouped, percent};
@@ -27,14 +29,20 @@ pub struct EvalOptions {
     /// [default: the embedded set that fits the model]
     #[arg(long, value_name = "DIR|FILE")]
     pub data: Option<String>,
+
+    /// Where to compute; gpu needs a build with the feature cuda
+    #[arg(long, value_name = "KIND", default_value = "cpu")]
+    pub device: DeviceKind,
 }
 
 /// Tries a saved model on a test set, in this process, and prints its accuracy.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] for a file that is none, is damaged, or is of a model that does not fit
-/// the data; [`Error::LossNotFinite`]; as [`Data::open`].
+/// the data; [`Error::LossNotFinite`]; as [`Data::open`] and [`gpu`](crate::gpu).
 pub fn eval(options: &EvalOptions) -> Result<()> {
+    let world = Communicator::single();
+    let device = device::open(options.device, &world)?;
     let checkpoint = Checkpoint::read(&options.checkpoint)?;
     let kind: ModelKind = entry(&checkpoint, "model")?.parse()?;
     let hidden: Vec<usize> = entry(&checkpoint, "hidden")?
@@ -59,11 +67,11 @@ pub fn eval(options: &EvalOptions) -> Result<()> {
     kind.check_hidden(&hidden)?;
 
     let vars = VarMap::new();
-    let builder = VarBuilder::from_varmap(&vars, dtype, &Device::Cpu);
+    let builder = VarBuilder::from_varmap(&vars, dtype, &device);
     let model = kind.build(&hidden, &data.shape, builder)?;
     let parameters = by_name(&vars);
     checkpoint.restore(&parameters)?;
-    let test = evaluate(&*model, &*data.test, &Communicator::single(), dtype)?;
+    let test = evaluate(&*model, &*data.test, &world, (dtype, &device))?;
 
     let elements = parameters.iter().map(|(_, var)| var.elem_count()).sum();
     let mut output = Output::default();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Shape, Tensor, Var};
+use candle_core::{Device, Shape, Tensor, Var};
 use candle_nn::VarMap;
 
 use crate::error::Result;
@@ -51,8 +51,9 @@ fn fan_in(weight: &Shape) -> usize {
 fn fill_evenly(var: &Var, bound: f64, random: &mut Random) -> Result<()> {
     let values: Vec<f64> =
         (0..var.elem_count()).map(|_| (2.0 * random.unit() - 1.0) * bound).collect();
-    let values = Tensor::from_vec(values, var.shape(), var.device())?;
-    var.set(&values.to_dtype(var.dtype())?)?;
+    // Rounded on the host, so that the seed gives the same bits on every device.
+    let values = Tensor::from_vec(values, var.shape(), &Device::Cpu)?.to_dtype(var.dtype())?;
+    var.set(&values.to_device(var.device())?)?;
     Ok(())
 }
 
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
     use crate::data::digits;
     use crate::model::ModelKind;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
     use candle_nn::VarBuilder;
 
     fn filled(seed: u64) -> Vec<(String, Vec<f32>)> {

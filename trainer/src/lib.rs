@@ -7,7 +7,7 @@
 //! Reading order: `member.rs` is `allfold train` under a launcher, `run.rs` one training of it,
 //! `training.rs` its loop. [`Distributed`] is the step
 //! of all ranks: `reduction.rs` says when which bucket is sent, `bucket.rs` what is in it,
-//! `tracked.rs` how backward reports a gradient; `sampler.rs` says who gets which samples. Then
+//! `tracked.rs` how backward reports a gradient, `device.rs` and `nccl.rs` what is otherwise on GPUs; `sampler.rs` says who gets which samples. Then
 //! `agreement.rs` and `digest.rs`: what is compared between ranks; `data.rs`, `model.rs`,
 //! `loss.rs`, `optimizer.rs`, `memory.rs`, `initial.rs`, `random.rs`: what is trained and how; [`checkpoint`],
 //! `saving.rs`, `resume.rs`, [`Stop`]: how it ends early and goes on; `evaluation.rs`, `eval.rs`:
@@ -19,6 +19,7 @@ mod arrivals;
 mod bucket;
 pub mod checkpoint;
 mod data;
+mod device;
 mod digest;
 mod distributed;
 mod error;
@@ -31,6 +32,7 @@ mod loss;
 mod member;
 mod memory;
 mod model;
+mod nccl;
 mod norm;
 mod optimizer;
 mod options;
@@ -54,6 +56,7 @@ mod watching;
 
 pub use arrivals::{Arrival, Arrivals};
 pub use data::{Data, Dataset, Images, Shape, Split, Text, Windows, digits};
+pub use device::gpu;
 pub use digest::Digest;
 pub use distributed::Distributed;
 pub use error::{Error, LastStep, Result};
@@ -62,7 +65,9 @@ pub use initial::fill_from_seed;
 pub use member::take_part;
 pub use model::ModelKind;
 pub use optimizer::{DEFAULT_MOMENTUM, Optimiser, OptimizerConfig};
-pub use options::{OnLoss, OptimizerKind, Options, Precision, Progress, Resume, WhenDone};
+pub use options::{
+    DeviceKind, OnLoss, OptimizerKind, Options, Precision, Progress, Resume, WhenDone,
+};
 pub use problem::Problem;
 pub use run::run;
 pub use sampler::{Batch, Epoch, Sampler};

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use crate::checkpoint::{Every, Folder};
 use crate::data::Data;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::settings::Settings;
@@ -42,6 +43,11 @@ pub struct Options {
     /// Element type of the model
     #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = MODEL)]
     pub precision: Precision,
+
+    /// Where each rank computes; gpu: one of its own, and NCCL carries the gradients (needs a build
+    /// with the feature cuda)
+    #[arg(long, value_name = "KIND", default_value = "cpu", help_heading = MODEL)]
+    pub device: DeviceKind,
 
     /// Optimiser
     #[arg(long, value_name = "NAME", default_value = "adamw", help_heading = STEPS)]
@@ -160,6 +166,15 @@ pub enum Precision {
     F64,
 }
 
+/// Where a rank computes.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// On the processors of its host
+    Cpu,
+    /// On a GPU of its own; NCCL adds up the gradients
+    Gpu,
+}
+
 /// What is shown while training.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -209,6 +224,7 @@ impl Default for Options {
             model: DEFAULT_MODEL.into(),
             hidden: Vec::new(),
             precision: Precision::F32,
+            device: DeviceKind::Cpu,
             optimizer: OptimizerKind::Adamw,
             lr: None,
             momentum: None,
@@ -255,12 +271,17 @@ impl Options {
     ///
     /// # Errors
     /// [`UnknownModel`](crate::Error::UnknownModel); [`Option`](crate::Error::Option) for a number
-    /// out of range and for a model that this host has not the memory for; as [`Data::open`].
+    /// out of range and for a model that this host has not the memory for; where there is no GPU to
+    /// compute on, [`Error::Gpu`] and [`allfold::ErrorKind::NoGpu`]; as [`Data::open`].
     pub fn check(&self, ranks: usize) -> Result<Data> {
         // First without the data: large ones take seconds.
         self.check_numbers(ranks)?;
+        device::check(self.device)?;
         let data = self.open()?;
-        memory::check(&Settings::new(self, ranks, &data)?, &data.shape)?;
+        let settings = Settings::new(self, ranks, &data)?;
+        if self.device == DeviceKind::Cpu {
+            memory::check(&settings, &data.shape)?;
+        }
         Ok(data)
     }
 
@@ -343,6 +364,8 @@ mod tests {
         assert_eq!(parsed.steps, Some(7));
         assert_eq!(parsed.progress, Progress::Lines);
         assert_eq!(parsed.precision, Precision::F64);
+        assert_eq!(parse("--device gpu").unwrap().device, DeviceKind::Gpu);
+        assert!(parse("--device tpu").is_err());
         assert!(parse("--steps 7 --epochs 2").is_err());
         assert!(parse("--optimizer lion").is_err());
     }

@@ -8,6 +8,7 @@ use candle_core::{Tensor, Var};
 
 use crate::bucket::{Bucket, Limits, deal};
 use crate::error::{Error, Result};
+use crate::nccl::Nccl;
 use crate::tally::{NUMBERS, Riders, Tally};
 
 /// What the ranks add up in a step, and how far this one is.
@@ -18,6 +19,7 @@ use crate::tally::{NUMBERS, Riders, Tally};
 /// rest and waits.
 pub(crate) struct Reduction {
     world: Communicator,
+    nccl: Nccl,
     buckets: Vec<Box<dyn Bucket>>,
     /// Bucket and place in it of each parameter, in the order of names.
     places: Vec<(usize, usize)>,
@@ -69,7 +71,7 @@ impl Reduction {
     /// For parameters in the order of names, and the order in which backward reaches them.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for a type that cannot be added up.
+    /// [`Error::Parameter`] for a type that cannot be added up; as [`Nccl::connect`].
     pub(crate) fn new(
         world: Communicator,
         parameters: &[(String, Var)],
@@ -77,6 +79,7 @@ impl Reduction {
         limits: Limits,
     ) -> Result<Self> {
         let mut reduction = Self {
+            nccl: Nccl::connect(&world, parameters)?,
             world,
             buckets: Vec::new(),
             places: Vec::new(),
@@ -109,7 +112,7 @@ impl Reduction {
         self.buckets.clear();
         let ordered: Vec<&(String, Var)> =
             order.iter().filter_map(|&parameter| parameters.get(parameter)).collect();
-        self.buckets = deal(&self.world, &ordered, limits)?;
+        self.buckets = deal(&self.world, &self.nccl, &ordered, limits)?;
         self.order = order.to_vec();
         self.places = vec![(0, 0); parameters.len()];
         self.reported = vec![false; parameters.len()];
@@ -132,6 +135,10 @@ impl Reduction {
     /// Gives every rank the parameters of rank 0.
     pub(crate) fn broadcast_parameters(&mut self) -> Result<()> {
         self.buckets.iter_mut().try_for_each(|bucket| bucket.broadcast_parameters(&self.world))
+    }
+
+    pub(crate) fn nccl(&self) -> &Nccl {
+        &self.nccl
     }
 
     pub(crate) fn clock(&self) -> Clock {

@@ -174,6 +174,9 @@ fn header(training: &Training) -> Vec<String> {
             counted(settings.steps_per_epoch, "step"),
         ),
     ];
+    if let Some(gpus) = training.optimizer.gpus() {
+        lines.push(format!("  gpus   {gpus}"));
+    }
     if training.optimizer.overlaps() {
         let buckets = grouped(training.optimizer.buckets());
         lines.push(format!("  sums   {buckets} all-reduces a step, each while backward goes on"));

@@ -7,7 +7,7 @@ use crate::data::{Data, Shape};
 use crate::error::{Error, Result};
 use crate::model::{ModelKind, widths};
 use crate::optimizer::OptimizerConfig;
-use crate::options::{OptimizerKind, Options, Precision};
+use crate::options::{DeviceKind, OptimizerKind, Options, Precision};
 
 /// What a training does. All ranks must have the same: [`lines`](Self::lines) is what they compare.
 #[derive(Clone, Debug)]
@@ -15,6 +15,7 @@ pub(crate) struct Settings {
     pub(crate) model: ModelKind,
     pub(crate) hidden: Vec<usize>,
     pub(crate) precision: Precision,
+    pub(crate) device: DeviceKind,
     pub(crate) optimizer: OptimizerKind,
     pub(crate) lr: f64,
     pub(crate) momentum: f64,
@@ -123,6 +124,7 @@ impl Settings {
             model,
             hidden: options.hidden_of(model).to_vec(),
             precision: options.precision,
+            device: options.device,
             optimizer: options.optimizer,
             lr: options.lr.unwrap_or(model.default_lr(options.optimizer)),
             momentum: options.momentum.unwrap_or(usual.momentum),
@@ -168,6 +170,7 @@ impl Settings {
         lines.extend(self.training_lines().iter().map(|(name, value)| format!("{name} {value}")));
         let eval = self.eval_every.map_or("epoch".into(), |steps| format!("{steps} steps"));
         lines.push(format!("eval-every {eval}"));
+        lines.push(format!("device {}", name(&self.device)));
         lines.push(format!("bucket {} bytes", self.bucket_bytes));
         lines
     }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CustomOp1, DType, Device, Layout, Result as Candle, Shape, Tensor, Var,
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, Layout, Result as Candle, Shape, Tensor, Var,
 };
 use candle_nn::Init;
 use candle_nn::var_builder::SimpleBackend;
@@ -169,6 +170,13 @@ impl CustomOp1 for Report {
             _ => candle_core::bail!("a parameter whose gradients cannot be added up"),
         };
         Ok((copy, layout.shape().clone()))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Candle<(CudaStorage, Shape)> {
+        match layout.contiguous_offsets() {
+            Some((0, _)) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
+            _ => candle_core::bail!("a parameter that is not contiguous, or a part of a tensor"),
+        }
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Candle<Option<Tensor>> {

@@ -11,6 +11,7 @@ use crate::agreement;
 use crate::arrivals::{Arrivals, Watch};
 use crate::checkpoint::Written;
 use crate::data::Data;
+use crate::device;
 use crate::digest::Digest;
 use crate::distributed::Distributed;
 use crate::error::{Error, Result};
@@ -37,6 +38,7 @@ pub struct Training<'a> {
     pub(crate) data: Data,
     pub(crate) optimizer: Distributed<'a, Optimiser>,
     pub(crate) resumed: Option<Resumed>,
+    device: Device,
     sampler: Sampler,
     model: Box<dyn Module>,
     /// Rank 0's, where checkpoints are asked for.
@@ -144,8 +146,9 @@ impl<'a> Training<'a> {
     ) -> Result<Self> {
         let settings = Settings::new(options, world.size(), &data)?;
         agreement::compare(world, "options", &settings.lines(&data))?;
+        let device = device::open(settings.device, world)?;
         let vars = VarMap::new();
-        let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &Device::Cpu);
+        let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &device);
         let model = settings.model.build(&settings.hidden, &data.shape, builder)?;
         fill_from_seed(&vars, settings.seed)?;
         let optimizer = Optimiser::new(settings.optimizer_config(), &by_name(&vars))?;
@@ -169,6 +172,7 @@ impl<'a> Training<'a> {
         Ok(Self {
             sampler: Sampler::new(world, data.train.len(), settings.batch_size, settings.seed),
             settings,
+            device,
             world,
             data,
             optimizer,
@@ -308,6 +312,7 @@ impl<'a> Training<'a> {
         }
         let dtype = self.settings.dtype();
         let (inputs, targets) = self.data.train.batch(samples, dtype)?;
+        let (inputs, targets) = (inputs.to_device(&self.device)?, targets.to_device(&self.device)?);
         let logits = match self.optimizer.overlaps() {
             true => {
                 let tracked = self.optimizer.tracked(dtype);
@@ -345,7 +350,7 @@ impl<'a> Training<'a> {
     fn evaluate(&self, is_validation: bool) -> Result<Tally> {
         let held_out = self.data.validation.as_ref().filter(|_| is_validation);
         let samples = held_out.unwrap_or(&self.data.test);
-        evaluate(&*self.model, &**samples, self.world, self.settings.dtype())
+        evaluate(&*self.model, &**samples, self.world, (self.settings.dtype(), &self.device))
     }
 
     /// Rank 0 saves where a checkpoint is due; no other rank waits for it.
