@@ -5,6 +5,7 @@
 //! the job's directory.
 
 use std::collections::HashSet;
+use std::env;
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, PipeWriter, Read, Write, pipe};
 use std::os::unix::ffi::OsStrExt;
@@ -40,8 +41,10 @@ impl Keeper {
         let mut child = Command::new(own_binary())
             .arg0(format!("allfold keeper of {job}"))
             .arg(SUBCOMMAND)
-            // Neither an outer job's marks nor a directory in use.
+            // Neither an outer job's marks nor a directory in use; only what a binary that links
+            // CUDA may need to start.
             .env_clear()
+            .envs(env::var_os(LIBRARIES).map(|folders| (LIBRARIES, folders)))
             .current_dir("/")
             .stdin(read)
             .stdout(Stdio::piped())
@@ -197,6 +200,8 @@ fn survived_signals() -> [i32; 4] {
 
 /// The hidden subcommand.
 pub(crate) const SUBCOMMAND: &str = "keeper";
+/// Where the loader looks for libraries beside the system's folders.
+const LIBRARIES: &str = "LD_LIBRARY_PATH";
 const READY: &[u8] = b"ready\n";
 const LAUNCHER: &[u8] = b"launcher";
 const VARIABLE: &[u8] = b"variable";
