@@ -86,7 +86,7 @@ await() {
 }
 
 pid_of() {
-  sed -n "s/.*\"rank-started\".*\"rank\":$1,\"pid\":\([0-9]*\).*/\1/p" "$events" | head -n 1
+  sed -n "s/.*\"rank-started\".*\"rank\":$1,\"pid\":\([0-9]*\).*/\1/p" "$events" 2>/dev/null | head -n 1
 }
 
 # hurt NAME SIGNAL WORDS WAY: rank 1 of 3 gets the signal in the middle; the others must say WORDS
