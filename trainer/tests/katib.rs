@@ -8,7 +8,7 @@ mod skipped;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use allfold::Communicator;
+use allfold::{Communicator, Ranks};
 use allfold_trainer::Options;
 use clap::Parser;
 use python::python_has;
@@ -98,7 +98,8 @@ for end in (0, -1):
     for command in commands.lines() {
         let words = command.strip_prefix("allfold ").unwrap().split(' ');
         let options = Program::parse_from(words).options;
-        options.check(options.ranks.unwrap()).unwrap();
+        let Some(Ranks::Number(ranks)) = options.ranks else { panic!("{command}") };
+        options.check(ranks).unwrap();
     }
 }
 
