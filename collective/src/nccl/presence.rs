@@ -187,6 +187,7 @@ pub(super) fn telling(words: &[String]) -> &str {
     there.or(words.first()).map_or("", String::as_str)
 }
 
+#[cfg(feature = "nccl")]
 /// Where the library lies that this process has loaded, by the start of its file's name.
 pub(super) fn mapped(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;

@@ -110,6 +110,7 @@ impl World {
 
     /// Numbers a call whose data go another way, and which takes no step here: its contract is in
     /// the hash of every later call.
+    #[cfg_attr(not(feature = "nccl"), expect(dead_code))]
     pub(crate) fn note(&self, group: u64, shape: &CallShape) -> Result<Begun> {
         let begun = self.begin(group, shape)?;
         if let Some(group) = self.state().groups.get_mut(&group) {
