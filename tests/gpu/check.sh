@@ -159,7 +159,7 @@ bench() {
   if "$programs/allfold" run -n "$ranks" --prefix never -- \
     sh -c 'NCCL_HOSTID=host-$RANK exec "$0" bench "$@"' "$programs/allfold" "$@" --device gpu \
     >"$table" 2>"$logs/$name.log"; then
-    say ok "$name" "$(grep -i 'avg' "$table" | tail -n 1)"
+    say ok "$name" "$(sed -nE 's/^# (Avg bus bandwidth|Beside raw NCCL) +: (.*[^ ]) *$/\1: \2/p' "$table" | tac | paste -sd ';')"
     tables+=("$table")
   else
     say FAILED "$name" "$(tail -n 2 "$logs/$name.log" | head -n 1)"
