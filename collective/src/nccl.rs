@@ -72,6 +72,8 @@ pub use calls::{Group, OnStream};
 pub use cudarc;
 #[cfg(feature = "nccl")]
 pub use gpu::Gpu;
+#[cfg(feature = "nccl")]
+pub(crate) use meeting::words;
 pub use presence::{Absence, Presence, Version};
 #[cfg(feature = "nccl")]
 #[doc(hidden)]

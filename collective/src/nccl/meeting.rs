@@ -124,7 +124,7 @@ fn unusable(index: usize, error: &cudarc::driver::DriverError) -> Absence {
 }
 
 /// CUDA's error on one line.
-pub(super) fn words(error: &cudarc::driver::DriverError) -> String {
+pub(crate) fn words(error: &cudarc::driver::DriverError) -> String {
     let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
     let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
     match (name, text) {

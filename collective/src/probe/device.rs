@@ -10,7 +10,7 @@ use cudarc::driver::{
 
 use crate::caller::argument;
 use crate::error::{Error, Result};
-use crate::nccl::{Gpu, Group, OnStream, Raw};
+use crate::nccl::{self, Gpu, Group, OnStream, Raw};
 use crate::reduce::{ReduceOp, Reducible};
 
 /// Two buffers on a rank's GPU. All that is done with them is done on the stream of the GPU's own.
@@ -86,7 +86,7 @@ impl<'a, T: Reducible + DeviceRepr + ValidAsZeroBits> DeviceBuffers<'a, T> {
     /// # Errors
     /// CUDA's words where the GPU has not so much memory.
     pub fn new(gpu: &'a Gpu, input: usize, output: usize) -> Result<Self, String> {
-        let words = |error: DriverError| error.to_string();
+        let words = |error: DriverError| nccl::words(&error);
         let buffer = |length: usize| gpu.stream().alloc_zeros::<T>(length.max(1)).map_err(words);
         let (input, output) = (buffer(input)?, buffer(output)?);
         let starts = [&input, &output].map(|buffer| buffer.device_ptr(gpu.stream()).0);
