@@ -76,7 +76,7 @@ pub enum Op {
 /// Where the data lies and is combined.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum DeviceType {
+pub enum DeviceKind {
     /// In the host's memory, by allfold.
     #[default]
     #[value(help = None)]
@@ -239,7 +239,7 @@ impl From<Op> for ReduceOp {
     }
 }
 
-impl DeviceType {
+impl DeviceKind {
     /// Its name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -348,7 +348,7 @@ mod tests {
         for transport in Transport::value_variants() {
             same(transport.to_possible_value().unwrap(), transport.name());
         }
-        for device in DeviceType::value_variants() {
+        for device in DeviceKind::value_variants() {
             same(device.to_possible_value().unwrap(), device.name());
         }
         for algorithm in Algorithm::value_variants() {

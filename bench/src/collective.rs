@@ -3,7 +3,7 @@
 
 use clap::ValueEnum;
 
-use crate::choices::DeviceType;
+use crate::choices::DeviceKind;
 
 /// The collective under test.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl Collective {
     }
 
     /// Why a half of every row is empty.
-    pub(crate) fn remark(self, device: DeviceType, started: bool) -> Option<&'static str> {
+    pub(crate) fn remark(self, device: DeviceKind, started: bool) -> Option<&'static str> {
         match self {
             Self::SendRecv => Some(
                 "Out of place only: allfold sends from one buffer and receives into another, so \
@@ -155,10 +155,10 @@ impl Collective {
             Self::Barrier => {
                 Some("Time only: a barrier moves no data, so there is nothing to check")
             }
-            Self::Broadcast | Self::Reduce if device == DeviceType::Gpu => {
+            Self::Broadcast | Self::Reduce if device == DeviceKind::Gpu => {
                 Some("In place only: on GPUs the call has one buffer, so out-of-place stays empty")
             }
-            _ if device == DeviceType::Gpu => None,
+            _ if device == DeviceKind::Gpu => None,
             _ if started => {
                 Some("In place only: a call that is started owns one buffer, its input and output")
             }
@@ -216,12 +216,12 @@ mod tests {
             for started in [false, true] {
                 let Halves { out_of_place, in_place } = collective.halves(started);
                 assert!(out_of_place || in_place);
-                let remark = collective.remark(DeviceType::Cpu, started);
+                let remark = collective.remark(DeviceKind::Cpu, started);
                 assert_eq!(out_of_place && in_place, remark.is_none());
             }
             if let Some(Halves { out_of_place, in_place }) = collective.halves_on_gpu() {
                 assert!(out_of_place || in_place);
-                let remark = collective.remark(DeviceType::Gpu, false);
+                let remark = collective.remark(DeviceKind::Gpu, false);
                 assert_eq!(out_of_place && in_place, remark.is_none());
             }
         }

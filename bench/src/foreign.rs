@@ -5,7 +5,7 @@
 use clap::Args;
 
 use crate::Error;
-use crate::choices::DeviceType;
+use crate::choices::DeviceKind;
 
 /// What only nccl-tests have.
 #[derive(Args, Clone, Debug, Default)]
@@ -88,7 +88,7 @@ pub(crate) enum Blocking {
 
 impl Foreign {
     /// Refuses the first one that is given another value than its default.
-    pub(crate) fn check(&self, device: DeviceType) -> Result<(), Error> {
+    pub(crate) fn check(&self, device: DeviceKind) -> Result<(), Error> {
         let given = [
             (&self.nthreads, NTHREADS),
             (&self.parallel_init, PARALLEL_INIT),
@@ -103,15 +103,15 @@ impl Foreign {
         ];
         for (value, Refusal { option, default, on_cpu, on_gpu }) in given {
             let is_taken = |value: &str| match device {
-                DeviceType::Gpu if option == BLOCKING.option => blocking(value).is_some(),
-                DeviceType::Cpu | DeviceType::Gpu => default == Some(value),
+                DeviceKind::Gpu if option == BLOCKING.option => blocking(value).is_some(),
+                DeviceKind::Cpu | DeviceKind::Gpu => default == Some(value),
             };
             if let Some(value) = value
                 && !is_taken(value)
             {
                 let (why, help) = match device {
-                    DeviceType::Cpu => on_cpu,
-                    DeviceType::Gpu => on_gpu,
+                    DeviceKind::Cpu => on_cpu,
+                    DeviceKind::Gpu => on_gpu,
                 };
                 return Err(Error::Foreign { option, value: value.clone(), why, help });
             }
@@ -227,7 +227,7 @@ mod tests {
         Line::try_parse_from(words.split_whitespace()).unwrap().foreign
     }
 
-    const DEVICES: [DeviceType; 2] = [DeviceType::Cpu, DeviceType::Gpu];
+    const DEVICES: [DeviceKind; 2] = [DeviceKind::Cpu, DeviceKind::Gpu];
 
     #[test]
     fn defaults_of_nccl_tests_change_nothing() {
@@ -265,8 +265,8 @@ mod tests {
     fn calls_on_gpus_may_be_waited_for() {
         for (line, blocking) in [("-z 1", Blocking::WaitAndMeet), ("-z 2", Blocking::Wait)] {
             let foreign = parse(line);
-            assert!(foreign.check(DeviceType::Cpu).is_err());
-            foreign.check(DeviceType::Gpu).unwrap();
+            assert!(foreign.check(DeviceKind::Cpu).is_err());
+            foreign.check(DeviceKind::Gpu).unwrap();
             assert_eq!(foreign.blocking(), blocking);
         }
     }

@@ -49,7 +49,7 @@ mod timestamp;
 pub mod turns;
 mod world;
 
-pub use choices::{Algorithm, Average, Choice, DataType, DeviceType, Op, Switch, Transport, Unit};
+pub use choices::{Algorithm, Average, Choice, DataType, DeviceKind, Op, Switch, Transport, Unit};
 pub use collective::Collective;
 pub use command::Command;
 pub use error::Error;

@@ -8,7 +8,7 @@ use allfold::{Config, Ranks};
 use clap::{Args, ValueEnum};
 
 use crate::choices::{
-    Algorithm, Average, Choice, DataType, DeviceType, Op, Switch, Transport, Unit, one_or_all,
+    Algorithm, Average, Choice, DataType, DeviceKind, Op, Switch, Transport, Unit, one_or_all,
     rank_or_all,
 };
 use crate::collective::{Collective, Halves};
@@ -27,7 +27,7 @@ pub struct Options {
     /// Where the data lies: in the host's memory, or in that of a GPU for each rank [cpu; with -g:
     /// gpu]
     #[arg(long, value_enum, value_name = "cpu|gpu")]
-    pub device: Option<DeviceType>,
+    pub device: Option<DeviceKind>,
 
     /// As --device gpu --ranks N; -g 1 under a launcher, or beside --ranks: a GPU for each rank
     #[arg(short = 'g', long, value_name = "N", allow_negative_numbers = true)]

@@ -11,7 +11,7 @@ use allfold::{Communicator, ErrorKind, Peer, bf16, f16};
 
 use crate::beside::Comparison;
 use crate::call::{Caller, Library, Task};
-use crate::choices::{DataType, DeviceType, Op};
+use crate::choices::{DataType, DeviceKind, Op};
 use crate::console::{Console, State};
 use crate::deadline::Deadline;
 use crate::element::Number;
@@ -33,11 +33,11 @@ use crate::{Error, gpu, size, timestamp, world};
 pub fn run(options: &Options, world: Communicator) -> Result<(), Error> {
     let out = &mut io::stdout();
     match options.device() {
-        DeviceType::Cpu => {
+        DeviceKind::Cpu => {
             run_on(options, &world, &Library, out)?;
             Ok(world.close()?)
         }
-        DeviceType::Gpu => {
+        DeviceKind::Gpu => {
             let gpu = Gpu::connect(world)?;
             run_at(options, gpu.communicator(), Place::<Library>::Gpu(&gpu), out)?;
             Ok(gpu.close()?)

@@ -5,18 +5,18 @@ use allfold::nccl::Presence;
 
 use super::Options;
 use crate::Error;
-use crate::choices::DeviceType;
+use crate::choices::DeviceKind;
 use crate::collective::Collective;
 
 impl Options {
     /// Where the data lies.
-    pub(crate) fn device(&self) -> DeviceType {
-        let implied = if self.ngpus.is_some() { DeviceType::Gpu } else { DeviceType::Cpu };
+    pub(crate) fn device(&self) -> DeviceKind {
+        let implied = if self.ngpus.is_some() { DeviceKind::Gpu } else { DeviceKind::Cpu };
         self.device.unwrap_or(implied)
     }
 
     pub(crate) fn is_on_gpu(&self) -> bool {
-        self.device() == DeviceType::Gpu
+        self.device() == DeviceKind::Gpu
     }
 
     /// The number of ranks that the user gives, and by which option. `-g 1` leaves it to a launcher,
@@ -108,7 +108,7 @@ impl Options {
             (0, ..) => refuse("a benchmark needs at least one rank", "give 1 or more"),
             // nccl-tests' default.
             (1, ..) => Ok(()),
-            (_, DeviceType::Cpu, _) => refuse(
+            (_, DeviceKind::Cpu, _) => refuse(
                 "with --device cpu no rank has a GPU",
                 "use --ranks for the number of ranks, or leave --device cpu out",
             ),

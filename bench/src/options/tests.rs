@@ -198,7 +198,7 @@ fn gpus_are_asked_for_by_either_name() {
         options.check_values().unwrap();
         (options.device(), options.given_ranks())
     };
-    let (cpu, gpu) = (DeviceType::Cpu, DeviceType::Gpu);
+    let (cpu, gpu) = (DeviceKind::Cpu, DeviceKind::Gpu);
     assert_eq!(of(""), (cpu, None));
     assert_eq!(of("--device gpu"), (gpu, None));
     assert_eq!(of("-g 4"), of("--ngpus 4"));
