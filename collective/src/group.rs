@@ -163,7 +163,7 @@ impl Group {
 
     /// Calls begun and not ended.
     pub(crate) fn outstanding(&self) -> u64 {
-        self.begun - self.ended
+        self.begun - self.ended - self.ended_early.len() as u64
     }
 
     /// Begins the next call. An accusation if a rank has left that it needs.

@@ -82,6 +82,12 @@ impl<B: Owned> Pending<B> {
         }
     }
 
+    /// Its communicator and sequence, until its result is taken.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn number(&self) -> Option<(u64, u64)> {
+        self.call.as_ref().map(|started| started.number)
+    }
+
     /// Whether the call has ended, so that waiting takes no time.
     pub fn is_done(&self) -> bool {
         self.call.as_ref().is_none_or(|started| started.completion.is_done())

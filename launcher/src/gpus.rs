@@ -12,8 +12,8 @@ use crate::program::own_binary;
 
 /// How many GPUs this process and its children see; `option` asks for them.
 ///
-/// A process of its own looks, so that the launcher has nothing of CUDA in it: neither its threads
-/// nor its files, nor its crash where the driver is broken.
+/// A process of its own looks, so that a launcher has nothing of CUDA in it while its ranks run:
+/// neither its threads nor its files, nor its crash where the driver is broken.
 pub(crate) fn count(option: &str) -> Result<usize, Error> {
     let refuse = |problem: String, help: &str| {
         Err(Error::Usage { problem: format!("{option} gpu: {problem}"), help: Some(help.into()) })

@@ -171,6 +171,25 @@ fn sends_that_need_each_other_are_a_deadlock() {
 }
 
 #[test]
+fn a_send_that_nobody_receives_is_found_when_ranks_close() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(2, &["unmatched"], &[("ALLFOLD_LATE_AFTER", "2s")]) {
+        ended.assert_error(3, &["send #0 (f32 x 10, on GPUs", "rank 1"]);
+    }
+}
+
+#[test]
+fn a_context_of_the_programs_own_will_do() {
+    let _one_at_a_time = machine_lock();
+    let own = [("NCCL_HOSTID", "")];
+    let Some(machine) = stand_in("a_context_of_the_programs_own_will_do") else { return };
+    for (rank, ended) in machine.run(2, &["own-context"], &own).into_iter().enumerate() {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+        assert_eq!(ended.output(), [format!("closed gpu {rank}")]);
+    }
+}
+
+#[test]
 fn a_stream_may_be_far_ahead() {
     let _one_at_a_time = machine_lock();
     for ended in Machine::new().run(2, &["queue", "3000"], &[]) {
@@ -193,6 +212,8 @@ fn arguments_that_cannot_be_are_refused_and_harm_nothing() {
             format!("refused: send to rank {rank}, which is this rank itself"),
         ];
         assert_eq!(ended.output()[..5], refused, "{ended:#?}");
+        let foreign = "refused: the buffer was made with another CudaContext of this GPU";
+        assert!(ended.output()[5].starts_with(foreign), "{ended:#?}");
     }
 }
 

@@ -43,7 +43,7 @@ impl Nccl {
             return Ok(Self::default());
         }
         let split = world.split(Some(0), world.rank() as u32)?.unwrap_or_else(Communicator::single);
-        let gpu = Gpu::connect(split)?;
+        let gpu = connect(split, parameters)?;
         let elsewhere = places.iter().find(|(_, place)| *place != gpu.index());
         let mut ranks_astray = [u64::from(elsewhere.is_some())];
         world.all_reduce(&mut ranks_astray, ReduceOp::Sum)?;
@@ -84,6 +84,12 @@ impl Nccl {
         Ok(self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.synchronize())?)
     }
 
+    /// Waits, for a second at most, until what is queued is done here, whatever the other ranks do;
+    /// false where there is no GPU.
+    pub(crate) fn settle(&self) -> bool {
+        self.gpu.as_ref().map(|gpu| gpu.settle()).is_some()
+    }
+
     fn make(&self, call: Call, world: &Communicator, tensor: &Tensor) -> Result<()> {
         let gpu = self.gpu.as_deref();
         let in_place = InPlace { call, world, gpu, failed: RefCell::default() };
@@ -93,6 +99,22 @@ impl Nccl {
             None => Ok(made?),
         }
     }
+}
+
+/// NCCL on the GPU of the first variable there is, with candle's own context of it.
+#[cfg(feature = "cuda")]
+fn connect(world: Communicator, parameters: &[(String, Var)]) -> Result<Gpu> {
+    let mut devices = parameters.iter().map(|(_, var)| var.device());
+    let gpu = devices.find_map(|device| device.as_cuda_device().ok());
+    Ok(match gpu {
+        Some(device) => Gpu::connect_with(world, device.cuda_stream().context())?,
+        None => Gpu::connect(world)?,
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn connect(world: Communicator, _: &[(String, Var)]) -> Result<Gpu> {
+    Ok(Gpu::connect(world)?)
 }
 
 /// The number of the GPU on which a variable lies.

@@ -241,7 +241,10 @@ impl Reduction {
     /// Ends a step that failed: what is under way comes back, so that a next step has all buckets.
     /// An error of these calls is that of every later call.
     pub(crate) fn abandon(&mut self) {
-        self.buckets.iter_mut().for_each(|bucket| drop(bucket.wait()));
+        // On GPUs a wait is a call of all ranks, which this one may be the only one to make.
+        if !self.nccl.settle() {
+            self.buckets.iter_mut().for_each(|bucket| drop(bucket.wait()));
+        }
         self.reset();
     }
 

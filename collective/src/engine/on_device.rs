@@ -21,13 +21,14 @@ impl Engine {
         self.call(shape, Borrowed::in_place::<u8>(&mut [], nothing)).map(|_| ())
     }
 
-    /// Numbers a call, which is compared together with the next one that is.
-    pub(crate) fn note(&self, shape: &CallShape) -> Result<()> {
+    /// Numbers a call, which is compared together with the next one that is; its communicator and
+    /// sequence.
+    pub(crate) fn note(&self, shape: &CallShape) -> Result<(u64, u64)> {
         let _turn = self.enter(shape.location)?;
         let begun = self.begin(shape, |world, shape| world.note(self.group, shape))?;
         let world = self.world();
         world.counters.call(begun.contract.key(Algorithm::Nccl), Duration::ZERO);
-        Ok(())
+        Ok((self.group, begun.contract.sequence))
     }
 
     /// Numbers a message of `count` elements; its end says that the other rank has made its own.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::panic::Location;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
@@ -32,7 +33,8 @@ pub struct OnStream<'a> {
 pub struct Group<'a> {
     on: OnStream<'a>,
     comm: Comm,
-    kept: RefCell<Vec<SyncOnDrop<'a>>>,
+    /// Shared with who ends the group, so that they outlive it also while unwinding.
+    kept: Rc<RefCell<Vec<SyncOnDrop<'a>>>>,
 }
 
 impl<'a> OnStream<'a> {
@@ -55,13 +57,9 @@ impl<'a> OnStream<'a> {
     pub fn group<R>(&self, calls: impl FnOnce(&Group<'a>) -> Result<R>) -> Result<R> {
         let turn = self.gpu.enter(Location::caller())?;
         // They go after NCCL has all calls, when cudarc may order other streams behind them.
-        let mut kept = Vec::new();
-        let result = self.gpu.launch_group(|comm| {
-            let group = Group { on: *self, comm, kept: RefCell::default() };
-            let result = calls(&group);
-            kept = group.kept.into_inner();
-            result
-        });
+        let kept = Rc::default();
+        let result =
+            self.gpu.launch_group(|comm| calls(&Group { on: *self, comm, kept: Rc::clone(&kept) }));
         drop((kept, turn));
         result
     }
@@ -608,8 +606,14 @@ impl<'a> DeviceCall<'a> {
         let turn = self.enter()?;
         match (self.caller().engine(), self.way) {
             (None, _) | (_, Way::Raw(_)) => {}
-            (Some(engine), Way::Blocking) => engine.compare(&shape)?,
-            (Some(engine), Way::Queued | Way::Grouped(_)) => engine.note(&shape)?,
+            (Some(engine), Way::Blocking) => {
+                self.checked(engine.compare(&shape))?;
+                self.gpu.note_numbered(None);
+            }
+            (Some(engine), Way::Queued | Way::Grouped(_)) => {
+                let number = self.checked(engine.note(&shape))?;
+                self.gpu.note_numbered(Some(number));
+            }
         }
         self.give(turn, None, launch)
     }
@@ -633,6 +637,7 @@ impl<'a> DeviceCall<'a> {
                 Some(engine.start_comparing_message(peer, of, label, location)?)
             }
         };
+        self.gpu.note_numbered(comparing.as_ref().and_then(Pending::number));
         let comparing = match (comparing, self.way) {
             (Some(comparing), Way::Blocking) => {
                 comparing.wait()?;
@@ -668,12 +673,19 @@ impl<'a> DeviceCall<'a> {
             Way::Blocking | Way::Queued => None,
         };
         self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
-        drop(turn);
         match self.way {
-            Way::Blocking => self.gpu.wait_compared(self.stream, self.location),
+            Way::Blocking => {
+                drop(turn);
+                self.gpu.wait_compared(self.stream, self.location)
+            }
             Way::Raw(_) => Ok(()),
             Way::Queued | Way::Grouped(_) => self.gpu.note_started(self.stream, comparing),
         }
+    }
+
+    /// An error of the comparison, once NCCL has let go of what was queued before.
+    fn checked<T>(&self, compared: Result<T>) -> Result<T> {
+        compared.map_err(|error| self.gpu.let_go_after(error))
     }
 
     fn caller(&self) -> Caller<'a> {
@@ -696,7 +708,7 @@ impl<'a> DeviceCall<'a> {
         }
         if !Arc::ptr_eq(own, of_buffer) {
             let problem = "the buffer was made with another CudaContext of this GPU; make it with that of \
-                 Gpu::context, or give its address";
+                 Gpu::context, or connect with its own by Gpu::connect_with";
             return argument(problem.into());
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::calls::OnStream;
 use super::library::{Code, Functions, Nccl, SUCCESS};
 use super::meeting::{self, Found};
 use super::pair::{Comm, Pair};
-use super::watch::{self, Joining, OTHERS_KNOW, Watch};
+use super::watch::{self, Joining, OTHERS_KNOW, Watch, await_better_word};
 use crate::communicator::{Communicator, Kind};
 use crate::contract::{Collective, Role};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +20,7 @@ use crate::fork::Process;
 use crate::pending::Pending;
 use crate::report;
 use crate::verdict::{Fault, Loss};
-use crate::world::World;
+use crate::world::{Waiting, World};
 
 /// A rank's GPU and, through NCCL, those of the other ranks. Its own methods are collectives that
 /// return when they are done; [`on`](Self::on) makes them on a stream of the program's.
@@ -42,7 +42,9 @@ pub struct Gpu {
     /// Messages on streams that the other rank is not known to have made yet.
     started: Mutex<VecDeque<Pending<()>>>,
     /// On which calls were made since they were last waited for.
-    streams: Mutex<Vec<Arc<CudaStream>>>,
+    streams: Mutex<Vec<Used>>,
+    /// Communicator and sequence of the call that was numbered last, and may wait in NCCL for others.
+    numbered: Mutex<Option<(u64, u64)>>,
     /// The source line of the call that is being numbered and given to NCCL.
     turn: Mutex<Option<&'static Location<'static>>>,
     /// A fork has no GPU.
@@ -60,12 +62,21 @@ impl Gpu {
     /// [`ErrorKind::NoGpu`], on every rank, where one of them has no driver, no GPU of its own or no
     /// NCCL, or must not use it; [`ErrorKind::RankLost`] where NCCL does not connect.
     pub fn connect(communicator: Communicator) -> Result<Self> {
-        Self::join(communicator).inspect_err(report::has_failed)
+        Self::join(communicator, None).inspect_err(report::has_failed)
     }
 
-    fn join(communicator: Communicator) -> Result<Self> {
+    /// As [`connect`](Self::connect), to the GPU of a context that the program has, so that its
+    /// buffers fit: cudarc orders streams by what the context object knows.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_with(communicator: Communicator, context: &Arc<CudaContext>) -> Result<Self> {
+        Self::join(communicator, Some(context)).inspect_err(report::has_failed)
+    }
+
+    fn join(communicator: Communicator, given: Option<&Arc<CudaContext>>) -> Result<Self> {
         let settings = communicator.nccl_settings()?;
-        let Found { nccl, context, gpu } = meeting::prepare(&communicator, settings)?;
+        let Found { nccl, context, gpu } = meeting::prepare(&communicator, settings, given)?;
         let world = match &communicator.kind {
             Kind::Single => None,
             Kind::Joined(engine) => Some(engine.world().clone()),
@@ -92,6 +103,7 @@ impl Gpu {
             name: gpu.name,
             started: Mutex::default(),
             streams: Mutex::default(),
+            numbered: Mutex::default(),
             turn: Mutex::default(),
             process: Process::this(),
             communicator: Some(communicator),
@@ -177,6 +189,18 @@ impl Gpu {
         }
     }
 
+    /// A call was numbered that may wait for others in NCCL, which connects ranks at their first calls.
+    pub(super) fn note_numbered(&self, number: Option<(u64, u64)>) {
+        *lock(&self.numbered) = number;
+    }
+
+    /// While this thread is in NCCL it waits for the others, as the search for deadlocks sees it.
+    fn waiting(&self) -> Option<Waiting<'_>> {
+        let number = *lock(&self.numbered);
+        let (world, (group, sequence)) = self.world().zip(number)?;
+        Some(world.note_waiting(group, sequence))
+    }
+
     /// Gives a call to NCCL. `grouped`: inside a group, which holds the communicator.
     pub(super) fn launch(
         &self,
@@ -187,7 +211,10 @@ impl Gpu {
         let functions = &self.nccl.functions;
         let code = match grouped {
             Some(comm) => Some(call(functions, comm)),
-            None => self.pair.call(|comm| call(functions, comm)),
+            None => {
+                let _waiting = self.waiting();
+                self.pair.call(|comm| call(functions, comm))
+            }
         };
         match code {
             Some(SUCCESS) => Ok(()),
@@ -225,11 +252,14 @@ impl Gpu {
             }
             let open = OpenGroup { gpu: self, functions };
             let result = calls(comm);
+            let _waiting = self.waiting();
             (open.end(), Some(result))
         });
         match outcome {
-            Some((SUCCESS, Some(result))) => result,
-            Some((_, Some(Err(error)))) => Err(error),
+            Some((SUCCESS, Some(Ok(result)))) => Ok(result),
+            // Where the group has not failed as well, the calls before the error are made.
+            Some((SUCCESS, Some(Err(error)))) => Err(error),
+            Some((_, Some(Err(error)))) if !error.is_communicator_usable() => Err(error),
             Some((code, _)) => Err(self.failed(code)),
             None => Err(self.over()),
         }
@@ -242,8 +272,10 @@ impl Gpu {
         comparing: Option<Pending<()>>,
     ) -> Result<()> {
         let mut streams = lock(&self.streams);
-        if !streams.iter().any(|known| Arc::ptr_eq(known, stream)) {
-            streams.push(stream.clone());
+        let same = |used: &&mut Used| used.stream.cu_stream() == stream.cu_stream();
+        match streams.iter_mut().find(same) {
+            Some(used) => used.calls += 1,
+            None => streams.push(Used { stream: stream.clone(), calls: 1 }),
         }
         drop(streams);
         let oldest = {
@@ -265,12 +297,7 @@ impl Gpu {
         stream: &CudaStream,
         location: &'static Location<'static>,
     ) -> Result<()> {
-        if let Err(error) = self.compare(Role::DeviceWait, location) {
-            if !error.is_communicator_usable() {
-                self.let_go(stream);
-            }
-            return Err(error);
-        }
+        self.compare(Role::DeviceWait, location)?;
         self.wait_compared(stream, location)
     }
 
@@ -282,15 +309,17 @@ impl Gpu {
         let mut call = caller.whole(Collective::Barrier, None, 0);
         call.role = role;
         let Some(engine) = caller.engine() else { return Ok(()) };
-        engine.compare(&caller.shape::<u8>(call))?;
-        // Messages are compared each by itself, and of some no more is known yet.
-        let started = std::mem::take(&mut *lock(&self.started));
-        started.into_iter().try_for_each(Pending::wait)
+        let compared = engine.compare(&caller.shape::<u8>(call)).and_then(|()| {
+            // Messages are compared each by itself, and of some no more is known yet.
+            let started = std::mem::take(&mut *lock(&self.started));
+            started.into_iter().try_for_each(Pending::wait)
+        });
+        compared.map_err(|error| self.let_go_after(error))
     }
 
     fn wait_all(&self, location: &'static Location<'static>) -> Result<()> {
         let streams = lock(&self.streams).clone();
-        streams.iter().try_for_each(|stream| self.wait_compared(stream, location))
+        streams.iter().try_for_each(|used| self.wait_compared(&used.stream, location))
     }
 
     /// As [`wait_at`](Self::wait_at), of calls that were compared before, or will be at the end.
@@ -299,10 +328,21 @@ impl Gpu {
         stream: &CudaStream,
         location: &'static Location<'static>,
     ) -> Result<()> {
+        // Those made since, by other threads, stay to be waited for.
+        let is_it = |used: &Used| used.stream.cu_stream() == stream.cu_stream();
+        let calls = lock(&self.streams).iter().find(|used| is_it(used)).map(|used| used.calls);
         let event = stream.record_event(None).map_err(|error| self.broken("an event", &error))?;
         self.wait_event(&event, location)?;
-        lock(&self.streams).retain(|known| known.cu_stream() != stream.cu_stream());
+        lock(&self.streams).retain(|used| !is_it(used) || Some(used.calls) != calls);
         Ok(())
+    }
+
+    /// Waits until what this rank has queued is done, a second at most, and compares nothing: for a
+    /// program that goes on to end after an error of its own, before it gives up its buffers.
+    pub fn settle(&self) {
+        let streams = lock(&self.streams).clone();
+        let ends = streams.iter().filter_map(|used| used.stream.record_event(None).ok());
+        ends.for_each(|end| wait_a_little(&end));
     }
 
     /// The right to number calls and to give them to NCCL: two threads that did would do it in an
@@ -371,29 +411,32 @@ impl Gpu {
         }
     }
 
-    /// Before a buffer is given back: NCCL is given up, and its kernels have ended.
-    fn let_go(&self, stream: &CudaStream) {
-        if let Ok(event) = stream.record_event(None) {
-            self.let_go_of(&event);
+    /// Before an error that ends everything is returned, and buffers with it: NCCL is given up, and its
+    /// kernels have ended.
+    pub(super) fn let_go_after(&self, error: Error) -> Error {
+        if !error.is_communicator_usable() {
+            let streams = lock(&self.streams).clone();
+            let ends = streams.iter().filter_map(|used| used.stream.record_event(None).ok());
+            ends.for_each(|end| self.let_go_of(&end));
         }
+        error
     }
 
     fn let_go_of(&self, event: &CudaEvent) {
         if !self.watch.wait_ended(LET_GO) {
             return;
         }
-        let begun = Instant::now();
-        let mut pause = Pause::default();
-        while begun.elapsed() < LET_GO && matches!(event.try_is_complete(), Ok(false)) {
-            pause.take();
-        }
+        wait_a_little(event);
     }
 
-    /// NCCL is only taken down once all calls have ended on every rank: what one of them has sent may
-    /// still be on its way from here.
+    /// Every rank has made the same calls, else some would be waited for in vain; and NCCL is only taken
+    /// down once they have ended on every rank: what one of them has sent may still be on its way from
+    /// here.
     fn stop(&mut self, location: &'static Location<'static>) -> Result<()> {
-        let result =
-            self.wait_all(location).and_then(|()| self.compare(Role::DeviceClose, location));
+        let result = self
+            .compare(Role::DeviceClose, location)
+            .and_then(|()| self.wait_all(location))
+            .and_then(|()| self.compare(Role::DeviceClose, location));
         if self.world().is_some_and(|world| world.is_over()) {
             self.watch.wait_ended(LET_GO);
         } else {
@@ -427,7 +470,7 @@ impl Gpu {
             return ErrorKind::System { operation: "NCCL".into(), problem }.into();
         };
         let error = world.error().unwrap_or_else(|| ErrorKind::Closed.into());
-        world.conclude(Err(error.clone())).err().unwrap_or(error)
+        self.let_go_after(world.conclude(Err(error.clone())).err().unwrap_or(error))
     }
 }
 
@@ -469,12 +512,20 @@ fn fail(world: Option<&World>, what: &str, error: &DriverError) -> Error {
     }
 }
 
-/// Another rank may be why it fails, and the world says so soon.
-fn await_better_word(world: &World, patience: Duration) {
-    let until = Instant::now() + patience;
-    while !world.is_over() && Instant::now() < until {
-        std::thread::sleep(LONGEST_PAUSE);
+/// Until the event, or a second.
+fn wait_a_little(event: &CudaEvent) {
+    let begun = Instant::now();
+    let mut pause = Pause::default();
+    while begun.elapsed() < LET_GO && matches!(event.try_is_complete(), Ok(false)) {
+        pause.take();
     }
+}
+
+/// A stream on which calls were made, and how many.
+#[derive(Clone)]
+struct Used {
+    stream: Arc<CudaStream>,
+    calls: u64,
 }
 
 /// The right to make a call; given back when dropped, also when unwinding.

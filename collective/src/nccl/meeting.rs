@@ -21,9 +21,13 @@ pub(super) struct Found {
     pub(super) gpu: Choice,
 }
 
-/// Looks for driver, GPU and NCCL; agrees with the other ranks that all of them have what it takes.
-pub(super) fn prepare(communicator: &Communicator, settings: NcclSettings) -> Result<Found> {
-    let found = find(communicator, settings);
+/// Looks for driver, GPU (that of the context `given`, where there is one) and NCCL; agrees with the other ranks that all of them have what it takes.
+pub(super) fn prepare(
+    communicator: &Communicator,
+    settings: NcclSettings,
+    given: Option<&Arc<CudaContext>>,
+) -> Result<Found> {
+    let found = find(communicator, settings, given);
     let word = match &found {
         Ok(found) => Word::Ready { nccl: found.nccl.version.to_string(), gpu: found.gpu.clone() },
         Err(Absence { problem, help }) => {
@@ -73,7 +77,11 @@ pub(super) fn share_id(communicator: &Communicator, nccl: &Nccl) -> Result<ncclU
     Ok(id)
 }
 
-fn find(communicator: &Communicator, settings: NcclSettings) -> Result<Found, Absence> {
+fn find(
+    communicator: &Communicator,
+    settings: NcclSettings,
+    given: Option<&Arc<CudaContext>>,
+) -> Result<Found, Absence> {
     match settings.reach {
         Reach::Nowhere => {
             return Err(Absence::new(
@@ -101,8 +109,13 @@ fn find(communicator: &Communicator, settings: NcclSettings) -> Result<Found, Ab
     }
     let driver = Driver::find().map_err(Clone::clone)?;
     let nccl = Nccl::find().map_err(Clone::clone)?;
-    let index = choice::index(settings.local_rank, driver.gpus);
-    let context = CudaContext::new(index).map_err(|error| unusable(index, &error))?;
+    let (index, context) = match given {
+        Some(context) => (context.ordinal(), context.clone()),
+        None => {
+            let index = choice::index(settings.local_rank, driver.gpus);
+            (index, CudaContext::new(index).map_err(|error| unusable(index, &error))?)
+        }
+    };
     let name = context.name().map_err(|error| unusable(index, &error))?;
     let uuid = context.uuid().map_err(|error| unusable(index, &error))?;
     let uuid = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();

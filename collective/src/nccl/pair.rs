@@ -113,7 +113,8 @@ impl Pair {
     pub(super) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::Release);
         self.give_up_handle();
-        if let Some(Comm(caller)) = lock(&self.caller).take() {
+        let caller = lock(&self.caller).take();
+        if let Some(Comm(caller)) = caller {
             // SAFETY: it is taken out, so that nobody uses it again, and no call is inside it.
             let _ = unsafe { (self.nccl.functions.comm_abort)(caller) };
         }
@@ -124,24 +125,27 @@ impl Pair {
         self.is_given_up.load(Ordering::Acquire)
     }
 
-    /// Takes both down where all calls have ended on every rank.
-    pub(super) fn close(&self) {
+    /// Takes the caller down where all calls have ended on every rank.
+    pub(super) fn close_caller(&self) {
         let functions = &self.nccl.functions;
-        if let Some(Comm(caller)) = lock(&self.caller).take() {
+        let caller = lock(&self.caller).take();
+        if let Some(Comm(caller)) = caller {
             // SAFETY: it is taken out, so that nobody uses it again.
             unsafe {
                 let _ = (functions.comm_finalize)(caller);
                 let _ = (functions.comm_destroy)(caller);
             }
         }
-        if let Some(Comm(handle)) = lock(&self.handle).take() {
-            // SAFETY: as above; it has made no call that would have to be waited for.
-            let _ = unsafe { (functions.comm_abort)(handle) };
-        }
+    }
+
+    /// Takes the handle down, after the caller; it has made no call that would have to be waited for.
+    pub(super) fn close_handle(&self) {
+        self.give_up_handle();
     }
 
     fn give_up_handle(&self) {
-        if let Some(Comm(handle)) = lock(&self.handle).take() {
+        let handle = lock(&self.handle).take();
+        if let Some(Comm(handle)) = handle {
             // SAFETY: it is taken out, so that nobody uses it again; no other thread touches it.
             let _ = unsafe { (self.nccl.functions.comm_abort)(handle) };
         }

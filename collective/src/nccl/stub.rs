@@ -43,6 +43,11 @@ impl Gpu {
         match self.0 {}
     }
 
+    /// Waits for what is queued here.
+    pub fn settle(&self) {
+        match self.0 {}
+    }
+
     /// Waits for all calls and closes the communicator.
     ///
     /// # Errors

@@ -48,10 +48,10 @@ impl Watch {
         let (world, limit) = (joining.world.clone(), joining.limit);
         let thread = Thread { nccl, pair: pair.clone(), joining };
         let work = move || thread.work(&connected, &inbox, &end);
-        std::thread::Builder::new().name("allfold-nccl".into()).spawn(work).map_err(|error| {
-            let operation = "starting the thread that stands by NCCL".into();
-            Error::from(ErrorKind::System { operation, problem: error.to_string() })
-        })?;
+        if let Err(error) = std::thread::Builder::new().name("allfold-nccl".into()).spawn(work) {
+            let words = format!("its thread does not start: {error}");
+            return Err(failed(Failure::Nccl(words), world.as_deref(), limit));
+        }
         let this = Self { commands: Mutex::new(commands), ended: Mutex::new(ended) };
         let result = wait_connected(&outcome, world.as_deref(), limit);
         match result {
@@ -141,7 +141,7 @@ impl Thread {
         let mut suspect: Option<(Code, Instant)> = None;
         loop {
             match inbox.recv_timeout(LOOK) {
-                Ok(Command::Close) => return self.pair.close(),
+                Ok(Command::Close) => return self.close(),
                 Err(RecvTimeoutError::Disconnected) => return self.pair.give_up(),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -165,6 +165,29 @@ impl Thread {
         }
     }
 
+    /// Takes NCCL down, on a thread of its own: it waits for its peers, and one of them may be lost
+    /// meanwhile.
+    fn close(&self) {
+        let (pair, context) = (self.pair.clone(), self.joining.context.clone());
+        let (closed, is_closed) = channel::<()>();
+        let work = move || {
+            if context.bind_to_thread().is_ok() {
+                pair.close_caller();
+            }
+            drop(closed);
+        };
+        if std::thread::Builder::new().name("allfold-close".into()).spawn(work).is_err() {
+            return self.pair.give_up();
+        }
+        let world = self.joining.world.as_deref();
+        while is_closed.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            if world.is_some_and(World::is_over) {
+                self.pair.give_up();
+            }
+        }
+        self.pair.close_handle();
+    }
+
     fn loss(&self, code: Code) -> Loss {
         Loss::Failed { problem: format!("NCCL: {}", self.nccl.describe(code)) }
     }
@@ -179,10 +202,23 @@ pub(super) fn patience(code: Code) -> Duration {
     }
 }
 
+/// Another rank may be why NCCL or CUDA fails here, and the world says so soon.
+pub(super) fn await_better_word(world: &World, patience: Duration) {
+    let until = Instant::now() + patience;
+    while !world.is_over() && Instant::now() < until {
+        std::thread::sleep(ASK);
+    }
+}
+
 /// The error of a rank whose NCCL did not connect; the others hear it from the world.
 fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
     let problem = match failure {
-        Failure::Nccl(words) => format!("NCCL does not connect: {words}"),
+        Failure::Nccl(words) => {
+            if let Some(world) = world {
+                await_better_word(world, OTHERS_KNOW);
+            }
+            format!("NCCL does not connect: {words}")
+        }
         Failure::Late => format!(
             "NCCL does not connect within {} (ALLFOLD_CONNECT_TIMEOUT); NCCL_DEBUG=INFO shows what \
              it waits for",
@@ -205,6 +241,8 @@ fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
 
 /// How soon an end of the world reaches NCCL.
 const LOOK: Duration = Duration::from_millis(20);
+/// How soon an end of the world ends the patience with an error.
+const ASK: Duration = Duration::from_millis(1);
 /// As long as lanes wait for a verdict after a broken link (2.6 s): two seconds of silence, the
 /// question to other ranks, and the way of the verdict.
 pub(super) const OTHERS_KNOW: Duration = Duration::from_millis(2600);

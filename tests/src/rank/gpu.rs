@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use allfold::nccl::Gpu;
 use allfold::nccl::cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
 };
 use allfold::{Communicator, ReduceOp, Reducible, Result, bf16, f16};
 
@@ -13,8 +13,18 @@ use super::{say, unknown};
 
 /// Does what `words` say.
 pub(super) fn act(words: &[&str]) -> Result<()> {
-    let gpu = Gpu::connect(Communicator::from_env_or_single()?)?;
+    let world = Communicator::from_env_or_single()?;
+    let gpu = match words {
+        // With a context of the program's own.
+        ["own-context"] => {
+            let context = CudaContext::new(world.local_rank());
+            let context = context.unwrap_or_else(|error| fail(&format!("{error}")));
+            Gpu::connect_with(world, &context)?
+        }
+        _ => Gpu::connect(world)?,
+    };
     match words {
+        ["own-context"] => sum(&gpu, "blocking", 1000)?,
         ["kinds"] => kinds(&gpu)?,
         // Sums until something ends it; `queued`: ten at a time on a stream.
         ["forever", way] => forever(&gpu, way)?,
@@ -50,6 +60,13 @@ pub(super) fn act(words: &[&str]) -> Result<()> {
             check("queue", &host(&gpu, &buffer), &[1.0f32; 10]);
         }
         ["mistakes"] => mistakes(&gpu),
+        // Rank 0 sends what nobody receives, and closes.
+        ["unmatched"] => {
+            let ones = device(&gpu, &[1.0f32; 10]);
+            if gpu.communicator().rank() == 0 {
+                gpu.on(gpu.stream()).send(&ones, 1)?;
+            }
+        }
         ["nested"] => nested(&gpu)?,
         // This rank panics between two calls of a group, and goes on.
         ["panic-in-group", rank] => panic_in_group(&gpu, rank)?,
@@ -113,12 +130,16 @@ fn mistakes(gpu: &Gpu) {
     let mut short = device(gpu, &[1.0f32; 3]);
     let long = device(gpu, &vec![1.0f32; 3 * size + 1]);
     let own = gpu.communicator().rank();
-    let refused: [Result<()>; 5] = [
+    let other = CudaContext::new(gpu.index())
+        .and_then(|context| context.default_stream().clone_htod(&[1.0f32; 3]));
+    let mut foreign = other.unwrap_or_else(|error| fail(&format!("{error}")));
+    let refused: [Result<()>; 6] = [
         gpu.all_reduce_into(&long, &mut short, ReduceOp::Sum),
         gpu.reduce_scatter(&long, &mut short, ReduceOp::Sum),
         gpu.broadcast(&mut short, size),
         gpu.reduce(&mut short, ReduceOp::Sum, size),
         gpu.send(&long, own),
+        gpu.all_reduce(&mut foreign, ReduceOp::Sum),
     ];
     for error in refused.into_iter().filter_map(Result::err) {
         say(&format!("refused: {error}"));

@@ -151,6 +151,7 @@ impl Bucket for Tensors {
 
     fn clear(&mut self) {
         self.sums.fill(None);
+        self.is_under_way = false;
         self.values = None;
         self.counts.clear();
     }
