@@ -1,12 +1,14 @@
-//! A rank's GPU: NCCL between all ranks of a communicator, and how calls on it are waited for.
+//! A rank's GPU: NCCL between all ranks of a communicator.
+
+mod waiting;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use super::calls::OnStream;
 use super::library::{Code, Functions, Nccl, SUCCESS};
@@ -14,12 +16,12 @@ use super::meeting::{self, Found};
 use super::pair::{Comm, Pair};
 use super::watch::{self, Joining, OTHERS_KNOW, Watch, await_better_word};
 use crate::communicator::{Communicator, Kind};
-use crate::contract::{Collective, Role};
+use crate::contract::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::Process;
 use crate::pending::Pending;
 use crate::report;
-use crate::verdict::{Fault, Loss};
+use crate::verdict::Loss;
 use crate::world::{Waiting, World};
 
 /// A rank's GPU and, through NCCL, those of the other ranks. Its own methods are collectives that
@@ -292,59 +294,6 @@ impl Gpu {
         oldest.map_or(Ok(()), Pending::wait)
     }
 
-    pub(super) fn wait_at(
-        &self,
-        stream: &CudaStream,
-        location: &'static Location<'static>,
-    ) -> Result<()> {
-        self.compare(Role::DeviceWait, location)?;
-        self.wait_compared(stream, location)
-    }
-
-    /// Returns once every rank is seen to have made the same calls, and this one.
-    fn compare(&self, role: Role, location: &'static Location<'static>) -> Result<()> {
-        let Some(communicator) = &self.communicator else { return Ok(()) };
-        let _turn = self.enter(location)?;
-        let caller = communicator.caller(location);
-        let mut call = caller.whole(Collective::Barrier, None, 0);
-        call.role = role;
-        let Some(engine) = caller.engine() else { return Ok(()) };
-        let compared = engine.compare(&caller.shape::<u8>(call)).and_then(|()| {
-            // Messages are compared each by itself, and of some no more is known yet.
-            let started = std::mem::take(&mut *lock(&self.started));
-            started.into_iter().try_for_each(Pending::wait)
-        });
-        compared.map_err(|error| self.let_go_after(error))
-    }
-
-    fn wait_all(&self, location: &'static Location<'static>) -> Result<()> {
-        let streams = lock(&self.streams).clone();
-        streams.iter().try_for_each(|used| self.wait_compared(&used.stream, location))
-    }
-
-    /// As [`wait_at`](Self::wait_at), of calls that were compared before, or will be at the end.
-    pub(super) fn wait_compared(
-        &self,
-        stream: &CudaStream,
-        location: &'static Location<'static>,
-    ) -> Result<()> {
-        // Those made since, by other threads, stay to be waited for.
-        let is_it = |used: &Used| used.stream.cu_stream() == stream.cu_stream();
-        let calls = lock(&self.streams).iter().find(|used| is_it(used)).map(|used| used.calls);
-        let event = stream.record_event(None).map_err(|error| self.broken("an event", &error))?;
-        self.wait_event(&event, location)?;
-        lock(&self.streams).retain(|used| !is_it(used) || Some(used.calls) != calls);
-        Ok(())
-    }
-
-    /// Waits until what this rank has queued is done, a second at most, and compares nothing: for a
-    /// program that goes on to end after an error of its own, before it gives up its buffers.
-    pub fn settle(&self) {
-        let streams = lock(&self.streams).clone();
-        let ends = streams.iter().filter_map(|used| used.stream.record_event(None).ok());
-        ends.for_each(|end| wait_a_little(&end));
-    }
-
     /// The right to number calls and to give them to NCCL: two threads that did would do it in an
     /// order that is no other rank's.
     pub(super) fn enter(&self, location: &'static Location<'static>) -> Result<Turn<'_>> {
@@ -360,73 +309,6 @@ impl Gpu {
         }
         *turn = Some(location);
         Ok(Turn(self))
-    }
-
-    fn wait_event(&self, event: &CudaEvent, location: &'static Location<'static>) -> Result<()> {
-        let world = self.world().cloned();
-        let limits = world.as_ref().map(|world| world.limits);
-        let begun = Instant::now();
-        let mut next_warning = limits.map(|limits| limits.late_after);
-        let mut pause = Pause::default();
-        loop {
-            if world.as_ref().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
-                self.let_go_of(event);
-                return Err(self.over());
-            }
-            match event.try_is_complete() {
-                Ok(true) => {
-                    // What was given up a moment ago may be why it is.
-                    let is_over = world.as_ref().is_some_and(|world| world.is_over());
-                    return if is_over || self.pair.is_given_up() {
-                        Err(self.over())
-                    } else {
-                        Ok(())
-                    };
-                }
-                Ok(false) => {}
-                Err(error) => return Err(self.broken("its stream", &error)),
-            }
-            let waited = begun.elapsed();
-            if let (Some(world), Some(limit)) = (&world, limits.and_then(|limits| limits.timeout))
-                && waited >= limit
-            {
-                let call = format!("waiting for the GPU at {}", at(location));
-                let fault = Fault::TimedOut { call, limit: report::duration(limit), late: None };
-                world.raise(world.rank, fault);
-                continue;
-            }
-            if let Some(due) = next_warning
-                && waited >= due
-            {
-                next_warning = Some(due * 2);
-                report::warn(&format!(
-                    "the stream that {} waits for is not done after {}: kernels before its calls are \
-                     slow, here or on another rank, or a send and a receive that need each other are \
-                     not in one group",
-                    at(location),
-                    report::duration(waited)
-                ));
-            }
-            pause.take();
-        }
-    }
-
-    /// Before an error that ends everything is returned, and buffers with it: NCCL is given up, and its
-    /// kernels have ended.
-    pub(super) fn let_go_after(&self, error: Error) -> Error {
-        if !error.is_communicator_usable() {
-            let streams = lock(&self.streams).clone();
-            let ends = streams.iter().filter_map(|used| used.stream.record_event(None).ok());
-            ends.for_each(|end| self.let_go_of(&end));
-        }
-        error
-    }
-
-    fn let_go_of(&self, event: &CudaEvent) {
-        if !self.watch.wait_ended(LET_GO) {
-            return;
-        }
-        wait_a_little(event);
     }
 
     /// Every rank has made the same calls, else some would be waited for in vain; and NCCL is only taken
@@ -512,15 +394,6 @@ fn fail(world: Option<&World>, what: &str, error: &DriverError) -> Error {
     }
 }
 
-/// Until the event, or a second.
-fn wait_a_little(event: &CudaEvent) {
-    let begun = Instant::now();
-    let mut pause = Pause::default();
-    while begun.elapsed() < LET_GO && matches!(event.try_is_complete(), Ok(false)) {
-        pause.take();
-    }
-}
-
 /// A stream on which calls were made, and how many.
 #[derive(Clone)]
 struct Used {
@@ -564,25 +437,6 @@ impl Drop for OpenGroup<'_> {
     }
 }
 
-/// Between two looks at an event: none at first, as most calls take microseconds, and never long
-/// beside what has been waited already.
-struct Pause(Instant);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Pause {
-    fn take(&mut self) {
-        match self.0.elapsed() {
-            waited if waited < SPIN => std::hint::spin_loop(),
-            waited => std::thread::sleep((waited / 64).min(LONGEST_PAUSE)),
-        }
-    }
-}
-
 fn at(location: &Location<'_>) -> String {
     crate::contract::show_location(location)
 }
@@ -593,8 +447,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Half of what the engine keeps (see [`Pending`]): calls on the host may be under way too.
 const MAX_STARTED: usize = 512;
-/// Longer calls do not feel what a sleep takes to end, about 60 us.
-const SPIN: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_micros(500);
 /// Kernels look at NCCL's abort flag all the time.
 const LET_GO: Duration = Duration::from_secs(1);
