@@ -7,16 +7,18 @@ use candle_core::Device;
 use crate::error::{Error, Result};
 use crate::options::DeviceKind;
 
-/// Whether this build and this machine can compute there.
+/// Whether this build and this machine can compute there, with so many ranks: one needs no NCCL.
 ///
 /// # Errors
 /// [`Error::Gpu`] where this build has no CUDA; [`allfold::ErrorKind::NoGpu`] where the machine has
 /// no driver, no GPU or no NCCL.
-pub(crate) fn check(kind: DeviceKind) -> Result<()> {
+pub(crate) fn check(kind: DeviceKind, ranks: usize) -> Result<()> {
     match kind {
         DeviceKind::Cpu => Ok(()),
         DeviceKind::Gpu if cfg!(feature = "cuda") => {
-            Presence::find().check().map_err(|absence| Error::World(absence.into()))
+            let presence = Presence::find();
+            let checked = if ranks > 1 { presence.check() } else { presence.check_driver() };
+            checked.map_err(|absence| Error::World(absence.into()))
         }
         DeviceKind::Gpu => Err(Error::Gpu { problem: NOT_BUILT.into(), help: BUILD.into() }),
     }
@@ -41,7 +43,7 @@ pub(crate) fn open(kind: DeviceKind, world: &Communicator) -> Result<Device> {
 /// [`Error::Gpu`] where this build has no CUDA (the feature `cuda`);
 /// [`allfold::ErrorKind::NoGpu`] where the machine has no driver, no GPU or no NCCL; candle's own.
 pub fn gpu(world: &Communicator) -> Result<Device> {
-    check(DeviceKind::Gpu)?;
+    check(DeviceKind::Gpu, world.size())?;
     // As allfold's own choice; more ranks than GPUs are refused when NCCL connects them.
     let gpus = Presence::find().gpus.len().max(1);
     // A stream of its own: what threads share would be another one in each.
@@ -58,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_host_is_always_there() {
-        check(DeviceKind::Cpu).unwrap();
+        check(DeviceKind::Cpu, 2).unwrap();
         assert!(open(DeviceKind::Cpu, &Communicator::single()).unwrap().is_cpu());
     }
 

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use allfold::nccl::Gpu;
 use allfold::{Communicator, ReduceOp, Reducible, bf16, f16};
@@ -17,7 +18,16 @@ use crate::error::{Error, Result};
 /// This rank's part in NCCL; none where there is no GPU, or no other rank.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nccl {
-    gpu: Option<Arc<Gpu>>,
+    queue: Option<Arc<Queue>>,
+}
+
+/// What is queued on a GPU, by number: all ranks queue and wait alike.
+#[derive(Debug)]
+struct Queue {
+    gpu: Gpu,
+    queued: AtomicU64,
+    /// All up to this one are done.
+    done: AtomicU64,
 }
 
 /// What is done to a tensor.
@@ -52,14 +62,17 @@ impl Nccl {
                 format!("parameter `{name}` is on GPU {place}, and this rank's is {gpu:?}")
             }
             None if ranks_astray != [0] => ASTRAY.into(),
-            None => return Ok(Self { gpu: Some(Arc::new(gpu)) }),
+            None => {
+                let (queued, done) = (AtomicU64::new(0), AtomicU64::new(0));
+                return Ok(Self { queue: Some(Arc::new(Queue { gpu, queued, done })) });
+            }
         };
         Err(Error::Gpu { problem, help: MAKE_THERE.into() })
     }
 
     /// `one a rank, this one's NVIDIA H100 80GB HBM3; gradients by NCCL`.
     pub(crate) fn described(&self) -> Option<String> {
-        let gpu = self.gpu.as_ref()?;
+        let gpu = self.gpu()?;
         Some(format!("one a rank, this one's {}; gradients by NCCL", gpu.name()))
     }
 
@@ -81,17 +94,41 @@ impl Nccl {
 
     /// Waits for what is queued.
     pub(crate) fn wait(&self) -> Result<()> {
-        Ok(self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.synchronize())?)
+        self.wait_for(u64::MAX)
+    }
+
+    /// The number of what was queued last.
+    pub(crate) fn queued(&self) -> u64 {
+        self.queue.as_ref().map_or(0, |queue| queue.queued.load(Ordering::Relaxed))
+    }
+
+    /// Waits for what has this number, and everything else that is queued by then; it costs nothing
+    /// where somebody has waited since.
+    pub(crate) fn wait_for(&self, number: u64) -> Result<()> {
+        let Some(queue) = &self.queue else { return Ok(()) };
+        if number > queue.done.load(Ordering::Relaxed) {
+            let queued = self.queued();
+            queue.gpu.synchronize()?;
+            queue.done.store(queued, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn gpu(&self) -> Option<&Gpu> {
+        self.queue.as_ref().map(|queue| &queue.gpu)
     }
 
     /// Waits, for a second at most, until what is queued is done here, whatever the other ranks do;
     /// false where there is no GPU.
     pub(crate) fn settle(&self) -> bool {
-        self.gpu.as_ref().map(|gpu| gpu.settle()).is_some()
+        self.gpu().map(Gpu::settle).is_some()
     }
 
     fn make(&self, call: Call, world: &Communicator, tensor: &Tensor) -> Result<()> {
-        let gpu = self.gpu.as_deref();
+        if let Some(queue) = &self.queue {
+            queue.queued.fetch_add(1, Ordering::Relaxed);
+        }
+        let gpu = self.gpu();
         let in_place = InPlace { call, world, gpu, failed: RefCell::default() };
         let made = tensor.inplace_op1(&in_place);
         match in_place.failed.into_inner() {

@@ -276,7 +276,7 @@ impl Options {
     pub fn check(&self, ranks: usize) -> Result<Data> {
         // First without the data: large ones take seconds.
         self.check_numbers(ranks)?;
-        device::check(self.device)?;
+        device::check(self.device, ranks)?;
         let data = self.open()?;
         let settings = Settings::new(self, ranks, &data)?;
         if self.device == DeviceKind::Cpu {

@@ -65,12 +65,20 @@ impl Presence {
         local_rank.checked_rem(self.gpus.len())
     }
 
+    /// Whether a program could compute on a GPU, without other ranks, or else why not.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check_driver(&self) -> Result<(), Absence> {
+        self.driver.as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
     /// Whether NCCL could be used by a rank of this process, or else why not.
     ///
     /// # Errors
     /// The first thing that is missing.
     pub fn check(&self) -> Result<(), Absence> {
-        self.driver.as_ref().map_err(Clone::clone)?;
+        self.check_driver()?;
         self.nccl.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 }

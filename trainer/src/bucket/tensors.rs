@@ -23,6 +23,8 @@ pub(super) struct Tensors {
     /// What of them is not gradients.
     counts: Vec<f64>,
     is_under_way: bool,
+    /// That of its sum in the queue of the GPU.
+    number: u64,
 }
 
 impl Tensors {
@@ -39,6 +41,7 @@ impl Tensors {
             values: None,
             counts: Vec::new(),
             is_under_way: false,
+            number: 0,
         }
     }
 
@@ -98,6 +101,7 @@ impl Bucket for Tensors {
     fn start_all_reduce(&mut self, world: &Communicator, label: u64, riders: Riders) -> Result<()> {
         let values = self.complete(riders)?;
         let started = self.nccl.all_reduce(world, label, &values);
+        self.number = self.nccl.queued();
         // Kept also where that failed: what was queued may still be at work on it.
         self.values = Some(values);
         self.is_under_way = true;
@@ -113,7 +117,7 @@ impl Bucket for Tensors {
         if !std::mem::take(&mut self.is_under_way) {
             return Ok(());
         }
-        self.nccl.wait()?;
+        self.nccl.wait_for(self.number)?;
         if let Some(values) = &self.values {
             let counts = self.members.len() + if self.carries_riders() { NUMBERS } else { 0 };
             let counts = values.narrow(0, values.elem_count() - counts, counts)?;
