@@ -118,7 +118,8 @@ impl Engine {
         let mut nothing: [T; 0] = [];
         let (sent, _loan) = match send {
             Some((to, input)) => {
-                let (group, shape) = self.message::<T>(input.len(), true, to, label, location);
+                let (group, shape) =
+                    self.message((T::TYPE, input.len()), Role::Data, (to, true), label, location);
                 let (loan, lent) = Borrowed::new(input, &mut nothing).lend();
                 (Some(self.issue(group, &shape, lent)?), Some(loan))
             }
@@ -126,7 +127,8 @@ impl Engine {
         };
         let mut received = Ok(());
         if let Some((from, output)) = receive {
-            let (group, shape) = self.message::<T>(output.len(), false, from, label, location);
+            let (group, shape) =
+                self.message((T::TYPE, output.len()), Role::Data, (from, false), label, location);
             let (loan, lent) = Borrowed::new(&[], output).lend();
             received = self.issue(group, &shape, lent).and_then(|issued| self.wait(&issued));
             drop(loan);
@@ -156,7 +158,8 @@ impl Engine {
     ) -> Result<Pending<B>> {
         let _turn = self.enter(location)?;
         let length = buffer.elements().len();
-        let (group, shape) = self.message::<B::Element>(length, sends, peer, label, location);
+        let (group, shape) =
+            self.message((B::Element::TYPE, length), Role::Data, (peer, sends), label, location);
         let parts = match sends {
             true => Parts { input: 0..length, output: 0..0 },
             false => Parts { input: 0..0, output: 0..length },
@@ -303,21 +306,20 @@ impl Engine {
     }
 
     /// A message to or from a rank of the communicator: the pair it goes over, and its shape.
-    fn message<T: Element>(
+    fn message(
         &self,
-        length: usize,
-        sends: bool,
-        peer: u32,
+        (element, length): (ElementType, usize),
+        role: Role,
+        (peer, sends): (u32, bool),
         label: Option<u64>,
         location: &'static Location<'static>,
     ) -> (u64, CallShape) {
         let world = self.world();
         let peer = self.members.get(peer as usize).copied().unwrap_or(world.rank);
         let (from, to) = if sends { (world.rank, peer) } else { (peer, world.rank) };
-        let element: ElementType = T::TYPE;
         let shape = CallShape {
             collective: Collective::Send,
-            role: Role::Data,
+            role,
             op: None,
             element,
             count: length as u64,

@@ -47,6 +47,23 @@ impl Machine {
         (0..size).map(start).collect()
     }
 
+    /// Of three ranks in the middle of calls one has a signal: how the others end.
+    fn others_after(
+        &self,
+        way: &str,
+        variables: &[(&str, &str)],
+        (rank, signal): (usize, Signal),
+    ) -> Vec<Ended> {
+        let mut ranks = self.start(3, &["forever", way], variables);
+        ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
+        let lost = ranks.remove(rank);
+        lost.signal(signal);
+        // The lost one is there, if only stopped, until they have ended.
+        let ended = ranks.into_iter().map(Process::wait).collect();
+        drop(lost);
+        ended
+    }
+
     fn run(&self, size: usize, words: &[&str], variables: &[(&str, &str)]) -> Vec<Ended> {
         self.start(size, words, variables).into_iter().map(Process::wait).collect()
     }
@@ -90,11 +107,7 @@ fn a_killed_rank_is_named_by_all_others() {
     let _one_at_a_time = machine_lock();
     let machine = Machine::new();
     for way in ["blocking", "queued"] {
-        let mut ranks = machine.start(3, &["forever", way], &[]);
-        ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
-        let lost = ranks.remove(1);
-        lost.signal(Signal::KILL);
-        for ended in ranks.into_iter().map(Process::wait) {
+        for ended in machine.others_after(way, &[], (1, Signal::KILL)) {
             ended.assert_error(75, &["rank 1 (", "is gone: its process ended"]);
         }
     }
@@ -103,11 +116,7 @@ fn a_killed_rank_is_named_by_all_others() {
 #[test]
 fn a_stopped_rank_is_named_by_all_others() {
     let _one_at_a_time = machine_lock();
-    let mut ranks = Machine::new().start(3, &["forever", "queued"], &[]);
-    ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
-    let lost = ranks.remove(1);
-    lost.signal(Signal::STOP);
-    for ended in ranks.into_iter().map(Process::wait) {
+    for ended in Machine::new().others_after("queued", &[], (1, Signal::STOP)) {
         ended.assert_error(75, &["rank 1 (", "stopped answering", "process is stopped"]);
     }
 }
@@ -120,11 +129,7 @@ fn a_lost_rank_is_named_and_not_who_noticed_it_first() {
     };
     // NCCL itself sees at once that its peer is gone, and does not say who.
     let sees = [("FAKE_NCCL_REMOTE_ERROR", "1")];
-    let mut ranks = machine.start(3, &["forever", "blocking"], &sees);
-    ranks.iter_mut().for_each(|rank| drop(rank.wait_for_line("started")));
-    let lost = ranks.remove(2);
-    lost.signal(Signal::KILL);
-    for ended in ranks.into_iter().map(Process::wait) {
+    for ended in machine.others_after("blocking", &sees, (2, Signal::KILL)) {
         ended.assert_error(75, &["rank 2 (", "is gone"]);
     }
 }

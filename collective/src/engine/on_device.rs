@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::buffer::{self, Borrowed, Parts};
-use crate::contract::{CallShape, Collective, Role};
+use crate::contract::{CallShape, Role};
 use crate::error::Result;
 use crate::pending::Pending;
 use crate::plan::Algorithm;
@@ -31,29 +31,17 @@ impl Engine {
         Ok((self.group, begun.contract.sequence))
     }
 
-    /// Numbers a message of `count` elements; its end says that the other rank has made its own.
+    /// Numbers a message of so many elements; its end says that the other rank has made its own.
     pub(crate) fn start_comparing_message(
         &self,
-        (peer, sends): (u32, bool),
-        (element, count): (ElementType, usize),
+        peer: (u32, bool),
+        data: (ElementType, usize),
         label: Option<u64>,
         location: &'static Location<'static>,
     ) -> Result<Pending<()>> {
         let _turn = self.enter(location)?;
-        let world = self.world();
-        let peer = self.members.get(peer as usize).copied().unwrap_or(world.rank);
-        let (from, to) = if sends { (world.rank, peer) } else { (peer, world.rank) };
-        let shape = CallShape {
-            collective: Collective::Send,
-            role: Role::Device,
-            op: None,
-            element,
-            count: count as u64,
-            counts: None,
-            label,
-            location,
-        };
+        let (group, shape) = self.message(data, Role::Device, peer, label, location);
         let nothing = Parts { input: 0..0, output: 0..0 };
-        self.start_on(world.pair(self.group, from, to), &shape, buffer::hold((), nothing))
+        self.start_on(group, &shape, buffer::hold((), nothing))
     }
 }

@@ -14,7 +14,7 @@ use super::calls::OnStream;
 use super::library::{Code, Functions, Nccl, SUCCESS};
 use super::meeting::{self, Found};
 use super::pair::{Comm, Pair};
-use super::watch::{self, Joining, OTHERS_KNOW, Watch, await_better_word};
+use super::watch::{self, Joining, OTHERS_KNOW, Watch};
 use crate::communicator::{Communicator, Kind};
 use crate::contract::Role;
 use crate::error::{Error, ErrorKind, Result};
@@ -209,7 +209,7 @@ impl Gpu {
         grouped: Option<Comm>,
         call: impl FnOnce(&Functions, Comm) -> Code,
     ) -> Result<()> {
-        self.context.bind_to_thread().map_err(|error| self.broken("an earlier call", &error))?;
+        self.bind()?;
         let functions = &self.nccl.functions;
         let code = match grouped {
             Some(comm) => Some(call(functions, comm)),
@@ -225,12 +225,18 @@ impl Gpu {
         }
     }
 
+    /// NCCL works on the GPU of the thread's context.
+    fn bind(&self) -> Result<()> {
+        let bound = self.context.bind_to_thread();
+        bound.map_err(|error| self.broken("an earlier call", &error))
+    }
+
     /// Makes `calls` while nobody else does, with the communicator and the GPU at hand.
     pub(super) fn hold<R, E: From<Error>>(
         &self,
         calls: impl FnOnce(Comm) -> Result<R, E>,
     ) -> Result<R, E> {
-        self.context.bind_to_thread().map_err(|error| self.broken("an earlier call", &error))?;
+        self.bind()?;
         self.pair.call(calls).unwrap_or_else(|| Err(self.over().into()))
     }
 
@@ -244,7 +250,7 @@ impl Gpu {
 
     /// Several calls that NCCL is given at once.
     pub(super) fn launch_group<R>(&self, calls: impl FnOnce(Comm) -> Result<R>) -> Result<R> {
-        self.context.bind_to_thread().map_err(|error| self.broken("an earlier call", &error))?;
+        self.bind()?;
         let functions = &self.nccl.functions;
         let outcome = self.pair.call(|comm| {
             // SAFETY: it takes no argument; the group is of this thread.
@@ -333,11 +339,7 @@ impl Gpu {
         let Some(world) = self.world() else {
             return ErrorKind::System { operation: "NCCL".into(), problem: words }.into();
         };
-        await_better_word(world, watch::patience(code));
-        if !world.is_over() {
-            world.lose(world.rank, Loss::Failed { problem: format!("NCCL: {words}") });
-        }
-        self.over()
+        self.let_go_after(watch::blame(world, watch::patience(code), format!("NCCL: {words}")))
     }
 
     /// CUDA itself fails.
@@ -351,8 +353,7 @@ impl Gpu {
             let problem = "it was given up after an error of its own".into();
             return ErrorKind::System { operation: "NCCL".into(), problem }.into();
         };
-        let error = world.error().unwrap_or_else(|| ErrorKind::Closed.into());
-        self.let_go_after(world.conclude(Err(error.clone())).err().unwrap_or(error))
+        self.let_go_after(watch::ended(world))
     }
 }
 
@@ -382,14 +383,7 @@ impl fmt::Debug for Gpu {
 fn fail(world: Option<&World>, what: &str, error: &DriverError) -> Error {
     let problem = format!("CUDA, {what}: {}", meeting::words(error));
     match world {
-        Some(world) => {
-            await_better_word(world, OTHERS_KNOW);
-            if !world.is_over() {
-                world.lose(world.rank, Loss::Failed { problem });
-            }
-            let error = world.error().unwrap_or_else(|| ErrorKind::Closed.into());
-            world.conclude(Err(error.clone())).err().unwrap_or(error)
-        }
+        Some(world) => watch::blame(world, OTHERS_KNOW, problem),
         None => ErrorKind::System { operation: "CUDA".into(), problem }.into(),
     }
 }

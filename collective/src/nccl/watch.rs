@@ -202,41 +202,43 @@ pub(super) fn patience(code: Code) -> Duration {
     }
 }
 
-/// Another rank may be why NCCL or CUDA fails here, and the world says so soon.
-pub(super) fn await_better_word(world: &World, patience: Duration) {
+/// The error of a rank whose NCCL did not connect; the others hear it from the world.
+fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
+    let (patience, problem) = match failure {
+        Failure::Nccl(words) => (OTHERS_KNOW, format!("NCCL does not connect: {words}")),
+        Failure::Late => (
+            Duration::ZERO,
+            format!(
+                "NCCL does not connect within {} (ALLFOLD_CONNECT_TIMEOUT); NCCL_DEBUG=INFO shows \
+                 what it waits for",
+                report::duration(limit)
+            ),
+        ),
+        Failure::Over => (Duration::ZERO, "the world has ended".into()),
+    };
+    match world {
+        Some(world) => blame(world, patience, problem),
+        None => ErrorKind::System { operation: "connecting NCCL".into(), problem }.into(),
+    }
+}
+
+/// Ends the world because NCCL or CUDA fails on this rank. Another rank may be why: for so long the
+/// world may say so, and then this one is not at fault.
+pub(super) fn blame(world: &World, patience: Duration, problem: String) -> Error {
     let until = Instant::now() + patience;
     while !world.is_over() && Instant::now() < until {
         std::thread::sleep(ASK);
     }
+    if !world.is_over() {
+        world.lose(world.rank, Loss::Failed { problem });
+    }
+    ended(world)
 }
 
-/// The error of a rank whose NCCL did not connect; the others hear it from the world.
-fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
-    let problem = match failure {
-        Failure::Nccl(words) => {
-            if let Some(world) = world {
-                await_better_word(world, OTHERS_KNOW);
-            }
-            format!("NCCL does not connect: {words}")
-        }
-        Failure::Late => format!(
-            "NCCL does not connect within {} (ALLFOLD_CONNECT_TIMEOUT); NCCL_DEBUG=INFO shows what \
-             it waits for",
-            report::duration(limit)
-        ),
-        Failure::Over => "the world has ended".into(),
-    };
-    match world {
-        Some(world) => {
-            if !world.is_over() {
-                world.lose(world.rank, Loss::Failed { problem: problem.clone() });
-            }
-            world.tell();
-            world.wait_told();
-            world.error().unwrap_or_else(|| ErrorKind::Closed.into())
-        }
-        None => ErrorKind::System { operation: "connecting NCCL".into(), problem }.into(),
-    }
+/// The error that has ended the world, for a call to return.
+pub(super) fn ended(world: &World) -> Error {
+    let closed = || Error::from(ErrorKind::Closed);
+    world.conclude(Err(closed())).err().unwrap_or_else(closed)
 }
 
 /// How soon an end of the world reaches NCCL.

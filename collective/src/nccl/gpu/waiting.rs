@@ -65,9 +65,13 @@ impl Gpu {
     /// Waits until what this rank has queued is done, a second at most, and compares nothing: for a
     /// program that goes on to end after an error of its own, before it gives up its buffers.
     pub fn settle(&self) {
-        let streams = lock(&self.streams).clone();
-        let ends = streams.iter().filter_map(|used| used.stream.record_event(None).ok());
-        ends.for_each(|end| wait_a_little(&end));
+        self.ends().iter().for_each(wait_a_little);
+    }
+
+    /// Where the streams on which calls were made are to come to.
+    fn ends(&self) -> Vec<CudaEvent> {
+        let streams = lock(&self.streams);
+        streams.iter().filter_map(|used| used.stream.record_event(None).ok()).collect()
     }
 
     fn wait_event(&self, event: &CudaEvent, location: &'static Location<'static>) -> Result<()> {
@@ -76,21 +80,17 @@ impl Gpu {
         let begun = Instant::now();
         let mut next_warning = limits.map(|limits| limits.late_after);
         let mut pause = Pause::default();
+        let is_given_up =
+            || world.as_ref().is_some_and(|world| world.is_over()) || self.pair.is_given_up();
         loop {
-            if world.as_ref().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
+            if is_given_up() {
                 self.let_go_of(event);
                 return Err(self.over());
             }
             match event.try_is_complete() {
-                Ok(true) => {
-                    // What was given up a moment ago may be why it is.
-                    let is_over = world.as_ref().is_some_and(|world| world.is_over());
-                    return if is_over || self.pair.is_given_up() {
-                        Err(self.over())
-                    } else {
-                        Ok(())
-                    };
-                }
+                // What was given up a moment ago may be why it is.
+                Ok(true) if is_given_up() => return Err(self.over()),
+                Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(error) => return Err(self.broken("its stream", &error)),
             }
@@ -123,9 +123,7 @@ impl Gpu {
     /// kernels have ended.
     pub(in crate::nccl) fn let_go_after(&self, error: Error) -> Error {
         if !error.is_communicator_usable() {
-            let streams = lock(&self.streams).clone();
-            let ends = streams.iter().filter_map(|used| used.stream.record_event(None).ok());
-            ends.for_each(|end| self.let_go_of(&end));
+            self.ends().iter().for_each(|end| self.let_go_of(end));
         }
         error
     }
