@@ -61,6 +61,8 @@ mod pair;
 mod presence;
 #[cfg(feature = "nccl")]
 mod raw;
+#[cfg(feature = "nccl")]
+mod settings;
 #[cfg(not(feature = "nccl"))]
 mod stub;
 #[cfg(feature = "nccl")]

@@ -183,7 +183,8 @@ impl Parts<'_> {
                 ),
             ),
         };
-        let values: [(&str, &str); 18] = [
+        let has_ranks_that_share = options.gpu > 1;
+        let values: [(&str, &str); 20] = [
             ("@NAME@", &scalar(&options.name)),
             ("@SUBDOMAIN@", &self.subdomain()),
             ("@RESTART@", self.restart()),
@@ -204,6 +205,8 @@ impl Parts<'_> {
             ("@SECRET@", &scalar(&self.secret())),
             ("@CLAIM_MOUNT@", &mount),
             ("@CLAIM_VOLUME@", &volume),
+            ("@SHARED_MEMORY_MOUNT@", if has_ranks_that_share { SHARED_MEMORY_MOUNT } else { "" }),
+            ("@SHARED_MEMORY_VOLUME@", if has_ranks_that_share { SHARED_MEMORY } else { "" }),
             ("@FIRST_PORT@", FIRST_PORT),
             ("@METRICS_PORT@", METRICS_PORT),
             ("@LAST_PORT@", LAST_PORT),
@@ -261,6 +264,15 @@ tolerations:
   - key: nvidia.com/gpu
     operator: Exists
     effect: NoSchedule";
+const SHARED_MEMORY_MOUNT: &str = "\
+- name: shared-memory
+  mountPath: /dev/shm";
+/// A container has 64 MB of it, and NCCL wants more where ranks of one pod share a host's GPUs.
+const SHARED_MEMORY: &str = "\
+# What NCCL moves between GPUs of one pod may go by here; it counts as the container's memory.
+- name: shared-memory
+  emptyDir:
+    medium: Memory";
 /// All of TCP's.
 const NCCL_PORTS: &str = "\
 # NCCL listens on ports of its own choice.

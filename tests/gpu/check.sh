@@ -7,6 +7,10 @@
 #     tests/gpu/check.sh /nccl/2.18 /nccl/2.30    and the tests again with each of these folders'
 #
 # Several ranks share the GPU: each has a host's name of its own for NCCL, and the loopback between.
+#
+# Training is part of it where nvcc is, or a program that was built with it. Where there is no cargo,
+# PROGRAMS names a folder with what was built elsewhere: `allfold`, `rank-under-test`, the test program
+# `gpu`, and `allfold-cuda`, which is allfold with the feature `cuda`.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
@@ -14,7 +18,8 @@ cd "$(dirname "$0")/../.." || exit
 export ALLFOLD_TEST_GPU=${ALLFOLD_TEST_GPU:-real}
 export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
 profile=${PROFILE:-release}
-programs=${CARGO_TARGET_DIR:-target}/$([ "$profile" = dev ] && echo debug || echo "$profile")
+target=${CARGO_TARGET_DIR:-target}
+programs=${PROGRAMS:-$target/$([ "$profile" = dev ] && echo debug || echo "$profile")}
 logs=$(mktemp -d "${TMPDIR:-/tmp}/allfold-gpu.XXXXXX")
 failed=0
 
@@ -47,8 +52,12 @@ check() {
 # The tests of the repository, a line each; with these words before their names.
 tests() {
   local prefix=$1 log=$logs/tests${1:+-${1//[^a-z0-9.]/-}}.log
-  cargo test --profile "$profile" -p allfold-tests --test gpu -- --test-threads 1 --nocapture \
-    >"$log" 2>&1
+  if [ -n "${PROGRAMS:-}" ]; then
+    "$PROGRAMS/gpu" --test-threads 1 --nocapture >"$log" 2>&1
+  else
+    cargo test --profile "$profile" -p allfold-tests --test gpu -- --test-threads 1 --nocapture \
+      >"$log" 2>&1
+  fi
   local ended=$? name
   # The runner writes `test NAME ... `, what the test says, and only then how it ended.
   while read -r name; do
@@ -166,9 +175,80 @@ bench() {
   fi
 }
 
+# ranks RANKS WORDS...: the words of `run`, and a training on GPUs after them
+ranks() {
+  local many=$1
+  shift
+  # shellcheck disable=SC2016 # the rank's shell is to see it
+  "$programs/allfold" run -n "$many" --prefix never "${run_words[@]}" -- \
+    sh -c 'NCCL_HOSTID=host-$RANK exec "$0" train --device gpu "$@"' "$trainer" "$@"
+}
+
+# learned NAME RANKS: what a training has printed says that it learned, to the same bits everywhere
+learned() {
+  local name=$1 ranks=$2 printed=$logs/$1.log accuracy
+  if ! accuracy=$(grep -E '^test accuracy (9[5-9]|100)\.' "$printed"); then
+    say FAILED "$name" "it has not learned: see $printed"
+  elif [ "$ranks" -gt 1 ] && ! grep -q "^parameters identical on all $ranks ranks" "$printed"; then
+    say FAILED "$name" "no digest: see $printed"
+  else
+    say ok "$name" "$accuracy"
+  fi
+}
+
+# train NAME RANKS WORDS...
+train() {
+  local name=$1 ranks=$2
+  shift 2
+  run_words=()
+  if [ -z "$trainer" ]; then
+    say skipped "$name" "no nvcc, and no allfold-cuda in PROGRAMS"
+  elif ! ranks "$ranks" "$@" >"$logs/$name.log" 2>&1; then
+    say FAILED "$name" "see $logs/$name.log"
+  else
+    learned "$name" "$ranks"
+  fi
+}
+
+# Rank 1 of 2 is killed in the middle of a training; both start again and go on.
+train_on() {
+  local name=training_that_goes_on_after_a_kill job
+  if [ -z "$trainer" ]; then
+    say skipped "$name" "no nvcc, and no allfold-cuda in PROGRAMS"
+    return
+  fi
+  log=$logs/$name.log events=$logs/$name.events
+  run_words=(--max-restarts 1 --json-events "$events")
+  ranks 2 --epochs 100 --checkpoint "$logs/checkpoints" --resume >"$log" 2>&1 &
+  job=$!
+  for _ in $(seq 600); do
+    grep -q '^epoch=3 ' "$log" && break
+    kill -0 "$job" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill -KILL "$(pid_of 1)"
+  if ! wait "$job"; then
+    say FAILED "$name" "see $log"
+  elif ! grep -q 'restart 1 of 1 after rank 1 .*SIGKILL' "$log"; then
+    say FAILED "$name" "rank 1 is not named: see $log"
+  else
+    learned "$name" 2
+  fi
+}
+
 echo "# $(date -u +%FT%TZ) $(git rev-parse --short HEAD 2>/dev/null) $(uname -r)"
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-cargo build --profile "$profile" -p allfold-launcher -p allfold-tests --bins || exit 1
+trainer=
+if [ -n "${PROGRAMS:-}" ]; then
+  [ -x "$PROGRAMS/allfold-cuda" ] && trainer=$PROGRAMS/allfold-cuda
+else
+  cargo build --profile "$profile" -p allfold-launcher -p allfold-tests --bins || exit 1
+  if command -v nvcc >/dev/null; then
+    cargo build --profile "$profile" -p allfold-launcher --features cuda --target-dir "$target/cuda" ||
+      exit 1
+    trainer=$target/cuda/${programs##*/}/allfold
+  fi
+fi
 "$programs/allfold" env 2>/dev/null | grep -E '^(gpus|nccl) '
 "$programs/allfold" run -n gpu true || exit 2
 
@@ -192,6 +272,10 @@ fi
 bench all_reduce_of_one_rank 1 all-reduce -b 8 -e 256M -f 4
 bench all_reduce_of_two_ranks_on_one_gpu 2 all-reduce -b 8 -e 64M -f 4
 bench all_gather_of_two_ranks_on_one_gpu 2 all_gather -b 8 -e 64M -f 4
+train training_of_one_rank 1
+train training_of_two_ranks_on_one_gpu 2
+train training_of_four_ranks_on_one_gpu 4 --model mlp
+train_on
 for folder in "$@"; do
   LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} tests "${folder##*/}: "
 done

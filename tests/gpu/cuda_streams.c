@@ -21,6 +21,8 @@ struct CUstream_st {
     bool busy;
     // Ends once its queue is empty.
     bool closing;
+    // Into a graph that stays empty: what it would hold is a mistake.
+    bool captured;
     pthread_cond_t more;
 };
 
@@ -147,6 +149,7 @@ static struct CUstream_st *find(CUstream handle, CUresult *result) {
 }
 
 static CUresult append(struct CUstream_st *stream, cuda_job job, void *argument) {
+    if (stream->captured) cuda_mistake("work on a stream that is being captured");
     struct work *work = malloc(sizeof *work);
     if (work == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     *work = (struct work){NULL, job, argument};
@@ -311,12 +314,42 @@ EXPORT CUresult cuStreamWaitEvent(CUstream handle, CUevent event, unsigned flags
     return result;
 }
 
-// Nothing is ever captured here.
-EXPORT CUresult cuStreamIsCapturing(CUstream stream, int *status) {
-    (void)stream;
-    if (status == NULL) return CUDA_ERROR_INVALID_VALUE;
-    *status = 0;
-    return CUDA_SUCCESS;
+EXPORT CUresult cuStreamIsCapturing(CUstream handle, int *status) {
+    CUresult result;
+    pthread_mutex_lock(&lock);
+    struct CUstream_st *stream = find(handle, &result);
+    if (stream != NULL && status != NULL) {
+        *status = stream->captured;
+        result = CUDA_SUCCESS;
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+EXPORT CUresult cuStreamBeginCapture_v2(CUstream handle, int mode) {
+    (void)mode;
+    CUresult result;
+    pthread_mutex_lock(&lock);
+    struct CUstream_st *stream = find(handle, &result);
+    if (stream != NULL) {
+        stream->captured = true;
+        result = CUDA_SUCCESS;
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+EXPORT CUresult cuStreamEndCapture(CUstream handle, void **graph) {
+    CUresult result;
+    pthread_mutex_lock(&lock);
+    struct CUstream_st *stream = find(handle, &result);
+    if (stream != NULL && graph != NULL) {
+        result = stream->captured ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+        stream->captured = false;
+        *graph = NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
 }
 
 EXPORT CUresult cuStreamGetCtx(CUstream handle, CUcontext *context) {

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use allfold_tests::gpu::{FakeGpus, Recipe};
-use allfold_tests::{Ended, Job, Process, machine_lock, skipped};
+use allfold_tests::{Ended, Folder, Job, Process, machine_lock, skipped};
 use rustix::process::Signal;
 
 const RANK: &str = env!("CARGO_BIN_EXE_rank-under-test");
@@ -219,6 +219,8 @@ fn arguments_that_cannot_be_are_refused_and_harm_nothing() {
         assert_eq!(ended.output()[..5], refused, "{ended:#?}");
         let foreign = "refused: the buffer was made with another CudaContext of this GPU";
         assert!(ended.output()[5].starts_with(foreign), "{ended:#?}");
+        let captured = "refused: the stream is being captured into a CUDA graph";
+        assert!(ended.output()[6].starts_with(captured), "{ended:#?}");
     }
 }
 
@@ -248,7 +250,7 @@ fn a_panic_within_a_group_is_one_of_the_rank() {
 }
 
 #[test]
-fn variables_that_would_make_nccl_hang_are_refused() {
+fn settings_that_would_make_nccl_hang_are_refused() {
     let _one_at_a_time = machine_lock();
     let machine = Machine::new();
     for (name, value) in [("NCCL_COMM_BLOCKING", "1"), ("NCCL_COMM_SPLIT_SHARE_RESOURCES", "0")] {
@@ -256,8 +258,16 @@ fn variables_that_would_make_nccl_hang_are_refused() {
             ended.assert_error(2, &["rank 0 (", &format!("{name}={value} takes from allfold")]);
         }
     }
-    for ended in machine.run(2, &["calls", "1"], &[("NCCL_COMM_SPLIT_SHARE_RESOURCES", "1")]) {
-        assert_eq!(ended.code(), 0, "{ended:#?}");
+    let folder = Folder::new("nccl-settings");
+    let file = folder.write("nccl.conf", "#\nNCCL_DEBUG=WARN\nNCCL_COMM_BLOCKING=0\n", 0o600);
+    for ended in machine.run(2, &["calls", "1"], &[("NCCL_CONF_FILE", &file)]) {
+        let problem = format!("NCCL_COMM_BLOCKING=0 (in {file}) takes from allfold");
+        ended.assert_error(2, &["rank 0 (", &problem, "take NCCL_COMM_BLOCKING out of"]);
+    }
+    for set in [("NCCL_COMM_SPLIT_SHARE_RESOURCES", "1"), ("NCCL_CONF_FILE", "/dev/null")] {
+        for ended in machine.run(2, &["calls", "1"], &[set]) {
+            assert_eq!(ended.code(), 0, "{ended:#?}");
+        }
     }
 }
 

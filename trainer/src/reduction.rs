@@ -18,9 +18,10 @@ use crate::tally::{NUMBERS, Riders, Tally};
 /// that every rank makes the same calls in the same order; [`finish`](Self::finish) sends the
 /// rest and waits.
 pub(crate) struct Reduction {
-    world: Communicator,
-    nccl: Nccl,
+    // NCCL, which buckets use, is taken down first: that is a call of all ranks.
     buckets: Vec<Box<dyn Bucket>>,
+    nccl: Nccl,
+    world: Communicator,
     /// Bucket and place in it of each parameter, in the order of names.
     places: Vec<(usize, usize)>,
     /// The parameters in the order of their buckets.

@@ -15,7 +15,7 @@ use super::pair::Comm;
 use super::raw::Raw;
 use crate::error::Result;
 use crate::reduce::{Element, ReduceOp, Reducible};
-use making::{DeviceCall, Held, Way};
+use making::{Comparing, DeviceCall, Held, Way};
 
 /// Calls on a stream; they return at once. See [`Gpu::on`].
 #[derive(Clone, Copy)]
@@ -72,7 +72,7 @@ impl<'a> OnStream<'a> {
 
     fn call(&self, location: &'static Location<'static>) -> DeviceCall<'a> {
         let OnStream { gpu, stream, label } = *self;
-        DeviceCall { gpu, stream, label, location, way: Way::Queued }
+        DeviceCall { gpu, stream, label, location, way: Way::Compared(Comparing::Queued) }
     }
 
     fn release(&self, _held: Held<'_>) {}
@@ -80,7 +80,7 @@ impl<'a> OnStream<'a> {
 
 impl<'a> Group<'a> {
     fn call(&self, location: &'static Location<'static>) -> DeviceCall<'a> {
-        DeviceCall { way: Way::Grouped(self.comm), ..self.on.call(location) }
+        DeviceCall { way: Way::Compared(Comparing::Grouped(self.comm)), ..self.on.call(location) }
     }
 
     /// Until the group has ended.
@@ -99,7 +99,8 @@ impl Raw<'_> {
 
 impl Gpu {
     fn call(&self, location: &'static Location<'static>) -> DeviceCall<'_> {
-        DeviceCall { gpu: self, stream: self.stream(), label: None, location, way: Way::Blocking }
+        let (stream, way) = (self.stream(), Way::Compared(Comparing::Blocking));
+        DeviceCall { gpu: self, stream, label: None, location, way }
     }
 
     fn release(&self, _held: Held<'_>) {}

@@ -127,7 +127,7 @@ const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 const VERSION: &[u8] = b"cuDriverGetVersion";
 const COUNT: &[u8] = b"cuDeviceGetCount";
 /// What is called by way of cudarc, which panics where a function is missing.
-const CALLED: [&str; 36] = [
+const CALLED: [&str; 37] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -161,6 +161,7 @@ const CALLED: [&str; 36] = [
     "cuStreamCreate",
     "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
+    "cuStreamIsCapturing",
     "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",

@@ -237,7 +237,11 @@ impl Gpu {
         calls: impl FnOnce(Comm) -> Result<R, E>,
     ) -> Result<R, E> {
         self.bind()?;
-        self.pair.call(calls).unwrap_or_else(|| Err(self.over().into()))
+        let result = self.pair.hold(calls).unwrap_or_else(|| Err(self.over().into()));
+        if result.is_err() && self.world().is_some_and(|world| world.is_over()) {
+            self.let_go();
+        }
+        result
     }
 
     /// Gives NCCL a call where [`hold`](Self::hold) has made ready for it.
@@ -252,7 +256,7 @@ impl Gpu {
     pub(super) fn launch_group<R>(&self, calls: impl FnOnce(Comm) -> Result<R>) -> Result<R> {
         self.bind()?;
         let functions = &self.nccl.functions;
-        let outcome = self.pair.call(|comm| {
+        let outcome = self.pair.hold(|comm| {
             // SAFETY: it takes no argument; the group is of this thread.
             let begun = unsafe { (functions.group_start)() };
             if begun != SUCCESS {
@@ -263,14 +267,15 @@ impl Gpu {
             let _waiting = self.waiting();
             (open.end(), Some(result))
         });
-        match outcome {
-            Some((SUCCESS, Some(Ok(result)))) => Ok(result),
+        let result = match outcome {
+            Some((SUCCESS, Some(Ok(result)))) => return Ok(result),
             // Where the group has not failed as well, the calls before the error are made.
             Some((SUCCESS, Some(Err(error)))) => Err(error),
             Some((_, Some(Err(error)))) if !error.is_communicator_usable() => Err(error),
             Some((code, _)) => Err(self.failed(code)),
             None => Err(self.over()),
-        }
+        };
+        result.map_err(|error| self.let_go_after(error))
     }
 
     /// A call was made on the stream; a message is compared meanwhile.

@@ -9,6 +9,7 @@ use super::choice::{self, Choice, Word};
 use super::driver::Driver;
 use super::library::{Nccl, SUCCESS};
 use super::presence::Absence;
+use super::settings;
 use crate::communicator::{Communicator, Kind};
 use crate::config::{NcclSettings, Reach};
 use crate::error::Result;
@@ -21,13 +22,14 @@ pub(super) struct Found {
     pub(super) gpu: Choice,
 }
 
-/// Looks for driver, GPU (that of the context `given`, where there is one) and NCCL; agrees with the other ranks that all of them have what it takes.
+/// Looks for driver, GPU (that of the context `given`, where there is one) and NCCL; agrees with the
+/// other ranks that all of them have what it takes.
 pub(super) fn prepare(
     communicator: &Communicator,
-    settings: NcclSettings,
+    limits: NcclSettings,
     given: Option<&Arc<CudaContext>>,
 ) -> Result<Found> {
-    let found = find(communicator, settings, given);
+    let found = find(communicator, limits, given);
     let word = match &found {
         Ok(found) => Word::Ready { nccl: found.nccl.version.to_string(), gpu: found.gpu.clone() },
         Err(Absence { problem, help }) => {
@@ -79,10 +81,10 @@ pub(super) fn share_id(communicator: &Communicator, nccl: &Nccl) -> Result<ncclU
 
 fn find(
     communicator: &Communicator,
-    settings: NcclSettings,
+    limits: NcclSettings,
     given: Option<&Arc<CudaContext>>,
 ) -> Result<Found, Absence> {
-    match settings.reach {
+    match limits.reach {
         Reach::Nowhere => {
             return Err(Absence::new(
                 "ALLFOLD_NCCL=off keeps this rank from NCCL",
@@ -101,34 +103,23 @@ fn find(
         }
         Reach::SameHost | Reach::Everywhere => {}
     }
-    if let Some((name, value)) = OVERRIDES.iter().find_map(overridden) {
-        let problem = format!(
-            "{name}={value} takes from allfold what it needs to give NCCL up when a rank is lost"
-        );
-        return Err(Absence::new(problem, format!("unset {name} for every rank")));
+    if let Some((problem, help)) = settings::hindrance() {
+        return Err(Absence::new(problem, help));
     }
     let driver = Driver::find().map_err(Clone::clone)?;
     let nccl = Nccl::find().map_err(Clone::clone)?;
     let (index, context) = match given {
         Some(context) => (context.ordinal(), context.clone()),
         None => {
-            let index = choice::index(settings.local_rank, driver.gpus);
+            let index = choice::index(limits.local_rank, driver.gpus);
             (index, CudaContext::new(index).map_err(|error| unusable(index, &error))?)
         }
     };
     let name = context.name().map_err(|error| unusable(index, &error))?;
     let uuid = context.uuid().map_err(|error| unusable(index, &error))?;
     let uuid = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
-    let is_set = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
-    let may_share = is_set("NCCL_HOSTID")
-        || std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value != "0");
+    let may_share = settings::lets_ranks_share_a_gpu();
     Ok(Found { nccl, context, gpu: Choice { index, of: driver.gpus, name, uuid, may_share } })
-}
-
-/// A variable of NCCL's that has another value than its default.
-fn overridden((name, default): &(&'static str, &str)) -> Option<(&'static str, String)> {
-    let value = std::env::var(name).ok()?;
-    (!value.is_empty() && value != *default).then_some((*name, value))
 }
 
 fn unusable(index: usize, error: &cudarc::driver::DriverError) -> Absence {
@@ -203,9 +194,5 @@ const WORD_BYTES: usize = 4096;
 /// Of what a driver or a loader says, in characters: twice that fits a word however they are
 /// written.
 const MAX_WORDS: usize = 400;
-/// What would make both communicators of a pair block, or none, or separate their abort flags; with
-/// the value that changes nothing.
-const OVERRIDES: [(&str, &str); 2] =
-    [("NCCL_COMM_BLOCKING", ""), ("NCCL_COMM_SPLIT_SHARE_RESOURCES", "1")];
 const SEE_NCCL: &str = "NCCL_DEBUG=INFO shows what NCCL looks for; NCCL_SOCKET_IFNAME names the \
                         interface that it uses";

@@ -10,6 +10,7 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclUniqueId};
@@ -31,6 +32,8 @@ pub(super) struct Pair {
     handle: Mutex<Option<Comm>>,
     /// Locked while a call is inside it.
     caller: Mutex<Option<Comm>>,
+    /// Who makes several calls on it.
+    holder: Mutex<Option<ThreadId>>,
     /// Before it is.
     is_given_up: AtomicBool,
 }
@@ -51,6 +54,7 @@ impl Pair {
             nccl,
             handle: Mutex::new(None),
             caller: Mutex::new(None),
+            holder: Mutex::new(None),
             is_given_up: AtomicBool::new(false),
         }
     }
@@ -101,6 +105,21 @@ impl Pair {
     pub(super) fn call<T>(&self, calls: impl FnOnce(Comm) -> T) -> Option<T> {
         let caller = lock(&self.caller);
         caller.map(calls)
+    }
+
+    /// As [`call`](Self::call), of a program's code, which may make several.
+    pub(super) fn hold<T>(&self, calls: impl FnOnce(Comm) -> T) -> Option<T> {
+        self.call(|comm| {
+            *lock(&self.holder) = Some(thread::current().id());
+            let _held = Held(self);
+            calls(comm)
+        })
+    }
+
+    /// Whether this thread is within [`hold`](Self::hold): until it is not, the caller cannot be given
+    /// up.
+    pub(super) fn is_held_here(&self) -> bool {
+        *lock(&self.holder) == Some(thread::current().id())
     }
 
     /// What NCCL has found out meanwhile, where no call is inside it at the moment.
@@ -170,7 +189,7 @@ impl Pair {
             if Instant::now() >= deadline {
                 return Err(Failure::Late);
             }
-            std::thread::sleep(pause);
+            thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
             code = self.state(handle);
         }
@@ -187,6 +206,15 @@ impl Pair {
             SUCCESS => state,
             code => code,
         }
+    }
+}
+
+/// Ends a holding, also while unwinding.
+struct Held<'a>(&'a Pair);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.holder) = None;
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use allfold::nccl::Gpu;
+use allfold::nccl::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use allfold::nccl::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
 };
@@ -133,14 +134,20 @@ fn mistakes(gpu: &Gpu) {
     let other = CudaContext::new(gpu.index())
         .and_then(|context| context.default_stream().clone_htod(&[1.0f32; 3]));
     let mut foreign = other.unwrap_or_else(|error| fail(&format!("{error}")));
-    let refused: [Result<()>; 6] = [
+    let captured = fresh(gpu);
+    let begun = captured.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+    begun.unwrap_or_else(|error| fail(&format!("{error}")));
+    let refused: [Result<()>; 7] = [
         gpu.all_reduce_into(&long, &mut short, ReduceOp::Sum),
         gpu.reduce_scatter(&long, &mut short, ReduceOp::Sum),
         gpu.broadcast(&mut short, size),
         gpu.reduce(&mut short, ReduceOp::Sum, size),
         gpu.send(&long, own),
         gpu.all_reduce(&mut foreign, ReduceOp::Sum),
+        gpu.on(&captured).all_reduce(&mut short, ReduceOp::Sum),
     ];
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    captured.end_capture(flags).unwrap_or_else(|error| fail(&format!("{error}")));
     for error in refused.into_iter().filter_map(Result::err) {
         say(&format!("refused: {error}"));
     }

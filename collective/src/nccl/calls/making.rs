@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::panic::Location;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUstream};
+use cudarc::driver::sys::{CUdeviceptr, CUstream, CUstreamCaptureStatus};
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclRedOp_t};
 
@@ -31,14 +31,20 @@ pub(super) struct DeviceCall<'a> {
 
 #[derive(Clone, Copy)]
 pub(super) enum Way {
-    /// Compared first, with all before it, and waited for.
+    Compared(Comparing),
+    /// Given to NCCL with nothing around it.
+    Raw(Comm),
+}
+
+/// When the ranks' calls are compared.
+#[derive(Clone, Copy)]
+pub(super) enum Comparing {
+    /// First, with all before it; and then the call is waited for.
     Blocking,
-    /// Given to NCCL at once, and compared when it is waited for.
+    /// When it is waited for: it is given to NCCL at once.
     Queued,
     /// As `Queued`, in a group that holds the communicator.
     Grouped(Comm),
-    /// Given to NCCL with nothing around it.
-    Raw(Comm),
 }
 
 impl<'a> DeviceCall<'a> {
@@ -264,24 +270,25 @@ impl<'a> DeviceCall<'a> {
         mut call: Shaped,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
-        if let Way::Raw(comm) = self.way {
-            return self.gpu.launch_raw(|nccl| launch(nccl, comm, self.stream.cu_stream().cast()));
-        }
+        let comparing = match self.way {
+            Way::Compared(comparing) => comparing,
+            Way::Raw(comm) => return self.give_raw(comm, launch),
+        };
         call.role = Role::Device;
         let shape = self.caller().shape::<T>(call);
-        let turn = self.enter()?;
-        match (self.caller().engine(), self.way) {
-            (None, _) | (_, Way::Raw(_)) => {}
-            (Some(engine), Way::Blocking) => {
+        let turn = self.enter(comparing)?;
+        match (self.caller().engine(), comparing) {
+            (None, _) => {}
+            (Some(engine), Comparing::Blocking) => {
                 self.checked(engine.compare(&shape))?;
                 self.gpu.note_numbered(None);
             }
-            (Some(engine), Way::Queued | Way::Grouped(_)) => {
+            (Some(engine), Comparing::Queued | Comparing::Grouped(_)) => {
                 let number = self.checked(engine.note(&shape))?;
                 self.gpu.note_numbered(Some(number));
             }
         }
-        self.give(turn, None, launch)
+        self.give(comparing, turn, None, launch)
     }
 
     /// As [`make`](Self::make), for a message to or from a rank.
@@ -291,62 +298,69 @@ impl<'a> DeviceCall<'a> {
         count: usize,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
-        if let Way::Raw(comm) = self.way {
-            return self.gpu.launch_raw(|nccl| launch(nccl, comm, self.stream.cu_stream().cast()));
-        }
+        let comparing = match self.way {
+            Way::Compared(comparing) => comparing,
+            Way::Raw(comm) => return self.give_raw(comm, launch),
+        };
         let (label, location) = (self.label, self.location);
-        let turn = self.enter()?;
-        let comparing = match self.caller().engine() {
+        let turn = self.enter(comparing)?;
+        let started = match self.caller().engine() {
             None => None,
             Some(engine) => {
                 let of = (T::TYPE, count);
                 Some(engine.start_comparing_message(peer, of, label, location)?)
             }
         };
-        self.gpu.note_numbered(comparing.as_ref().and_then(Pending::number));
-        let comparing = match (comparing, self.way) {
-            (Some(comparing), Way::Blocking) => {
-                comparing.wait()?;
+        self.gpu.note_numbered(started.as_ref().and_then(Pending::number));
+        let started = match (started, comparing) {
+            (Some(started), Comparing::Blocking) => {
+                started.wait()?;
                 None
             }
-            (comparing, _) => comparing,
+            (started, _) => started,
         };
-        self.give(turn, comparing, launch)
+        self.give(comparing, turn, started, launch)
     }
 
     /// The turn of a call that is not within a group, which has it already.
-    fn enter(&self) -> Result<Option<Turn<'a>>> {
-        let (own, of_stream) = (self.gpu.context(), self.stream.context());
-        if of_stream != own {
-            let (index, other) = (own.ordinal(), of_stream.ordinal());
-            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
-        }
-        match self.way {
-            Way::Blocking | Way::Queued => self.gpu.enter(self.location).map(Some),
-            Way::Grouped(_) | Way::Raw(_) => Ok(None),
+    fn enter(&self, comparing: Comparing) -> Result<Option<Turn<'a>>> {
+        self.stream_is_fit()?;
+        match comparing {
+            Comparing::Blocking | Comparing::Queued => self.gpu.enter(self.location).map(Some),
+            Comparing::Grouped(_) => Ok(None),
         }
     }
 
     fn give(
         self,
+        comparing: Comparing,
         turn: Option<Turn<'_>>,
-        comparing: Option<Pending<()>>,
+        started: Option<Pending<()>>,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
         let stream: CUstream = self.stream.cu_stream();
-        let grouped = match self.way {
-            Way::Grouped(comm) | Way::Raw(comm) => Some(comm),
-            Way::Blocking | Way::Queued => None,
+        let grouped = match comparing {
+            Comparing::Grouped(comm) => Some(comm),
+            Comparing::Blocking | Comparing::Queued => None,
         };
         self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
-        match self.way {
-            Way::Blocking => {
+        match comparing {
+            Comparing::Blocking => {
                 drop(turn);
                 self.gpu.wait_compared(self.stream, self.location)
             }
-            Way::Raw(_) => Ok(()),
-            Way::Queued | Way::Grouped(_) => self.gpu.note_started(self.stream, comparing),
+            Comparing::Queued | Comparing::Grouped(_) => {
+                self.gpu.note_started(self.stream, started)
+            }
         }
+    }
+
+    fn give_raw(
+        self,
+        comm: Comm,
+        launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
+    ) -> Result<()> {
+        self.gpu.launch_raw(|nccl| launch(nccl, comm, self.stream.cu_stream().cast()))
     }
 
     /// An error of the comparison, once NCCL has let go of what was queued before.
@@ -359,14 +373,35 @@ impl<'a> DeviceCall<'a> {
         Caller { communicator, label: self.label, location: self.location }
     }
 
+    fn is_here<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
+        self.stream_is_fit()?;
+        self.knows(buffer)
+    }
+
     fn are_here<T>(&self, input: &impl DeviceSlice<T>, output: &impl DeviceSlice<T>) -> Result<()> {
         self.is_here(input)?;
-        self.is_here(output)
+        self.knows(output)
+    }
+
+    /// Before cudarc makes the stream wait for a buffer, which would spoil a capture.
+    fn stream_is_fit(&self) -> Result<()> {
+        let (own, of_stream) = (self.gpu.context(), self.stream.context());
+        if of_stream != own {
+            let (index, other) = (own.ordinal(), of_stream.ordinal());
+            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
+        }
+        let captured = self.stream.capture_status();
+        if captured.map_err(|error| self.gpu.broken("the stream", &error))? != NOT_CAPTURED {
+            let problem = "the stream is being captured into a CUDA graph, whose calls nobody would \
+                 compare; make the call outside of the capture";
+            return argument(problem.into());
+        }
+        Ok(())
     }
 
     /// Whether cudarc knows the buffer by this GPU's context, and so makes streams wait for it: to a
     /// context object of the program's own, what goes on here is unknown.
-    fn is_here<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
+    fn knows<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
         let (own, of_buffer) = (self.gpu.context(), buffer.stream().context());
         if of_buffer != own {
             let (index, other) = (own.ordinal(), of_buffer.ordinal());
@@ -405,3 +440,5 @@ fn op_of(op: ReduceOp) -> ncclRedOp_t {
         ReduceOp::Prod => ncclRedOp_t::ncclProd,
     }
 }
+
+const NOT_CAPTURED: CUstreamCaptureStatus = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;

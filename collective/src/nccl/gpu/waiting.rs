@@ -123,13 +123,19 @@ impl Gpu {
     /// kernels have ended.
     pub(in crate::nccl) fn let_go_after(&self, error: Error) -> Error {
         if !error.is_communicator_usable() {
-            self.ends().iter().for_each(|end| self.let_go_of(end));
+            self.let_go();
         }
         error
     }
 
+    /// As [`let_go_after`](Self::let_go_after) an error that has ended everything.
+    pub(in crate::nccl) fn let_go(&self) {
+        self.ends().iter().for_each(|end| self.let_go_of(end));
+    }
+
     fn let_go_of(&self, event: &CudaEvent) {
-        if !self.watch.wait_ended(LET_GO) {
+        // Who holds the communicator lets go when he holds it no more.
+        if self.pair.is_held_here() || !self.watch.wait_ended(LET_GO) {
             return;
         }
         wait_a_little(event);
