@@ -4,6 +4,9 @@
 //! Between hosts the lower rank leads: it says what is done next, in words of fixed size, and the
 //! other follows. Times of bytes are the receiver's, from the word before them to the last byte.
 
+mod search;
+mod turns;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +15,8 @@ use rustix::net::sockopt;
 
 use super::facts::{Clock, LinkFacts, NetworkFacts};
 use super::host;
+use search::{Search, Sent};
+use turns::Turns;
 
 /// Measures this rank and `peer` over the network; the other one makes the same call.
 pub(super) fn over_network(
@@ -300,106 +305,6 @@ struct Answer {
     peer_is_settled: bool,
 }
 
-/// How many bytes are sent at once, in one direction: few at first, then as many as take a few
-/// round trips, so that a link that turns slow all of a sudden (a limit on what goes beyond a
-/// burst) is left soon.
-struct Turns {
-    round_trip: Duration,
-    bytes: i64,
-    took: Duration,
-    /// What the last turn carried.
-    last: Option<i64>,
-    last_rate: f64,
-}
-
-impl Turns {
-    fn new(round_trip_ns: i64) -> Self {
-        let round_trip = Duration::from_nanos(u64::try_from(round_trip_ns).unwrap_or(0));
-        Self { round_trip, bytes: 0, took: Duration::ZERO, last: None, last_rate: 0.0 }
-    }
-
-    /// The bytes of the next turn; None once the time is spent.
-    fn next(&self, spent: Duration, share: Duration) -> Option<i64> {
-        let Some(last) = self.last else { return Some(LITTLE_BYTES) };
-        let left = MOST_BYTES as i64 - self.bytes;
-        if spent >= share || left <= 0 {
-            return None;
-        }
-        let carries = |time: Duration| (self.last_rate * time.as_secs_f64()) as i64;
-        let enough = carries(SHORTEST_TURN).min(PIECE_BYTES as i64);
-        let bytes = carries(TURN_TRIPS * self.round_trip).max(enough).min(carries(share - spent));
-        Some(bytes.min(last.saturating_mul(GROWTH)).max(LITTLE_BYTES).min(left))
-    }
-
-    fn note(&mut self, bytes: i64, took_ns: i64) {
-        let took = Duration::from_nanos(took_ns.max(1) as u64);
-        self.bytes += bytes;
-        self.took += took;
-        (self.last, self.last_rate) = (Some(bytes), rate(bytes as usize, took));
-    }
-
-    /// Bytes a second.
-    fn rate(&self) -> f64 {
-        rate(self.bytes as usize, self.took)
-    }
-}
-
-/// What a link has sent so far.
-#[derive(Clone, Copy, Default)]
-struct Sent {
-    probes: u64,
-    packets: u64,
-    payload: u16,
-}
-
-/// The search for the largest packet, by the packets that it sends.
-struct Search {
-    probes: u64,
-    packets: u64,
-    /// When it was seen to have sent the last probe, and the answered words since then with which
-    /// packets left: neither a thread that sleeps nor a clock alone ends the search.
-    since: Instant,
-    words: u32,
-    /// The largest that has arrived: a full queue may make the link smaller again.
-    payload: u16,
-    is_over: bool,
-    /// Something that may fill a queue was sent before it was over: what was lost says nothing.
-    is_disturbed: bool,
-}
-
-impl Search {
-    fn new(since: Instant) -> Self {
-        let (probes, packets, words, payload) = (0, 0, 0, 0);
-        Self { probes, packets, since, words, payload, is_over: false, is_disturbed: false }
-    }
-
-    /// Whether there is no more to learn, at a word that was answered: while words go there and
-    /// back the search sends something every few round trips.
-    fn look(&mut self, sent: Sent, now: Instant, round_trip: Duration) -> bool {
-        let Sent { probes, packets, payload } = sent;
-        self.payload = self.payload.max(payload);
-        if probes == 0 || probes != self.probes {
-            (self.probes, self.since, self.words) = (probes, now, 0);
-        } else if packets > self.packets {
-            self.words += 1;
-        }
-        self.packets = packets;
-        let is_quiet =
-            now.saturating_duration_since(self.since) >= QUIET + QUIET_TRIPS * round_trip;
-        self.is_over = is_quiet && self.words >= QUIET_WORDS;
-        self.is_over || self.is_disturbed
-    }
-
-    fn disturb(&mut self) {
-        self.is_disturbed |= !self.is_over;
-    }
-
-    /// Whether no larger packet arrives.
-    fn is_sure(&self) -> bool {
-        self.is_over && !self.is_disturbed
-    }
-}
-
 /// The address from which the system sends there, and what it takes for the largest packet.
 fn way(remote: SocketAddr) -> Option<(IpAddr, Option<u64>)> {
     let socket = match remote {
@@ -447,13 +352,6 @@ const PINGS_PERCENT: u32 = 15;
 const SETTLE_PERCENT: u32 = 50;
 /// Of each direction.
 const BYTES_PERCENT: u32 = 20;
-/// A turn: that much more than the wait for it, else so long, and then at most [`PIECE_BYTES`]:
-/// not so much that a link that turns from 10 Gbit/s to 10 Mbit/s takes more than a second for it.
-const TURN_TRIPS: u32 = 4;
-const SHORTEST_TURN: Duration = Duration::from_millis(1);
-/// The second turn is two of what a link of the runtime sends before the first answer
-/// (`NETWORK_FIRST_WINDOW`).
-const GROWTH: i64 = 16;
 /// One direction, also where memory is faster than any network.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Any queue takes so much at once.
@@ -463,12 +361,6 @@ const PIECE_BYTES: usize = 1024 * 1024;
 const MEMORY_BYTES: usize = 1024 * 1024;
 const SUMS: usize = 8;
 const MEETINGS: u32 = 20;
-/// A lost probe is noticed after three later packets or 9/8 of a round trip, and acknowledgements
-/// may wait for 2 ms; a busy host takes its time.
-const QUIET: Duration = Duration::from_millis(25);
-const QUIET_TRIPS: u32 = 4;
-/// A probe is sent three times before it counts as lost, and each takes a word or two.
-const QUIET_WORDS: u32 = 8;
 /// Of IP without options, and of UDP.
 const IPV4_HEADERS: u64 = 20 + 8;
 const IPV6_HEADERS: u64 = 40 + 8;
@@ -476,96 +368,6 @@ const IPV6_HEADERS: u64 = 40 + 8;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A link that has sent so many probes, and so many packets.
-    fn link(probes: u64, packets: u64) -> Sent {
-        Sent { probes, packets, payload: 1_452 }
-    }
-
-    #[test]
-    fn a_search_is_over_once_it_sends_nothing_more() {
-        let begun = Instant::now();
-        let at = |millis| begun + Duration::from_millis(millis);
-        let mut search = Search::new(begun);
-        let trip = Duration::from_millis(10);
-        // It has not begun.
-        assert!(!search.look(Sent::default(), at(400), trip));
-        assert!(!search.look(link(0, 1), at(500), trip));
-        assert!(!search.look(link(3, 10), at(510), trip));
-        for word in 0..20 {
-            // Words alone do not end it.
-            assert!(!search.look(link(3, 11 + word), at(511 + word), trip));
-        }
-        assert!(!search.look(link(4, 40), at(574), trip));
-        for word in 0..7 {
-            // Nor does time alone: this thread has slept.
-            assert!(!search.look(link(4, 41 + word), at(5_000), trip));
-        }
-        // And nor do words with which nothing left.
-        assert!(!search.look(link(4, 47), at(5_001), trip));
-        assert!(search.look(link(4, 48), at(5_002), trip) && search.is_sure());
-        // The path has changed.
-        assert!(!search.look(link(5, 49), at(5_003), trip));
-    }
-
-    #[test]
-    fn a_search_that_a_full_queue_disturbs_says_nothing() {
-        let begun = Instant::now();
-        let later = begun + Duration::from_secs(1);
-        let trip = Duration::from_millis(1);
-        for is_over in [true, false] {
-            let mut search = Search::new(begun);
-            search.look(link(3, 1), begun, trip);
-            for word in 0..8 * u64::from(is_over) {
-                search.look(link(3, 2 + word), later, trip);
-            }
-            search.disturb();
-            // Nobody waits for it any more.
-            let smaller = Sent { payload: 1_200, ..link(3, 100) };
-            assert!(search.look(smaller, later, trip));
-            for word in 0..20 {
-                search.look(link(3, 101 + word), later, trip);
-            }
-            assert_eq!((search.is_sure(), search.payload), (is_over, 1_452));
-        }
-    }
-
-    /// How long one direction takes over a link that carries `burst` bytes at 5 GB/s and all
-    /// others at `bytes_per_second`, with so long a round trip, and what it says.
-    fn sent(burst: f64, bytes_per_second: f64, trip: Duration, share: Duration) -> (f64, Turns) {
-        let mut turns = Turns::new(nanoseconds(trip));
-        let (mut spent, mut burst) = (0.0, burst);
-        while let Some(bytes) = turns.next(Duration::from_secs_f64(spent), share) {
-            let fast = burst.min(bytes as f64);
-            burst -= fast;
-            let took = fast / 5e9 + (bytes as f64 - fast) / bytes_per_second;
-            turns.note(bytes, (took * 1e9) as i64);
-            spent += took + trip.as_secs_f64();
-        }
-        (spent, turns)
-    }
-
-    #[test]
-    fn a_direction_takes_little_more_than_its_time() {
-        let trip = Duration::from_micros(100);
-        let share = Duration::from_millis(60);
-        // 10 Mbit/s beyond a burst, and a link of 100 kB/s.
-        for burst in [0.0, 1e5, 1e6, 30e6, 60e6] {
-            let (spent, turns) = sent(burst, 1.25e6, trip, share);
-            assert!(spent < 2.0, "{burst}: {spent} s, {} bytes", turns.bytes);
-        }
-        let (spent, turns) = sent(0.0, 1e5, trip, share);
-        assert!(spent < 0.2, "{spent} s");
-        assert!((turns.rate() / 1e5 - 1.0).abs() < 0.01);
-        // A fast one is used: most of the time, or all the bytes there may be.
-        for bytes_per_second in [1e8, 1e9, 5e9] {
-            let (spent, turns) = sent(0.0, bytes_per_second, trip, share);
-            assert!(spent < 0.07, "{spent} s");
-            let most = (bytes_per_second * 0.06).min(MOST_BYTES as f64);
-            assert!(turns.bytes as f64 > most * 0.5, "{} of {most}", turns.bytes);
-            assert!((turns.rate() / bytes_per_second - 1.0).abs() < 0.01);
-        }
-    }
 
     #[test]
     fn pairs_are_measured_in_memory() {
