@@ -53,6 +53,7 @@ mod report;
 mod script;
 mod share;
 mod signals;
+mod stop;
 mod supervisor;
 mod topology;
 mod unwritten;

@@ -1,13 +1,13 @@
 //! Watches over the ranks from their start to the end of the last one.
 
+mod leaving;
+
 use std::collections::HashSet;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, waitid, waitpid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, waitid};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGTSTP};
 
 use crate::announcer::Announcer;
@@ -22,9 +22,9 @@ use crate::kill_every::KillEvery;
 use crate::log;
 use crate::memory::Killings;
 use crate::output::{Output, Reader, Stream};
-use crate::process::{has_group, table};
 use crate::rank::{Leaving, Rank, State};
 use crate::report::Report;
+use crate::stop::Stop;
 use crate::verdict::Outcome;
 
 /// What the launcher waits for.
@@ -73,21 +73,6 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) is_done: &'a dyn Fn() -> bool,
     /// What copies of ourselves have left so far, by rank.
     pub(crate) reports: &'a dyn Fn() -> Vec<Option<Report>>,
-}
-
-/// The user's signal that the job shall end.
-pub(crate) struct Stop {
-    pub(crate) signal: i32,
-    pub(crate) since: Instant,
-}
-
-impl Stop {
-    /// Whether this signal is no second one: `timeout` and systemd signal a process and its whole
-    /// group.
-    pub(crate) fn is_same_wish(&self, signal: i32, now: Instant) -> bool {
-        let within = if signal == SIGTERM { SAME_WISH } else { SAME_KEY };
-        self.signal == signal && now.saturating_duration_since(self.since) < within
-    }
 }
 
 /// How far the launcher has gone to end the ranks after a failure or a stop.
@@ -359,56 +344,6 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Ends what a rank's process has left of its group, and then its output.
-    fn see_off(&mut self) {
-        if !self.ranks.iter().any(|rank| matches!(rank.state, State::Leaving(_))) {
-            return;
-        }
-        let table = table();
-        for rank in &mut self.ranks {
-            let State::Leaving(leaving) = &rank.state else {
-                continue;
-            };
-            let elapsed = leaving.since.elapsed();
-            let is_stuck = elapsed >= LINGER + KILL_AFTER + STUCK;
-            if is_stuck || !has_group(&table, rank.pid) {
-                rank.state = State::Over;
-                self.around.output.drain(rank.number);
-                self.around.keeper.forget_group(rank.pid);
-                continue;
-            }
-            let due = if elapsed >= LINGER + KILL_AFTER {
-                Signal::KILL
-            } else if elapsed >= LINGER {
-                Signal::TERM
-            } else {
-                continue;
-            };
-            if leaving.sent != Some(due) {
-                let since = leaving.since;
-                rank.signal(due);
-                rank.signal(Signal::CONT);
-                rank.state = State::Leaving(Leaving { since, sent: Some(due) });
-            }
-        }
-    }
-
-    /// Processes whose parents have ended become the launcher's children; dead ones must not
-    /// pile up in a long job.
-    fn reap_adopted(&self) {
-        let own = getpid().as_raw_pid();
-        for entry in table() {
-            let pid = entry.process.pid;
-            if entry.parent == own
-                && !entry.is_alive
-                && !self.around.keeper.is(pid)
-                && !self.ranks.iter().any(|rank| rank.pid == pid)
-            {
-                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-            }
-        }
-    }
-
     fn put_down(&mut self) {
         let ranks: Vec<usize> = self.running().map(|rank| rank.number).collect();
         for rank in ranks {
@@ -429,7 +364,7 @@ pub(crate) fn latest_end(grace: Option<Duration>, is_stop: bool) -> Duration {
         true => grace.unwrap_or(STOP_GRACE) + PUT_DOWN,
         false => GRACE + grace.unwrap_or(PUT_DOWN),
     };
-    patience + LINGER + KILL_AFTER + STUCK
+    patience + leaving::longest()
 }
 
 /// What this failure means for the others.
@@ -456,39 +391,7 @@ const STOP_GRACE: Duration = Duration::from_secs(30);
 /// Between SIGTERM and SIGKILL for a rank that did not end within its grace: enough to flush a
 /// file, and it had its time.
 const PUT_DOWN: Duration = Duration::from_secs(1);
-/// Between SIGTERM and SIGKILL for what a rank leaves.
-const KILL_AFTER: Duration = Duration::from_secs(5);
-/// What a rank leaves may still have something to write: `exec > >(tee log)`.
-const LINGER: Duration = Duration::from_secs(2);
-/// For one that even SIGKILL does not end, such as in a hanging file system.
-const STUCK: Duration = Duration::from_secs(5);
-/// A wish that several programs pass on arrives within milliseconds; a person who asks twice has
-/// seen that nothing happened yet. As the trainer counts them.
-const SAME_WISH: Duration = Duration::from_secs(1);
-/// The same for the others, which a person may ask for twice within a second by pressing Ctrl-C
-/// again, and `timeout -s INT` within microseconds.
-const SAME_KEY: Duration = Duration::from_millis(100);
 /// Nothing tells when a process group is empty.
 const TICK: Duration = Duration::from_millis(20);
 /// So much younger than it is may a killing seem (see `memory.rs`).
 const LOOK: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wish_told_twice_is_one() {
-        let since = Instant::now();
-        let (soon, later) = (since + Duration::from_millis(20), since + SAME_WISH);
-        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
-            let stop = Stop { signal, since };
-            assert!(stop.is_same_wish(signal, soon), "{signal}");
-            assert!(!stop.is_same_wish(signal, later), "{signal}");
-            // Only a Ctrl-C can be meant twice so soon.
-            assert_eq!(stop.is_same_wish(signal, since + SAME_KEY), signal == SIGTERM, "{signal}");
-            let other = if signal == SIGTERM { SIGINT } else { SIGTERM };
-            assert!(!stop.is_same_wish(other, soon), "{signal} and {other}");
-        }
-    }
-}

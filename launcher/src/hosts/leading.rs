@@ -30,7 +30,8 @@ use crate::log;
 use crate::meeting::Meeting;
 use crate::output::{Origin, Output, Shape, Source, Stream};
 use crate::report::Report;
-use crate::supervisor::{Event, Stop, failed, latest_end};
+use crate::stop::Stop;
+use crate::supervisor::{Event, failed, latest_end};
 use crate::variables::Variable;
 use crate::verdict::{Outcome, stopped, verdict};
 
