@@ -1,10 +1,11 @@
 //! `allfold doctor`: how well the ranks of a job reach each other, and what mends it.
 //!
 //! Every rank measures itself and its pairs (`schedule`, `pair`, `host`), all tell each other what
-//! they have found (`facts`), each comes to the same judgement (`judgement`), and rank 0 prints it
-//! (`page`); `gpus` has all of that for GPUs.
+//! they have found (`facts`), each comes to the same judgement (`judgement`, whose words are in
+//! `finding`), and rank 0 prints it (`page`); `gpus` has all of that for GPUs.
 
 mod facts;
+mod finding;
 mod gpus;
 mod host;
 mod judgement;
@@ -23,7 +24,7 @@ use crate::copies::Collective;
 use crate::error::Error;
 use crate::options::PeerOptions;
 use facts::{Facts, LinkFacts, Part};
-use judgement::{Color, Finding};
+use finding::{Cell, Color, Finding, Row};
 
 /// `allfold doctor`
 #[derive(clap::Args, Debug)]
@@ -90,9 +91,9 @@ impl Collective for DoctorOptions {
         // What is known is told, whatever happens to the others now.
         let closed = world.close();
         let findings = judgement::judge(&facts);
-        let reds = judgement::reds(&findings);
-        let word = |(about, cells): &(judgement::Row, Vec<judgement::Cell>)| {
-            format!("{} of {}", about.name(), page::list_cells(cells, facts.ranks.len()))
+        let reds = finding::reds(&findings);
+        let word = |(about, cells): &(Row, Vec<Cell>)| {
+            format!("{} of {}", about.name(), finding::list_cells(cells, facts.ranks.len()))
         };
         let reds: Vec<String> = reds.iter().map(word).collect();
         if leads {

@@ -4,7 +4,7 @@ use allfold::nccl::Presence;
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
-use super::judgement::{Cell, Color, Findings, Row};
+use super::finding::{Cell, Color, Findings, Row};
 
 /// What a rank finds of GPUs, their driver and NCCL.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -102,7 +102,8 @@ fn compare(
 mod tests {
     use super::super::facts::RankFacts;
     use super::super::facts::tests::of_hosts;
-    use super::super::judgement::{Finding, judge};
+    use super::super::finding::Finding;
+    use super::super::judgement::judge;
     use super::super::page::page;
     use super::*;
 

@@ -3,55 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
-
 use super::facts::{Facts, LinkFacts, NetworkFacts, RankFacts};
+use super::finding::{Cell, Color, Finding, Findings, Row, reds};
 use super::gpus;
-
-/// One thing that is wrong, and what mends it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Finding {
-    pub(super) color: Color,
-    pub(super) about: Row,
-    /// Who: one of them, or two for each link, the sender first.
-    pub(super) cells: Vec<Cell>,
-    pub(super) problem: String,
-    pub(super) help: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Color {
-    Yellow,
-    Red,
-}
-
-/// What a cell is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Row {
-    Version,
-    Cpus,
-    OpenFiles,
-    Receive,
-    Send,
-    Offload,
-    Clock,
-    Gpus,
-    Nccl,
-    RoundTrip,
-    Bandwidth,
-    Packet,
-    Lost,
-}
-
-/// A rank, or the way from one to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub(super) enum Cell {
-    Rank(usize),
-    Link(usize, usize),
-}
 
 /// All that is wrong, the worst first.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -72,9 +26,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     }
     compare(facts, &mut findings);
     gpus::judge(facts, &mut findings);
-    let mut findings = findings.0;
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.color));
-    findings
+    findings.worst_first()
 }
 
 /// Pairs whose links are red by what was measured in a moment: another look may not find it.
@@ -87,46 +39,6 @@ pub(super) fn suspects(facts: &Facts) -> BTreeSet<(usize, usize)> {
         Cell::Rank(_) => None,
     };
     cells.filter_map(pair).collect()
-}
-
-/// The color of a cell, if it has one.
-pub(super) fn color(findings: &[Finding], about: Row, cell: Cell) -> Option<Color> {
-    let is_meant = |finding: &&Finding| finding.about == about && finding.cells.contains(&cell);
-    findings.iter().filter(is_meant).map(|finding| finding.color).max()
-}
-
-/// What is red, and where.
-pub(super) fn reds(findings: &[Finding]) -> Vec<(Row, Vec<Cell>)> {
-    let mut reds: Vec<(Row, Vec<Cell>)> = Vec::new();
-    for Finding { about, cells, .. } in findings.iter().filter(|f| f.color == Color::Red) {
-        match reds.iter_mut().find(|(known, _)| known == about) {
-            Some((_, known)) => known.extend(cells),
-            None => reds.push((*about, cells.clone())),
-        }
-    }
-    reds
-}
-
-/// The same of several cells is one finding.
-#[derive(Default)]
-pub(super) struct Findings(Vec<Finding>);
-
-impl Findings {
-    pub(super) fn add(
-        &mut self,
-        (color, about, cell): (Color, Row, Cell),
-        problem: String,
-        help: String,
-    ) {
-        let is_same = |known: &&mut Finding| {
-            (known.color, known.about) == (color, about)
-                && (&known.problem, &known.help) == (&problem, &help)
-        };
-        match self.0.iter_mut().find(is_same) {
-            Some(known) => known.cells.push(cell),
-            None => self.0.push(Finding { color, about, cells: vec![cell], problem, help }),
-        }
-    }
 }
 
 fn versions(rank: &RankFacts, first: &RankFacts, findings: &mut Findings) {

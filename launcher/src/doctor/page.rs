@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::facts::{Clock, Facts, LinkFacts, RankFacts};
-use super::judgement::{Cell, Color, Finding, Row, color};
+use super::finding::{Cell, Color, Finding, Row, color, list_cells};
 use super::schedule::MOST_FOR_ALL;
 
 /// The whole page.
@@ -293,48 +293,6 @@ impl Page<'_> {
     }
 }
 
-impl Row {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Version => "version",
-            Self::Cpus => "cpus",
-            Self::OpenFiles => "open files",
-            Self::Receive => "receive buffer",
-            Self::Send => "send buffer",
-            Self::Offload => "offload",
-            Self::Clock => "clock",
-            Self::Gpus => "gpus",
-            Self::Nccl => "nccl",
-            Self::RoundTrip => "round trip",
-            Self::Bandwidth => "bandwidth",
-            Self::Packet => "path MTU",
-            Self::Lost => "packets lost",
-        }
-    }
-}
-
-/// `ranks 0, 1 and 2`, `0 -> 1 and 1 -> 0`; many are cut short.
-pub(super) fn list_cells(cells: &[Cell], ranks: usize) -> String {
-    let word = |cell: &Cell| match cell {
-        Cell::Rank(rank) => rank.to_string(),
-        Cell::Link(from, to) => format!("{from} -> {to}"),
-    };
-    let mut words: Vec<String> = cells.iter().take(MOST_CELLS).map(word).collect();
-    if cells.len() > MOST_CELLS {
-        words.push(format!("{} more", cells.len() - MOST_CELLS));
-    }
-    let list = match &words[..] {
-        [others @ .., last] if !others.is_empty() => format!("{} and {last}", others.join(", ")),
-        _ => words.concat(),
-    };
-    match (cells.first(), cells.len()) {
-        (Some(Cell::Rank(_)), 1) => format!("rank {list}"),
-        (Some(Cell::Rank(_)), count) if count == ranks && count > 2 => format!("all {count} ranks"),
-        (Some(Cell::Rank(_)), _) => format!("ranks {list}"),
-        _ => list,
-    }
-}
-
 /// Milliseconds, and how sure that is.
 fn ahead(clock: Option<Clock>) -> String {
     match clock {
@@ -408,7 +366,6 @@ const WIDEST_NAME: usize = 60;
 const OTHER_COLUMNS: usize = 64;
 /// Of ranks and of links; the worst are among them, or named below.
 const MOST_LINES: usize = 64;
-const MOST_CELLS: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -542,16 +499,5 @@ yellow: packets lost, 2 -> 0 and 2 -> 1: 0.5 % of packets or more are lost
         let first = after.lines().nth(2).unwrap();
         assert_eq!(first.split_whitespace().next(), Some("7"), "{text}");
         assert!(text.contains("and 14 more: --json has all"), "{text}");
-    }
-
-    #[test]
-    fn many_cells_are_cut_short() {
-        let ranks: Vec<Cell> = (0..10).map(Cell::Rank).collect();
-        let list = |cells: &[Cell]| list_cells(cells, 10);
-        assert_eq!(list(&ranks[..1]), "rank 0");
-        assert_eq!(list(&ranks[..2]), "ranks 0 and 1");
-        assert_eq!(list(&ranks[..9]), "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 1 more");
-        assert_eq!(list(&ranks), "all 10 ranks");
-        assert_eq!(list(&[Cell::Link(0, 1), Cell::Link(1, 0)]), "0 -> 1 and 1 -> 0");
     }
 }
