@@ -3,9 +3,11 @@
 //! It says nothing of how ranks are watched and ended: each host's launcher does that, as if the
 //! other hosts' ranks were its own, since it hears of them from here.
 
-use std::ffi::OsString;
+mod reasons;
+mod task;
+mod wait;
+
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -15,12 +17,10 @@ use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 
 use super::call::{Call, News};
-use super::words::{Ended, Order, Task, Wanted, Word};
+use super::words::{Ended, Order, Word};
 use super::{Hosts, Place, ssh};
 use crate::attempt::{Attempt, End, Streams, wait_for_output};
-use crate::duration;
 use crate::ending::{Ending, How, at_fault};
-use crate::environment::OWN_NAMES;
 use crate::error::Error;
 use crate::exit_code;
 use crate::input;
@@ -32,8 +32,10 @@ use crate::output::{Origin, Output, Shape, Source, Stream};
 use crate::report::Report;
 use crate::stop::Stop;
 use crate::supervisor::{Event, failed, latest_end};
-use crate::variables::Variable;
 use crate::verdict::{Outcome, stopped, verdict};
+use reasons::{late, loss, with_hosts};
+use task::task;
+use wait::{GIVE_UP, SAY_AFTER, Wait};
 
 /// Runs it to its end, whichever that is; an error where the ranks could not be started.
 pub(crate) fn run(
@@ -87,36 +89,6 @@ struct Leader<'a> {
     wishes: usize,
     wait: Wait,
     has_given_up: bool,
-}
-
-/// How long hosts are waited for.
-struct Wait {
-    /// When those that are not ready are given up.
-    ready: Instant,
-    /// When it is said next who they are.
-    say: Instant,
-    /// When all are given up whose ranks have not ended; None while they need not end.
-    end: Option<Instant>,
-}
-
-impl Wait {
-    fn until_ready(now: Instant) -> Self {
-        Self { ready: now + READY, say: now + SAY_AFTER, end: None }
-    }
-
-    /// So long nothing could come.
-    fn shift(&mut self, by: Duration) {
-        (self.ready, self.say) = (self.ready + by, self.say + by);
-        self.end = self.end.map(|end| end + by);
-    }
-
-    /// What is due first.
-    fn next(&self, has_started: bool) -> Option<Instant> {
-        match has_started {
-            true => self.end,
-            false => Some(self.end.unwrap_or(self.ready).min(self.ready).min(self.say)),
-        }
-    }
 }
 
 struct Line {
@@ -262,7 +234,7 @@ impl Leader<'_> {
             }
             News::Greeted(Ok(())) => {
                 line.stage = Stage::Greeted;
-                let task = Order::Task(Box::new(self.task(place)));
+                let task = Order::Task(Box::new(task(self.attempt, self.hosts, place)));
                 let secret = self.secret.to_line();
                 if let Some(call) = self.lines.get(number).and_then(|line| line.call.as_ref()) {
                     call.send_secret(&secret);
@@ -303,74 +275,10 @@ impl Leader<'_> {
                 let stage = line.stage;
                 let (status, said) = call.end();
                 if stage != Stage::Done && self.outcome.stopped_by.is_none() {
-                    let error = self.loss(place, stage, problem, status, &said);
+                    let error = loss(self.hosts, place, stage, problem, status, &said);
                     self.fail(error);
                 }
             }
-        }
-    }
-
-    /// What a line means that has ended too early.
-    fn loss(
-        &self,
-        place: &Place,
-        stage: Stage,
-        problem: Option<io::Error>,
-        status: Option<std::process::ExitStatus>,
-        said: &[String],
-    ) -> Error {
-        let Hosts { path, source, .. } = self.hosts;
-        let name = &place.host.destination;
-        if stage == Stage::Calling && problem.is_none() {
-            return ssh::why(&place.host, path, source, said, status);
-        }
-        let reason = match (problem, ssh::reason(said)) {
-            (Some(problem), _) if problem.kind() == io::ErrorKind::InvalidData => {
-                problem.to_string()
-            }
-            (_, Some(line)) => line.to_owned(),
-            (Some(problem), None) => problem.to_string(),
-            (None, None) => ssh::ended(status),
-        };
-        let ranks = match place.ranks.len() {
-            1 => format!("rank {}", place.ranks.start),
-            _ => format!("ranks {} to {}", place.ranks.start, place.ranks.end - 1),
-        };
-        Error::Job {
-            message: format!("lost the connection to {name} ({ranks}): {reason}"),
-            help: Some(format!(
-                "see whether {name} and the network to it are up; the launcher there ends its \
-                 ranks by itself"
-            )),
-            code: exit_code::TRY_AGAIN,
-        }
-    }
-
-    /// What one host has to do.
-    fn task(&self, place: &Place) -> Task {
-        let job = self.attempt.job;
-        let words = job.program.os_words();
-        let program = match job.kind {
-            Kind::Program => Wanted::Program(words),
-            Kind::Copies => Wanted::Copies(words),
-        };
-        let only_rank = match self.attempt.logs.is_empty() {
-            true => job.output.only_rank.clone(),
-            false => Vec::new(),
-        };
-        Task {
-            job: self.attempt.name.into(),
-            restart: self.attempt.restart,
-            world: job.ranks,
-            first: place.ranks.start,
-            ranks: place.ranks.len(),
-            listen: (place.ranks.start == 0).then(|| self.hosts.listen.clone()),
-            directory: std::env::current_dir().map_or_else(|_| "/".into(), Into::into),
-            program,
-            variables: variables(&job.variables, std::env::vars_os()),
-            bind: job.options.binding.bind,
-            grace: job.options.grace,
-            only_rank,
         }
     }
 
@@ -536,107 +444,6 @@ impl Leader<'_> {
     }
 }
 
-/// For hosts that nobody answers for.
-fn late(missing: &[&str]) -> Error {
-    let (names, first) = (missing.join(", "), missing.first().unwrap_or(&"HOST"));
-    let within = duration::text(READY);
-    Error::Job {
-        message: format!("the launcher on {names} is not ready within {within}"),
-        help: Some(format!(
-            "see whether `ssh {first} true` returns, and whether the home and this directory \
-             answer there"
-        )),
-        code: exit_code::TRY_AGAIN,
-    }
-}
-
-/// The user's variables, and allfold's own settings: a login on another host has none of those that
-/// are set here.
-fn variables(
-    given: &[Variable],
-    environment: impl Iterator<Item = (OsString, OsString)>,
-) -> Vec<Variable> {
-    let is_setting = |name: &OsString| {
-        name.as_bytes().starts_with(b"ALLFOLD_") && !OWN_NAMES.iter().any(|own| name == *own)
-    };
-    let settings = environment.filter(|(name, _)| is_setting(name));
-    settings.chain(given.iter().cloned()).collect()
-}
-
-/// `rank 2 (pid 71)` becomes `rank 2 (h1, pid 71)`.
-fn with_hosts(message: String, outcome: &Outcome, hosts: &Hosts) -> String {
-    outcome.endings.iter().fold(message, |message, Ending { rank, pid, .. }| {
-        let place = hosts.places.iter().find(|place| place.ranks.contains(rank));
-        let name = place.map_or("", |place| &place.host.destination);
-        let (short, long) = (format!("{rank} (pid {pid})"), format!("{rank} ({name}, pid {pid})"));
-        let mut parts = message.split(&short);
-        let first = parts.next().unwrap_or_default().to_owned();
-        parts.fold(first, |text, part| {
-            // `2 (pid 71)` also ends `12 (pid 71)`, which may be there on another host.
-            let is_whole = !text.ends_with(|before: char| before.is_ascii_digit());
-            text + if is_whole { &long } else { &short } + part
-        })
-    })
-}
-
-/// How long nobody wonders why nothing happens; as long as the library waits with its first line.
-const SAY_AFTER: Duration = Duration::from_secs(10);
-/// How long a host may take to be ready, as the library waits for a rank.
-const READY: Duration = Duration::from_secs(60);
 /// After a stop: how long whoever reads what the ranks print may take for the rest.
 const READER: Duration = Duration::from_secs(5);
 const UNREAD: &str = "standard input is not handed on to ranks of --hosts: rank 0 has none";
-/// What hosts take to kill their ranks and to say so.
-const GIVE_UP: Duration = Duration::from_secs(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::options::HostOptions;
-
-    #[test]
-    fn settings_go_along_and_secrets_do_not() {
-        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
-        let here = [
-            pair("ALLFOLD_TRANSPORT", "quic"),
-            pair("ALLFOLD_SECRET", "no"),
-            pair("ALLFOLD_JOB", "no"),
-            pair("HOME", "no"),
-        ];
-        let sent = variables(&[pair("A", "b")], here.into_iter());
-        assert_eq!(sent, [pair("ALLFOLD_TRANSPORT", "quic"), pair("A", "b")]);
-    }
-
-    #[test]
-    fn a_pid_is_of_a_host() {
-        let options = HostOptions { hosts: Some("h0:2,me@h1:2".into()), ..HostOptions::default() };
-        let hosts = Hosts::of(&options, None).unwrap().unwrap();
-        let ended = Ended { rank: 2, pid: 71, how: How::Signal(9), by_itself: true };
-        let outcome = Outcome { endings: vec![ended.into()], ..Outcome::default() };
-        let message = outcome.endings[0].to_string();
-        assert_eq!(
-            with_hosts(message, &outcome, &hosts),
-            "rank 2 (me@h1, pid 71) was killed by signal 9 (SIGKILL)"
-        );
-        // Hosts with a process numbering of their own have the same pids.
-        let named = |text: &str| with_hosts(text.into(), &outcome, &hosts);
-        let other = "ranks 12 (pid 71) and 2 (pid 71) did not end";
-        assert_eq!(named(other), "ranks 12 (pid 71) and 2 (me@h1, pid 71) did not end");
-        assert_eq!(named("2 (pid 71)"), "2 (me@h1, pid 71)");
-    }
-
-    #[test]
-    fn a_wait_ends_and_time_in_which_nothing_could_come_does_not_count() {
-        let now = Instant::now();
-        let mut wait = Wait::until_ready(now);
-        assert_eq!(wait.next(false), Some(now + SAY_AFTER));
-        assert_eq!(wait.next(true), None);
-        wait.say = now + READY * 2;
-        assert_eq!(wait.next(false), Some(now + READY));
-        wait.end = Some(now + GIVE_UP);
-        wait.shift(READY);
-        assert_eq!(wait.next(true), Some(now + GIVE_UP + READY));
-        assert_eq!(wait.next(false), Some(now + GIVE_UP + READY));
-        assert_eq!(wait.ready, now + READY * 2);
-    }
-}
