@@ -418,14 +418,22 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// What every rank gave, in rank order; a collective of its own, for `split`.
+    /// What every rank gave, in rank order; a collective of its own, for `split` and the like.
     /// The number of that call.
-    pub(crate) fn gather_for_split(self, buffer: &mut [u64]) -> Result<u64> {
+    pub(crate) fn gather_as<T: Element>(self, role: Role, buffer: &mut [T]) -> Result<u64> {
         let mut call = self.all_gather_call(buffer.len())?;
-        call.role = Role::Split;
+        call.role = role;
         let parts = call.parts.clone();
         let Some(engine) = self.engine() else { return Ok(0) };
-        engine.call(&self.shape::<u64>(call), Borrowed::in_place(buffer, parts))
+        engine.call(&self.shape::<T>(call), Borrowed::in_place(buffer, parts))
+    }
+
+    /// As [`gather_as`](Self::gather_as), what rank 0 gave.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn broadcast_as<T: Element>(self, role: Role, buffer: &mut [T]) -> Result<()> {
+        let mut call = self.broadcast_call(buffer.len(), 0)?;
+        call.role = role;
+        self.in_place(call, buffer)
     }
 
     /// A call on whole buffers of one length.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::caller::Caller;
 use crate::config::{self, Config, NcclSettings};
+use crate::contract::Role;
 use crate::engine::{Engine, MAX_COMMUNICATORS};
 use crate::error::{ErrorKind, Result};
 use crate::identity::{Findings, host_name};
@@ -299,7 +300,7 @@ impl Communicator {
             };
         }
         let mut words: Vec<u64> = words.into_flattened();
-        let gathered = self.caller(Location::caller()).gather_for_split(&mut words);
+        let gathered = self.caller(Location::caller()).gather_as(Role::Split, &mut words);
         let full = words.chunks_exact(2).position(|word| word[0] == NO_ROOM);
         if let Kind::Joined(engine) = &self.kind
             && (gathered.is_err() || full.is_some())

@@ -50,6 +50,8 @@ pub(crate) enum Role {
     DeviceWait = 3,
     /// As `DeviceWait`, and there are no more.
     DeviceClose = 4,
+    /// What ranks tell each other before NCCL connects them.
+    Connect = 5,
 }
 
 /// One call, as all ranks must make it.
@@ -91,7 +93,11 @@ impl Contract {
     /// Under what it is counted, as its data went by `algorithm`.
     pub(crate) fn key(&self, algorithm: Algorithm) -> CallKey {
         let algorithm = if self.role.is_on_device() { Algorithm::Nccl } else { algorithm };
-        CallKey { collective: self.collective, algorithm }
+        let collective = match self.role {
+            Role::DeviceWait | Role::DeviceClose => Collective::Barrier,
+            _ => self.collective,
+        };
+        CallKey { collective, algorithm }
     }
 
     /// The bytes on the wire, little-endian.
@@ -159,7 +165,8 @@ impl Role {
     }
 
     fn from_wire(number: u8) -> Option<Self> {
-        [Self::Data, Self::Split, Self::Device, Self::DeviceWait, Self::DeviceClose]
+        use Role::*;
+        [Data, Split, Device, DeviceWait, DeviceClose, Connect]
             .into_iter()
             .find(|role| *role as u8 == number)
     }
@@ -264,6 +271,7 @@ impl Contract {
     pub(crate) fn describe(&self, location: Option<&str>) -> String {
         let (name, details) = match self.role {
             Role::Split => ("split", String::new()),
+            Role::Connect => ("connect", "on GPUs".into()),
             Role::DeviceWait => ("wait", self.details()),
             Role::DeviceClose => ("close", self.details()),
             Role::Data | Role::Device => (self.collective.name(), self.details()),

@@ -47,12 +47,21 @@ pub(crate) struct Wait {
     pub(crate) call: String,
 }
 
+/// A thread that waits.
+#[derive(Debug)]
+struct Waits {
+    /// For this communicator and sequence.
+    call: (u64, u64),
+    /// The kernel's number of it.
+    id: u32,
+}
+
 /// Which threads of this process make calls, and which of them wait.
 #[derive(Debug, Default)]
 pub(crate) struct Threads {
     /// The thread that made the last call on each communicator, and whether it still lives.
     callers: HashMap<u64, (ThreadId, Weak<()>)>,
-    waiting: HashMap<ThreadId, (u64, u64)>,
+    waiting: HashMap<ThreadId, Waits>,
     /// Communicators that nobody has made a call on yet: any thread may.
     unused: HashSet<u64>,
     /// The latest call's communicator and thread, which are noted: the next one's are often the
@@ -77,12 +86,18 @@ impl Threads {
 
     /// This thread waits for call `sequence` of communicator `group`.
     pub(crate) fn waits(&mut self, group: u64, sequence: u64) {
-        self.waiting.insert(this_thread(), (group, sequence));
+        let id = KERNELS_ID.with(|id| *id);
+        self.waiting.insert(this_thread(), Waits { call: (group, sequence), id });
     }
 
     /// This thread goes on.
     pub(crate) fn goes_on(&mut self) {
         self.waiting.remove(&this_thread());
+    }
+
+    /// The kernel's numbers of the threads that wait.
+    pub(crate) fn waiting_ids(&self) -> Vec<u32> {
+        self.waiting.values().map(|waits| waits.id).collect()
     }
 
     /// There is a new communicator, for which thread is not known.
@@ -102,7 +117,7 @@ impl Threads {
         let mut callers = self.callers.values().filter(|(_, life)| life.strong_count() > 0);
         let all = callers.all(|(thread, _)| self.waiting.contains_key(thread));
         (all && !self.waiting.is_empty()).then(|| Blocked {
-            calls: self.waiting.values().copied().collect(),
+            calls: self.waiting.values().map(|waits| waits.call).collect(),
             unless_another: !self.unused.is_empty(),
         })
     }
@@ -190,6 +205,7 @@ thread_local! {
     static LIFE: Arc<()> = Arc::new(());
     /// The standard library counts references to tell it.
     static ID: ThreadId = std::thread::current().id();
+    static KERNELS_ID: u32 = rest::this_thread();
 }
 
 /// How often a stuck rank says so.

@@ -45,13 +45,16 @@
 //! `on`, `same-host` or `off`.
 
 #[cfg(feature = "nccl")]
-mod calls;
+pub(crate) mod buffers;
 #[cfg(feature = "nccl")]
+mod calls;
 mod choice;
 #[cfg(feature = "nccl")]
 mod driver;
 #[cfg(feature = "nccl")]
 mod gpu;
+#[cfg(feature = "nccl")]
+mod inside;
 #[cfg(feature = "nccl")]
 mod library;
 #[cfg(feature = "nccl")]
@@ -67,6 +70,7 @@ mod settings;
 mod stub;
 #[cfg(feature = "nccl")]
 mod watch;
+mod word;
 
 #[cfg(feature = "nccl")]
 pub use calls::{Group, OnStream};
@@ -74,8 +78,6 @@ pub use calls::{Group, OnStream};
 pub use cudarc;
 #[cfg(feature = "nccl")]
 pub use gpu::Gpu;
-#[cfg(feature = "nccl")]
-pub(crate) use meeting::words;
 pub use presence::{Absence, Presence, Version};
 #[cfg(feature = "nccl")]
 #[doc(hidden)]

@@ -7,19 +7,17 @@
 //! all processes of a host see. `DeviceBuffers` makes calls on a GPU, and the same ones by NCCL alone.
 
 mod cipher;
-#[cfg(feature = "nccl")]
-mod device;
 mod headers;
 mod link;
 mod shared_sum;
 mod wire;
 
-pub use cipher::{Cipher, EncryptionRates, encryption};
 #[cfg(feature = "nccl")]
 #[doc(hidden)]
-pub use device::{
+pub use crate::nccl::buffers::{
     DeviceBuffer, DeviceBuffers, DeviceCall, DeviceCollective, DeviceMark, RawDeviceCalls,
 };
+pub use cipher::{Cipher, EncryptionRates, encryption};
 #[doc(hidden)]
 pub use headers::{call_headers, segment_headers};
 pub use link::{Link, LinkFigures, Route};

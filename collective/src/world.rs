@@ -233,6 +233,11 @@ impl World {
         (!unless_another || is_only_thread()).then_some(stuck)
     }
 
+    /// The threads that wait in calls, as the kernel numbers them.
+    pub(crate) fn waiting_threads(&self) -> Vec<u32> {
+        self.state().threads.waiting_ids()
+    }
+
     /// What the threads that are known to make calls wait for, if all do; and whether it counts
     /// only if there is no other.
     fn blocked(&self) -> Option<(Stuck, bool)> {

@@ -4,7 +4,7 @@
 # was printed meanwhile lies in the folder that the last line names.
 #
 #     tests/gpu/check.sh                          with the NCCL that the loader finds
-#     tests/gpu/check.sh /nccl/2.18 /nccl/2.30    and the tests again with each of these folders'
+#     tests/gpu/check.sh /nccl/2.26 /nccl/2.30    and the tests again with each of these folders'
 #
 # Several ranks share the GPU: each has a host's name of its own for NCCL, and the loopback between.
 #
@@ -16,7 +16,7 @@ cd "$(dirname "$0")/../.." || exit
 
 # For trying this script itself with look-alikes: ALLFOLD_TEST_GPU=fake PROFILE=dev.
 export ALLFOLD_TEST_GPU=${ALLFOLD_TEST_GPU:-real}
-export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_NET=${NCCL_NET:-Socket}
 profile=${PROFILE:-release}
 target=${CARGO_TARGET_DIR:-target}
 programs=${PROGRAMS:-$target/$([ "$profile" = dev ] && echo debug || echo "$profile")}

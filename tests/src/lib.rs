@@ -117,8 +117,13 @@ impl Process {
     }
 
     /// Waits for the end; a process that does not end within `CAP` fails the test.
-    pub fn wait(mut self) -> Ended {
-        let deadline = Instant::now() + CAP;
+    pub fn wait(self) -> Ended {
+        self.wait_within(CAP)
+    }
+
+    /// As [`wait`](Self::wait), for one that may take longer.
+    pub fn wait_within(mut self, limit: Duration) -> Ended {
+        let deadline = Instant::now() + limit;
         // The output ends with the process, and is waited for with a deadline.
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -126,7 +131,7 @@ impl Process {
                 Ok(line) => self.printed.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("still running after {CAP:?}: {:#?}", self.printed)
+                    panic!("still running after {limit:?}: {:#?}", self.printed)
                 }
             }
         }

@@ -187,10 +187,10 @@ fn the_doctor_shows_each_ranks_gpu_and_another_nccl_is_red() {
             (&rank.into(), &"2.28.9".into())
         );
     }
-    let (code, found) = doctor("FAKE_NCCL_VERSION=21805");
+    let (code, found) = doctor("FAKE_NCCL_VERSION=22703");
     let findings = found["findings"].as_array().unwrap();
     let finding = findings.iter().find(|finding| finding["about"] == "nccl").unwrap();
     assert_eq!((code, &finding["color"]), (1, &"red".into()), "{found:#}");
-    let problem = "NCCL 2.18.5, rank 0 has NCCL 2.28.9: they do not connect";
+    let problem = "NCCL 2.27.3, rank 0 has NCCL 2.28.9: they do not connect";
     assert_eq!(finding["problem"], problem, "{found:#}");
 }

@@ -31,15 +31,16 @@ impl Rest {
     }
 
     /// Whether no thread of the program has done anything worth the name for at least `time`; if
-    /// one has, the rest begins anew.
-    pub(crate) fn lasts(&mut self, now: Instant, time: Duration) -> bool {
+    /// one has, the rest begins anew. Those that are `waiting` in calls do not count: NCCL looks for
+    /// its peers without a pause.
+    pub(crate) fn lasts(&mut self, now: Instant, time: Duration, waiting: &[u32]) -> bool {
         let lasted = now.saturating_duration_since(self.since);
         if lasted < time {
             return false;
         }
         let threads = others();
         if let (Some(before), Some(now)) = (&self.threads, &threads)
-            && is_rest(before, now, lasted)
+            && is_rest(before, now, waiting, lasted)
         {
             return true;
         }
@@ -53,9 +54,14 @@ pub(crate) fn is_only_thread() -> bool {
     threads().len() == 1
 }
 
-fn is_rest(before: &BTreeMap<u32, Thread>, now: &BTreeMap<u32, Thread>, lasted: Duration) -> bool {
+fn is_rest(
+    before: &BTreeMap<u32, Thread>,
+    now: &BTreeMap<u32, Thread>,
+    waiting: &[u32],
+    lasted: Duration,
+) -> bool {
     let mut worked = 0;
-    for (id, thread) in now {
+    for (id, thread) in now.iter().filter(|(id, _)| !waiting.contains(id)) {
         match before.get(id) {
             Some(before) if thread.sleeps => worked += thread.ticks.saturating_sub(before.ticks),
             _ => return false,
@@ -71,8 +77,13 @@ fn others() -> Option<BTreeMap<u32, Thread>> {
     if threads.is_empty() {
         return None;
     }
-    threads.remove(&gettid().as_raw_nonzero().get().unsigned_abs());
+    threads.remove(&this_thread());
     Some(threads)
+}
+
+/// The kernel's number of this thread.
+pub(super) fn this_thread() -> u32 {
+    gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
 /// The threads of the program, without those of this crate.
@@ -133,12 +144,14 @@ mod tests {
             stats.iter().filter_map(|(id, state, ticks)| stat(*id, "x", state, *ticks)).collect()
         };
         let before = threads(&[(1, "S", 100), (2, "S", 7)]);
-        let rests =
-            |now: &[(u32, &str, u64)]| is_rest(&before, &threads(now), Duration::from_secs(5));
+        let rests = |now: &[(u32, &str, u64)]| {
+            is_rest(&before, &threads(now), &[4], Duration::from_secs(5))
+        };
         assert!(rests(&[(1, "S", 100), (2, "S", 7)]));
         assert!(rests(&[(1, "S", 110)]), "a tenth of a second in five, and one has ended");
         assert!(!rests(&[(1, "S", 100), (2, "S", 18)]));
         assert!(!rests(&[(1, "S", 100), (2, "R", 7)]));
         assert!(!rests(&[(1, "S", 100), (2, "S", 7), (3, "S", 0)]));
+        assert!(rests(&[(1, "S", 100), (2, "S", 7), (4, "R", 99)]), "the last one waits in a call");
     }
 }

@@ -109,7 +109,7 @@ impl Patience for Watch<'_> {
         if waited >= limits.late_after
             && self.reported.is_none_or(|said| now.duration_since(said) >= REPORT_EVERY)
             && let Some(stuck) = self.world.stuck()
-            && rest.lasts(now, limits.late_after / 4)
+            && rest.lasts(now, limits.late_after / 4, &self.world.waiting_threads())
         {
             self.reported = Some(now);
             control.report_stuck(self.world.collector(), stuck);

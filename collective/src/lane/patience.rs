@@ -108,7 +108,7 @@ impl Driver {
             return;
         };
         // A thread that computes may be about to make the call that is missing.
-        if rest.lasts(now, patience / 4) {
+        if rest.lasts(now, patience / 4, &self.world.waiting_threads()) {
             still.reported = Some(now);
             control.report_stuck(self.world.collector(), stuck);
         }

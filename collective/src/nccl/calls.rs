@@ -58,7 +58,9 @@ impl<'a> OnStream<'a> {
         let result =
             self.gpu.launch_group(|comm| calls(&Group { on: *self, comm, kept: Rc::clone(&kept) }));
         drop((kept, turn));
-        result
+        let result = result?;
+        self.gpu.limit_started()?;
+        Ok(result)
     }
 
     /// Returns once everything on the stream is done, as [`Gpu::wait`].

@@ -3,19 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::presence::Absence;
-
-/// What a rank tells the others before NCCL connects them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Word {
-    /// It can take part.
-    Ready {
-        /// NCCL's version.
-        nccl: String,
-        gpu: Choice,
-    },
-    /// It cannot.
-    Absent { problem: String, help: String },
-}
+use super::word::Word;
 
 /// A rank's GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +21,7 @@ pub(super) struct Choice {
 
 /// The number of the GPU for a process that sees `gpus` and is number `local_rank` of its host.
 /// More ranks than GPUs take turns, which [`judge`] refuses where it was not asked for.
+#[cfg(feature = "nccl")]
 pub(super) fn index(local_rank: usize, gpus: usize) -> usize {
     local_rank % gpus.max(1)
 }
@@ -98,6 +87,7 @@ mod tests {
         (0..ranks).map(|rank| format!("node-{rank}, pid 7")).collect()
     }
 
+    #[cfg(feature = "nccl")]
     #[test]
     fn each_rank_has_a_gpu_of_its_own() {
         assert_eq!([0, 1, 2, 3].map(|rank| index(rank, 4)), [0, 1, 2, 3]);

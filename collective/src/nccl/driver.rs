@@ -4,6 +4,8 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
 use libloading::Library;
 
 use super::presence::{Absence, Version, loader_words, telling};
@@ -71,6 +73,13 @@ impl Driver {
             if code != SUCCESS {
                 return Err(refused(&library, code, Version::of_cuda(number)));
             }
+        }
+        // cudarc may find another one: that of CUDA's development files is only for linking.
+        if cudarc::driver::result::init() == Err(DriverError(CUresult::CUDA_ERROR_STUB_LIBRARY)) {
+            return Err(Absence::new(
+                "libcuda.so is a stub of CUDA's development files, and no driver",
+                "take the folder `stubs` of CUDA out of LD_LIBRARY_PATH",
+            ));
         }
         let version = Version::of_cuda(number);
         if gpus < 1 {

@@ -5,16 +5,19 @@ mod waiting;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::Location;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use super::calls::OnStream;
+use super::inside::{Entered, Inside};
 use super::library::{Code, Functions, Nccl, SUCCESS};
 use super::meeting::{self, Found};
 use super::pair::{Comm, Pair};
 use super::watch::{self, Joining, OTHERS_KNOW, Watch};
+use crate::caller::argument;
 use crate::communicator::{Communicator, Kind};
 use crate::contract::Role;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,7 +25,7 @@ use crate::fork::Process;
 use crate::pending::Pending;
 use crate::report;
 use crate::verdict::Loss;
-use crate::world::{Waiting, World};
+use crate::world::World;
 
 /// A rank's GPU and, through NCCL, those of the other ranks. Its own methods are collectives that
 /// return when they are done; [`on`](Self::on) makes them on a stream of the program's.
@@ -47,10 +50,16 @@ pub struct Gpu {
     streams: Mutex<Vec<Used>>,
     /// Communicator and sequence of the call that was numbered last, and may wait in NCCL for others.
     numbered: Mutex<Option<(u64, u64)>>,
+    /// The call that is in NCCL now.
+    inside: Arc<Inside>,
     /// The source line of the call that is being numbered and given to NCCL.
     turn: Mutex<Option<&'static Location<'static>>>,
     /// A fork has no GPU.
     process: Process,
+    /// Until when NCCL is waited for that is given up.
+    let_go_by: OnceLock<Instant>,
+    /// Where in the program it was connected.
+    connected_at: &'static Location<'static>,
     /// Until it is closed. Closed last, as the ranks need it to end well.
     communicator: Option<Communicator>,
 }
@@ -63,8 +72,9 @@ impl Gpu {
     /// # Errors
     /// [`ErrorKind::NoGpu`], on every rank, where one of them has no driver, no GPU of its own or no
     /// NCCL, or must not use it; [`ErrorKind::RankLost`] where NCCL does not connect.
+    #[track_caller]
     pub fn connect(communicator: Communicator) -> Result<Self> {
-        Self::join(communicator, None).inspect_err(report::has_failed)
+        Self::join(communicator, None, Location::caller()).inspect_err(report::has_failed)
     }
 
     /// As [`connect`](Self::connect), to the GPU of a context that the program has, so that its
@@ -72,20 +82,28 @@ impl Gpu {
     ///
     /// # Errors
     /// As there.
+    #[track_caller]
     pub fn connect_with(communicator: Communicator, context: &Arc<CudaContext>) -> Result<Self> {
-        Self::join(communicator, Some(context)).inspect_err(report::has_failed)
+        let location = Location::caller();
+        Self::join(communicator, Some(context), location).inspect_err(report::has_failed)
     }
 
-    fn join(communicator: Communicator, given: Option<&Arc<CudaContext>>) -> Result<Self> {
+    fn join(
+        communicator: Communicator,
+        given: Option<&Arc<CudaContext>>,
+        connected_at: &'static Location<'static>,
+    ) -> Result<Self> {
         let settings = communicator.nccl_settings()?;
-        let Found { nccl, context, gpu } = meeting::prepare(&communicator, settings, given)?;
+        let caller = communicator.caller(connected_at);
+        let Found { nccl, context, gpu } = meeting::prepare(caller, settings, given)?;
         let world = match &communicator.kind {
             Kind::Single => None,
             Kind::Joined(engine) => Some(engine.world().clone()),
         };
         let stream = context.new_stream();
         let stream = stream.map_err(|error| fail(world.as_deref(), "a stream", &error))?;
-        let id = meeting::share_id(&communicator, nccl)?;
+        let id = meeting::share_id(caller, nccl)?;
+        let inside = Arc::new(Inside::default());
         let joining = Joining {
             id,
             rank: communicator.rank(),
@@ -93,6 +111,7 @@ impl Gpu {
             context: context.clone(),
             limit: settings.patience,
             world,
+            inside: inside.clone(),
         };
         let (watch, pair) = Watch::start(nccl, joining)?;
         Ok(Self {
@@ -106,8 +125,11 @@ impl Gpu {
             started: Mutex::default(),
             streams: Mutex::default(),
             numbered: Mutex::default(),
+            inside,
             turn: Mutex::default(),
             process: Process::this(),
+            let_go_by: OnceLock::new(),
+            connected_at,
             communicator: Some(communicator),
         })
     }
@@ -164,7 +186,20 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<()> {
         let location = Location::caller();
         self.compare(Role::DeviceWait, location)?;
-        self.wait_all(location)
+        self.wait_all(location)?;
+        self.compare(Role::DeviceWait, location)
+    }
+
+    /// Ends the world because this rank's own work on its GPU fails, as the error of all ranks, which
+    /// names this one and `problem`. Before that it waits 2.6 s for a better word: it may only be that
+    /// another rank is gone.
+    pub fn fail(&self, problem: &str) -> Error {
+        self.let_go_after(match self.world() {
+            Some(world) => watch::blame(world, OTHERS_KNOW, problem.into()),
+            None => {
+                ErrorKind::System { operation: "the GPU".into(), problem: problem.into() }.into()
+            }
+        })
     }
 
     /// Waits for all calls, here and on all other ranks, which all make this call; takes NCCL down and
@@ -196,11 +231,11 @@ impl Gpu {
         *lock(&self.numbered) = number;
     }
 
-    /// While this thread is in NCCL it waits for the others, as the search for deadlocks sees it.
-    fn waiting(&self) -> Option<Waiting<'_>> {
+    /// This thread goes into NCCL.
+    fn enter_nccl(&self) -> Option<Entered<'_>> {
         let number = *lock(&self.numbered);
-        let (world, (group, sequence)) = self.world().zip(number)?;
-        Some(world.note_waiting(group, sequence))
+        let (world, number) = self.world().zip(number)?;
+        Some(self.inside.enter(world, number))
     }
 
     /// Gives a call to NCCL. `grouped`: inside a group, which holds the communicator.
@@ -211,16 +246,20 @@ impl Gpu {
     ) -> Result<()> {
         self.bind()?;
         let functions = &self.nccl.functions;
-        let code = match grouped {
-            Some(comm) => Some(call(functions, comm)),
+        // With what NCCL has noticed by itself.
+        let make = |comm| match call(functions, comm) {
+            SUCCESS => Ok(()),
+            code => Err((code, self.pair.state(comm))),
+        };
+        let made = match grouped {
+            Some(comm) => Some(make(comm)),
             None => {
-                let _waiting = self.waiting();
-                self.pair.call(|comm| call(functions, comm))
+                let _inside = self.enter_nccl();
+                self.pair.call(make)
             }
         };
-        match code {
-            Some(SUCCESS) => Ok(()),
-            Some(code) => Err(self.failed(code)),
+        match made {
+            Some(made) => made.map_err(|(code, noticed)| self.failed(code, noticed)),
             None => Err(self.over()),
         }
     }
@@ -248,7 +287,7 @@ impl Gpu {
     pub(super) fn launch_raw(&self, call: impl FnOnce(&Functions) -> Code) -> Result<()> {
         match call(&self.nccl.functions) {
             SUCCESS => Ok(()),
-            code => Err(self.failed(code)),
+            code => Err(self.failed(code, SUCCESS)),
         }
     }
 
@@ -260,49 +299,54 @@ impl Gpu {
             // SAFETY: it takes no argument; the group is of this thread.
             let begun = unsafe { (functions.group_start)() };
             if begun != SUCCESS {
-                return (begun, None);
+                return (begun, SUCCESS, None);
             }
             let open = OpenGroup { gpu: self, functions };
             let result = calls(comm);
-            let _waiting = self.waiting();
-            (open.end(), Some(result))
+            let _inside = self.enter_nccl();
+            let ended = open.end();
+            (ended, self.pair.state(comm), Some(result))
         });
         let result = match outcome {
-            Some((SUCCESS, Some(Ok(result)))) => return Ok(result),
+            Some((SUCCESS, _, Some(Ok(result)))) => return Ok(result),
             // Where the group has not failed as well, the calls before the error are made.
-            Some((SUCCESS, Some(Err(error)))) => Err(error),
-            Some((_, Some(Err(error)))) if !error.is_communicator_usable() => Err(error),
-            Some((code, _)) => Err(self.failed(code)),
+            Some((SUCCESS, _, Some(Err(error)))) => Err(error),
+            Some((_, _, Some(Err(error)))) if !error.is_communicator_usable() => Err(error),
+            Some((code, noticed, _)) => Err(self.failed(code, noticed)),
             None => Err(self.over()),
         };
         result.map_err(|error| self.let_go_after(error))
     }
 
-    /// A call was made on the stream; a message is compared meanwhile.
-    pub(super) fn note_started(
-        &self,
-        stream: &Arc<CudaStream>,
-        comparing: Option<Pending<()>>,
-    ) -> Result<()> {
+    /// A call is made on the stream.
+    pub(super) fn note_used(&self, stream: &Arc<CudaStream>) {
         let mut streams = lock(&self.streams);
         let same = |used: &&mut Used| used.stream.cu_stream() == stream.cu_stream();
         match streams.iter_mut().find(same) {
             Some(used) => used.calls += 1,
             None => streams.push(Used { stream: stream.clone(), calls: 1 }),
         }
-        drop(streams);
-        let oldest = {
-            let mut started = lock(&self.started);
-            started.extend(comparing);
-            while started.front().is_some_and(Pending::is_done) && started.len() > 1 {
-                if let Some(done) = started.pop_front() {
-                    done.wait()?;
-                }
+    }
+
+    /// A message was given to NCCL, and is compared meanwhile.
+    pub(super) fn note_started(&self, comparing: Pending<()>) {
+        lock(&self.started).push_back(comparing);
+    }
+
+    /// No more comparisons may be under way in the engine than it keeps in mind. None is waited for
+    /// within a group: the other rank may wait for one of its own, before it comes to this one.
+    pub(super) fn limit_started(&self) -> Result<()> {
+        loop {
+            let next = {
+                let mut started = lock(&self.started);
+                let is_done = started.front().is_some_and(Pending::is_done);
+                if is_done || started.len() > MAX_STARTED { started.pop_front() } else { None }
+            };
+            match next {
+                Some(oldest) => oldest.wait().map_err(|error| self.let_go_after(error))?,
+                None => return Ok(()),
             }
-            // No more may be under way in the engine than it keeps in mind.
-            (started.len() > MAX_STARTED).then(|| started.pop_front()).flatten()
-        };
-        oldest.map_or(Ok(()), Pending::wait)
+        }
     }
 
     /// The right to number calls and to give them to NCCL: two threads that did would do it in an
@@ -330,8 +374,8 @@ impl Gpu {
             .compare(Role::DeviceClose, location)
             .and_then(|()| self.wait_all(location))
             .and_then(|()| self.compare(Role::DeviceClose, location));
-        if self.world().is_some_and(|world| world.is_over()) {
-            self.watch.wait_ended(LET_GO);
+        if self.world().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
+            self.let_go();
         } else {
             self.watch.close();
         }
@@ -339,23 +383,45 @@ impl Gpu {
     }
 
     /// A call that NCCL refuses. It may only be that another rank is gone, which the world then says.
-    fn failed(&self, code: Code) -> Error {
+    fn failed(&self, code: Code, noticed: Code) -> Error {
         let words = self.nccl.describe(code);
         let Some(world) = self.world() else {
             return ErrorKind::System { operation: "NCCL".into(), problem: words }.into();
         };
-        self.let_go_after(watch::blame(world, watch::patience(code), format!("NCCL: {words}")))
+        let patience = watch::patience(code, noticed);
+        self.let_go_after(watch::blame(world, patience, format!("NCCL: {words}")))
+    }
+
+    /// Whether calls can be made on the stream, or waited for. To be asked before cudarc makes it wait
+    /// for a buffer, which would spoil a capture.
+    pub(super) fn takes(&self, stream: &CudaStream) -> Result<()> {
+        let (own, of_stream) = (&self.context, stream.context());
+        if of_stream != own {
+            let (index, other) = (own.ordinal(), of_stream.ordinal());
+            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
+        }
+        match stream.capture_status() {
+            Ok(CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE) => Ok(()),
+            Err(error) if error.0 != CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => {
+                Err(self.broken("the stream", &error))
+            }
+            Ok(_) | Err(_) => argument(
+                "the stream is being captured into a CUDA graph, whose calls nobody would compare; \
+                 make the call outside of the capture"
+                    .into(),
+            ),
+        }
     }
 
     /// CUDA itself fails.
     pub(crate) fn broken(&self, what: &str, error: &DriverError) -> Error {
-        fail(self.world().map(|world| &**world), what, error)
+        self.let_go_after(fail(self.world().map(|world| &**world), what, error))
     }
 
     /// The error that ended everything.
     fn over(&self) -> Error {
         let Some(world) = self.world() else {
-            let problem = "it was given up after an error of its own".into();
+            let problem = self.pair.problem().unwrap_or("it was given up").into();
             return ErrorKind::System { operation: "NCCL".into(), problem }.into();
         };
         self.let_go_after(watch::ended(world))
@@ -364,16 +430,21 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // While unwinding the communicator tells the others, and nothing is waited for.
-        let is_elsewhere = !self.process.is_this();
-        if self.communicator.is_none() || std::thread::panicking() || is_elsewhere {
+        if self.communicator.is_none() || !self.process.is_this() {
             return;
         }
-        if let Err(error) = self.stop(Location::caller())
-            && let Some(world) = self.world()
-            && world.tell()
+        // The others hear of it before NCCL is given up here, and nothing is waited for.
+        if std::thread::panicking() {
+            if let Some(world) = self.world() {
+                world.lose(world.rank, Loss::Panicked);
+            }
+            return;
+        }
+        // Of a world that has ended the error is told by whoever finds it first.
+        if let Err(error) = self.stop(self.connected_at)
+            && self.world().is_none()
         {
-            world.counters.origin.say(&error.to_string(), None);
+            report::warn(&error.to_string());
         }
     }
 }

@@ -29,7 +29,7 @@ macro_rules! functions {
             fn of(library: &Library) -> Result<Self, &'static str> {
                 Ok(Self {
                     $($field: {
-                        // SAFETY: the type is that of nccl.h since 2.18, the oldest that is used.
+                        // SAFETY: the type is that of nccl.h since 2.18, before the oldest that is used.
                         let found = unsafe { library.get(stringify!($name).as_bytes()) };
                         *found.map_err(|_| stringify!($name))?
                     },)*
@@ -162,8 +162,10 @@ unsafe fn text(start: *const c_char) -> Option<String> {
 
 /// The first is in every package, the second in those for development.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
-/// The first with `ncclCommSplit` (2.18.1), by which calls are made and aborted.
-const OLDEST: Version = Version { major: 2, minor: 18, patch: 0 };
+/// Calls are made and aborted by `ncclCommSplit`, of 2.18.1; but up to 2.25 a kernel that waits looks
+/// at the abort flag once in a million tries, which takes a second for each call that is queued, and
+/// there are waits of NCCL's own that never look at it.
+const OLDEST: Version = Version { major: 2, minor: 26, patch: 2 };
 
 pub(super) const SUCCESS: Code = 0;
 pub(super) const INVALID_ARGUMENT: Code = 4;

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::nccl::sys::ncclUniqueId;
 
-use super::choice::{self, Choice, Word};
+use super::choice::{self, Choice};
 use super::driver::Driver;
 use super::library::{Nccl, SUCCESS};
 use super::presence::Absence;
 use super::settings;
+use super::word::{self, Word};
+use crate::caller::Caller;
 use crate::communicator::{Communicator, Kind};
 use crate::config::{NcclSettings, Reach};
+use crate::contract::Role;
 use crate::error::Result;
 use crate::report;
 
@@ -25,20 +28,21 @@ pub(super) struct Found {
 /// Looks for driver, GPU (that of the context `given`, where there is one) and NCCL; agrees with the
 /// other ranks that all of them have what it takes.
 pub(super) fn prepare(
-    communicator: &Communicator,
+    caller: Caller<'_>,
     limits: NcclSettings,
     given: Option<&Arc<CudaContext>>,
 ) -> Result<Found> {
+    let communicator = caller.communicator;
     let found = find(communicator, limits, given);
-    let word = match &found {
-        Ok(found) => Word::Ready { nccl: found.nccl.version.to_string(), gpu: found.gpu.clone() },
-        Err(Absence { problem, help }) => {
-            let clip = |words: &str| words.chars().take(MAX_WORDS).collect();
-            Word::Absent { problem: clip(problem), help: clip(help) }
-        }
-    };
-    let words = exchange(communicator, &word)?;
-    choice::judge(&words, &places(communicator))?;
+    word::agree(
+        caller,
+        match &found {
+            Ok(found) => {
+                Word::Ready { nccl: found.nccl.version.to_string(), gpu: found.gpu.clone() }
+            }
+            Err(absence) => Word::of(absence),
+        },
+    )?;
     let found = found?;
     if communicator.rank() == 0 && hosts(communicator) > 1 {
         report::warn(
@@ -49,11 +53,11 @@ pub(super) fn prepare(
 }
 
 /// Rank 0's unique id, or its NCCL's words.
-pub(super) fn share_id(communicator: &Communicator, nccl: &Nccl) -> Result<ncclUniqueId> {
+pub(super) fn share_id(caller: Caller<'_>, nccl: &Nccl) -> Result<ncclUniqueId> {
     let mut id = ncclUniqueId { internal: [0; ID_BYTES] };
     // What it is, and then it.
     let mut bytes = [0u8; 1 + ID_WORDS];
-    if communicator.rank() == 0 {
+    if caller.communicator.rank() == 0 {
         // SAFETY: it writes the id.
         match unsafe { (nccl.functions.get_unique_id)(&mut id) } {
             SUCCESS => {
@@ -66,7 +70,7 @@ pub(super) fn share_id(communicator: &Communicator, nccl: &Nccl) -> Result<ncclU
             }
         }
     }
-    communicator.broadcast(&mut bytes, 0)?;
+    caller.broadcast_as(Role::Connect, &mut bytes)?;
     let [kind, rest @ ..] = bytes;
     if kind != IS_ID {
         let words = String::from_utf8_lossy(&rest);
@@ -137,35 +141,6 @@ pub(crate) fn words(error: &cudarc::driver::DriverError) -> String {
     }
 }
 
-/// Every rank's word.
-fn exchange(communicator: &Communicator, word: &Word) -> Result<Vec<Word>> {
-    let mut own = serde_json::to_vec(word).unwrap_or_default();
-    own.resize(WORD_BYTES.max(own.len()), b' ');
-    own.truncate(WORD_BYTES);
-    let mut all = vec![0u8; WORD_BYTES * communicator.size()];
-    communicator.all_gather(&own, &mut all)?;
-    let unreadable = || Word::Absent {
-        problem: "what it says of its GPU cannot be read".into(),
-        help: "run the same version of allfold on every host".into(),
-    };
-    let read = |bytes: &[u8]| match serde_json::from_slice(bytes) {
-        Ok(Word::Absent { problem, help }) => {
-            Word::Absent { problem: report::printable(&problem), help: report::printable(&help) }
-        }
-        Ok(Word::Ready { nccl, gpu }) => Word::Ready {
-            nccl: report::printable(&nccl),
-            gpu: Choice { name: report::printable(&gpu.name), ..gpu },
-        },
-        Err(_) => unreadable(),
-    };
-    Ok(all.chunks_exact(WORD_BYTES).map(read).collect())
-}
-
-fn places(communicator: &Communicator) -> Vec<String> {
-    let place = |peer: crate::world::Peer| format!("{}, pid {}", peer.host, peer.pid);
-    communicator.peers().into_iter().map(place).collect()
-}
-
 /// On how many hosts its ranks are.
 fn hosts(communicator: &Communicator) -> usize {
     match &communicator.kind {
@@ -189,10 +164,5 @@ const ID_BYTES: usize = 128;
 /// Room for it, or for NCCL's words in its place.
 const ID_WORDS: usize = 512;
 const IS_ID: u8 = 1;
-/// Room for a word.
-const WORD_BYTES: usize = 4096;
-/// Of what a driver or a loader says, in characters: twice that fits a word however they are
-/// written.
-const MAX_WORDS: usize = 400;
 const SEE_NCCL: &str = "NCCL_DEBUG=INFO shows what NCCL looks for; NCCL_SOCKET_IFNAME names the \
                         interface that it uses";

@@ -8,8 +8,9 @@
 //! and kernels wait for; then the caller, in which no call is any more, can be given up too.
 
 use std::ffi::c_int;
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(super) struct Pair {
     holder: Mutex<Option<ThreadId>>,
     /// Before it is.
     is_given_up: AtomicBool,
+    /// Why, where NCCL's own error is.
+    problem: OnceLock<String>,
 }
 
 /// Why the two did not come to be.
@@ -56,6 +59,7 @@ impl Pair {
             caller: Mutex::new(None),
             holder: Mutex::new(None),
             is_given_up: AtomicBool::new(false),
+            problem: OnceLock::new(),
         }
     }
 
@@ -122,21 +126,34 @@ impl Pair {
         *lock(&self.holder) == Some(thread::current().id())
     }
 
-    /// What NCCL has found out meanwhile, where no call is inside it at the moment.
-    pub(super) fn look(&self) -> Code {
-        let Ok(caller) = self.caller.try_lock() else { return SUCCESS };
-        caller.map_or(SUCCESS, |comm| self.state(comm))
+    /// What NCCL has found out meanwhile; None where a call is inside it at the moment, or nobody
+    /// ever will be again.
+    pub(super) fn look(&self) -> Option<Code> {
+        let caller = self.caller.try_lock().ok()?;
+        caller.map(|comm| self.state(comm))
     }
 
-    /// Ends whatever waits in NCCL for another rank: calls, kernels, the connecting itself.
-    pub(super) fn give_up(&self) {
+    /// Ends whatever waits in NCCL for another rank: calls, kernels, the connecting itself. `ended` is
+    /// called as soon as they have; NCCL's own threads take half a second more.
+    pub(super) fn give_up(&self, ended: impl FnOnce()) {
         self.is_given_up.store(true, Ordering::Release);
         self.give_up_handle();
         let caller = lock(&self.caller).take();
+        ended();
         if let Some(Comm(caller)) = caller {
             // SAFETY: it is taken out, so that nobody uses it again, and no call is inside it.
             let _ = unsafe { (self.nccl.functions.comm_abort)(caller) };
         }
+    }
+
+    /// Notes why it is about to be given up.
+    pub(super) fn blame(&self, problem: String) {
+        let _ = self.problem.set(problem);
+    }
+
+    /// Why it was given up, where it was for an error of NCCL's own.
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.get().map(String::as_str)
     }
 
     /// Whether calls that have ended since may have ended for that.
@@ -149,10 +166,13 @@ impl Pair {
         let functions = &self.nccl.functions;
         let caller = lock(&self.caller).take();
         if let Some(Comm(caller)) = caller {
-            // SAFETY: it is taken out, so that nobody uses it again.
+            // SAFETY: it is taken out, so that nobody uses it again; destroying that fails has freed
+            // nothing.
             unsafe {
                 let _ = (functions.comm_finalize)(caller);
-                let _ = (functions.comm_destroy)(caller);
+                if (functions.comm_destroy)(caller) != SUCCESS {
+                    let _ = (functions.comm_abort)(caller);
+                }
             }
         }
     }
@@ -199,7 +219,8 @@ impl Pair {
         }
     }
 
-    fn state(&self, comm: Comm) -> Code {
+    /// What NCCL has found out on one of the two.
+    pub(super) fn state(&self, comm: Comm) -> Code {
         let mut state = SUCCESS;
         // SAFETY: the communicator is one that has not been given up, and NCCL writes one number.
         match unsafe { (self.nccl.functions.comm_get_async_error)(comm.0, &mut state) } {
@@ -218,11 +239,12 @@ impl Drop for Held<'_> {
     }
 }
 
-/// What NCCL's own initialiser makes, as of 2.18: later versions take their defaults for what they
+/// What NCCL's own initialiser made as of 2.18: later versions take their defaults for what they
 /// have beyond it.
 fn config(blocking: c_int) -> ncclConfig_t {
     ncclConfig_t {
-        size: size_of::<ncclConfig_t>(),
+        // Not the padding behind the last one, which 2.26 takes for a field of its own.
+        size: offset_of!(ncclConfig_t, splitShare) + size_of::<c_int>(),
         magic: MAGIC,
         version: VERSION,
         blocking,

@@ -111,22 +111,22 @@ impl Absence {
     }
 }
 
-#[cfg(feature = "nccl")]
 impl Absence {
     pub(super) fn new(problem: impl Into<String>, help: impl Into<String>) -> Self {
         Self { problem: problem.into(), help: help.into() }
     }
+}
 
+#[cfg(feature = "nccl")]
+impl Absence {
     pub(super) fn no_nccl(missing: &[String]) -> Self {
         Self::new(format!("there is no NCCL: {}", telling(missing)), INSTALL_NCCL)
     }
 
     pub(super) fn nccl_too_old(version: Version, oldest: Version, path: Option<&Path>) -> Self {
         let problem = format!(
-            "NCCL {version}{} is too old: {}.{} is the oldest that has all that allfold calls",
-            at(path),
-            oldest.major,
-            oldest.minor
+            "NCCL {version}{} is too old: {oldest} is the oldest that lets go of a lost rank in time",
+            at(path)
         );
         Self::new(problem, INSTALL_NCCL)
     }

@@ -1,10 +1,15 @@
-//! In place of the real one where allfold is built without the feature `nccl`.
+//! In place of the real one where allfold is built without the feature `nccl`: as much of it as there is
+//! without cudarc's types.
 
 use std::convert::Infallible;
+use std::panic::Location;
 
 use super::presence::Absence;
+use super::word::{self, Word};
+use crate::caller::Caller;
 use crate::communicator::Communicator;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::report;
 
 /// A rank's GPU; there is none in this build.
 #[derive(Debug)]
@@ -15,9 +20,17 @@ impl Gpu {
     ///
     /// # Errors
     /// [`ErrorKind::NoGpu`](crate::ErrorKind::NoGpu): this build has no NCCL.
+    #[track_caller]
     pub fn connect(communicator: Communicator) -> Result<Self> {
-        drop(communicator);
-        Err(Absence::not_built().into())
+        let refused = Self::refuse(communicator.caller(Location::caller()));
+        refused.inspect_err(report::has_failed)
+    }
+
+    /// The others may have what this build has not.
+    fn refuse(caller: Caller<'_>) -> Result<Self> {
+        let absence = Absence::not_built();
+        word::agree(caller, Word::of(&absence))?;
+        Err(absence.into())
     }
 
     /// The communicator that it was made of.
@@ -32,6 +45,11 @@ impl Gpu {
 
     /// What it calls itself.
     pub fn name(&self) -> &str {
+        match self.0 {}
+    }
+
+    /// Ends the world because this rank's own work on its GPU fails.
+    pub fn fail(&self, _problem: &str) -> Error {
         match self.0 {}
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaContext;
 use cudarc::nccl::sys::ncclUniqueId;
 
+use super::inside::{Inside, Patience};
 use super::library::{Code, INVALID_ARGUMENT, INVALID_USAGE, Nccl, SUCCESS};
 use super::pair::{Failure, Pair};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +37,7 @@ pub(super) struct Joining {
     pub(super) limit: Duration,
     /// None in a world of one.
     pub(super) world: Option<Arc<World>>,
+    pub(super) inside: Arc<Inside>,
 }
 
 impl Watch {
@@ -82,8 +84,10 @@ fn wait_connected(
     world: Option<&World>,
     limit: Duration,
 ) -> Result<(), Failure> {
-    let late = Instant::now() + limit.saturating_add(GRACE);
+    let begun = Instant::now();
+    let late = begun + limit.saturating_add(GRACE);
     let mut over_since = None;
+    let mut next_warning = world.map_or(limit, |world| world.limits.late_after);
     loop {
         match outcome.recv_timeout(LOOK) {
             Ok(result) => return result,
@@ -91,6 +95,15 @@ fn wait_connected(
             Err(RecvTimeoutError::Timeout) => {}
         }
         let now = Instant::now();
+        let waited = now - begun;
+        if waited >= next_warning {
+            next_warning = waited * 2;
+            report::warn(&format!(
+                "NCCL is still connecting the ranks' GPUs after {}; NCCL_DEBUG=INFO shows what it \
+                 waits for",
+                report::duration(waited)
+            ));
+        }
         if world.is_some_and(World::is_over) && *over_since.get_or_insert(now) + GRACE <= now {
             return Err(Failure::Over);
         }
@@ -113,7 +126,7 @@ impl Thread {
         inbox: &Receiver<Command>,
         end: &Sender<()>,
     ) {
-        let Joining { id, rank, size, context, limit, world } = &self.joining;
+        let Joining { id, rank, size, context, limit, world, .. } = &self.joining;
         if let Some(world) = world {
             report::speak_for(&world.counters.origin);
         }
@@ -128,39 +141,47 @@ impl Thread {
         let is_connected = result.is_ok();
         let is_awaited = connected.send(result).is_ok();
         if is_connected && is_awaited {
-            self.watch(inbox);
+            self.watch(inbox, end);
         } else {
-            self.pair.give_up();
+            self.pair.give_up(|| end.send(()).unwrap_or_default());
         }
         let _ = end.send(());
     }
 
     /// Until the world has ended, or all calls have.
-    fn watch(&self, inbox: &Receiver<Command>) {
+    fn watch(&self, inbox: &Receiver<Command>, end: &Sender<()>) {
         let world = self.joining.world.as_deref();
-        let mut suspect: Option<(Code, Instant)> = None;
+        let give_up = || self.pair.give_up(|| end.send(()).unwrap_or_default());
+        let mut patience = Patience::default();
+        let mut suspect: Option<Instant> = None;
         loop {
             match inbox.recv_timeout(LOOK) {
                 Ok(Command::Close) => return self.close(),
-                Err(RecvTimeoutError::Disconnected) => return self.pair.give_up(),
+                Err(RecvTimeoutError::Disconnected) => return give_up(),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if world.is_some_and(World::is_over) {
-                return self.pair.give_up();
-            }
-            let code = self.pair.look();
-            if code == SUCCESS {
-                continue;
-            }
-            let since = match suspect {
-                Some((_, since)) => since,
-                None => suspect.insert((code, Instant::now())).1,
-            };
-            if since.elapsed() >= patience(code) {
-                if let Some(world) = world {
-                    world.lose(world.rank, self.loss(code));
+            if let Some(world) = world {
+                patience.look(&self.joining.inside, world);
+                if world.is_over() {
+                    return give_up();
                 }
-                return self.pair.give_up();
+            }
+            let code = match self.pair.look() {
+                None => continue,
+                Some(SUCCESS) => {
+                    suspect = None;
+                    continue;
+                }
+                Some(code) => code,
+            };
+            // Whatever it is: sizes that differ from rank to rank are to NCCL a wrong use of it.
+            if suspect.get_or_insert_with(Instant::now).elapsed() >= OTHERS_KNOW {
+                let problem = format!("NCCL: {}", self.nccl.describe(code));
+                match world {
+                    Some(world) => world.lose(world.rank, Loss::Failed { problem }),
+                    None => self.pair.blame(problem),
+                }
+                return give_up();
             }
         }
     }
@@ -177,27 +198,24 @@ impl Thread {
             drop(closed);
         };
         if std::thread::Builder::new().name("allfold-close".into()).spawn(work).is_err() {
-            return self.pair.give_up();
+            return self.pair.give_up(|| ());
         }
         let world = self.joining.world.as_deref();
         while is_closed.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if world.is_some_and(World::is_over) {
-                self.pair.give_up();
+                self.pair.give_up(|| ());
             }
         }
         self.pair.close_handle();
     }
-
-    fn loss(&self, code: Code) -> Loss {
-        Loss::Failed { problem: format!("NCCL: {}", self.nccl.describe(code)) }
-    }
 }
 
-/// How long to wait for a better word on an error of NCCL's. It may only be that another rank is
-/// gone, which NCCL sees first but does not name; control says who it was.
-pub(super) fn patience(code: Code) -> Duration {
-    match code {
-        INVALID_ARGUMENT | INVALID_USAGE => Duration::ZERO,
+/// How long to wait for a better word on an error of a call of NCCL's, which has noticed nothing
+/// else. It may only be that another rank is gone, which NCCL sees first but does not name; control
+/// says who it was.
+pub(super) fn patience(code: Code, noticed: Code) -> Duration {
+    match (code, noticed) {
+        (INVALID_ARGUMENT | INVALID_USAGE, SUCCESS) => Duration::ZERO,
         _ => OTHERS_KNOW,
     }
 }

@@ -15,13 +15,29 @@ impl World {
     pub(crate) fn warn_late(&self, contract: &Contract, waited: Duration) {
         let (group, sequence) = (contract.group, contract.sequence);
         let late = self.late(group, sequence).unwrap_or_else(|| "no rank stands out".into());
-        let state = self.state();
-        let words = state.groups.get(&group).and_then(|group| group.describe_call(sequence));
-        drop(state);
-        let call = words.unwrap_or_default();
+        let call = self.describe_call(group, sequence).unwrap_or_default();
         let (rank, waited) = (self.rank, report::duration(waited));
         let message = format!("rank {rank} has waited {waited} in {call}: {late}");
         report::warn_of_call(&self.counters.origin, &message, &call);
+    }
+
+    #[cfg(feature = "nccl")]
+    /// Says that this rank has been in a call of NCCL's for long.
+    pub(crate) fn warn_inside(&self, (group, sequence): (u64, u64), waited: Duration) {
+        let late = self.late(group, sequence);
+        let late = late.unwrap_or_else(|| "all ranks have made it".into());
+        let call = self.describe_call(group, sequence).unwrap_or_default();
+        let (rank, waited) = (self.rank, report::duration(waited));
+        let message = format!(
+            "rank {rank} has waited {waited} for NCCL to begin {call}: {late}; NCCL_DEBUG=INFO shows \
+             what NCCL does"
+        );
+        report::warn_of_call(&self.counters.origin, &message, &call);
+    }
+
+    /// This rank's call in words, as far back as it is kept.
+    pub(crate) fn describe_call(&self, group: u64, sequence: u64) -> Option<String> {
+        self.state().groups.get(&group)?.describe_call(sequence)
     }
 
     /// The ranks that have not begun call `sequence`, and what they did last.

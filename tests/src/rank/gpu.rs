@@ -45,6 +45,16 @@ pub(super) fn act(words: &[&str]) -> Result<()> {
             gpu.send(&ones, peer)?;
             gpu.recv(&mut other, peer)?;
         }
+        // Two communicators, which rank 1 uses first in the other order.
+        ["opposite"] => return opposite(gpu),
+        // Not closed.
+        ["drop"] => {
+            sum(&gpu, "queued", 1000)?;
+            drop(gpu);
+            say("dropped");
+            return Ok(());
+        }
+        ["two-streams"] => two_streams(&gpu)?,
         ["calls", count] => {
             for _ in 0..count.parse().unwrap_or(1) {
                 sum(&gpu, "blocking", 1000)?;
@@ -87,6 +97,33 @@ fn forever(gpu: &Gpu, way: &str) -> Result<()> {
     }
 }
 
+fn opposite(first: Gpu) -> Result<()> {
+    let own = first.communicator().rank();
+    let split = first.communicator().split(Some(0), own as u32)?;
+    let split = split.unwrap_or_else(Communicator::single);
+    let second = Gpu::connect_with(split, first.context())?;
+    let mut buffer = device(&first, &[1.0f32; 10]);
+    let stream = first.stream().clone();
+    let order = if own == 1 { [&second, &first] } else { [&first, &second] };
+    for gpu in order {
+        gpu.on(&stream).all_reduce(&mut buffer, ReduceOp::Sum)?;
+    }
+    order.into_iter().try_for_each(|gpu| gpu.wait(&stream))
+}
+
+fn two_streams(gpu: &Gpu) -> Result<()> {
+    let streams = [fresh(gpu), fresh(gpu)];
+    let mut buffers = [device(gpu, &[1.0f32; 1000]), device(gpu, &[2.0f32; 1000])];
+    for (stream, buffer) in streams.iter().zip(&mut buffers) {
+        gpu.on(stream).all_reduce(buffer, ReduceOp::Sum)?;
+    }
+    gpu.synchronize()?;
+    let size = gpu.communicator().size() as f32;
+    check("the first", &host(gpu, &buffers[0]), &[size; 1000]);
+    check("the second", &host(gpu, &buffers[1]), &[2.0 * size; 1000]);
+    Ok(())
+}
+
 fn differ(gpu: &Gpu, rank: &str, way: &str) -> Result<()> {
     for call in 0..5 {
         let is_other = call == 2 && gpu.communicator().rank().to_string() == rank;
@@ -106,7 +143,7 @@ fn on_host(gpu: &Gpu, rank: &str) -> Result<()> {
     Ok(())
 }
 
-/// One sum of ones, checked; or ten on a stream, of which the last is checked.
+/// One sum of ones, checked; or several on a stream, of which the last is checked; or two in a group.
 fn sum(gpu: &Gpu, way: &str, length: usize) -> Result<()> {
     let mut buffer = device(gpu, &vec![1.0f32; length]);
     let size = gpu.communicator().size() as f32;
@@ -118,6 +155,15 @@ fn sum(gpu: &Gpu, way: &str, length: usize) -> Result<()> {
             }
             gpu.on(&stream).all_reduce(&mut buffer, ReduceOp::Sum)?;
             gpu.wait(&stream)?;
+        }
+        "grouped" => {
+            let (stream, mut other) = (gpu.stream().clone(), device(gpu, &[1.0f32; 10]));
+            let on = gpu.on(&stream);
+            on.group(|calls| {
+                calls.all_reduce(&mut buffer, ReduceOp::Sum)?;
+                calls.all_reduce(&mut other, ReduceOp::Sum)
+            })?;
+            on.wait()?;
         }
         _ => gpu.all_reduce(&mut buffer, ReduceOp::Sum)?,
     }

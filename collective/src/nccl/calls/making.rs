@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::panic::Location;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUstream, CUstreamCaptureStatus};
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclRedOp_t};
 
@@ -266,7 +266,7 @@ impl<'a> DeviceCall<'a> {
 
     /// Makes a collective: compared and given to NCCL, in the order of its way.
     fn make<T: Element>(
-        self,
+        &self,
         mut call: Shaped,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
@@ -280,20 +280,24 @@ impl<'a> DeviceCall<'a> {
         match (self.caller().engine(), comparing) {
             (None, _) => {}
             (Some(engine), Comparing::Blocking) => {
-                self.checked(engine.compare(&shape))?;
-                self.gpu.note_numbered(None);
+                let number = self.checked(engine.compare(&shape))?;
+                self.gpu.note_numbered(Some(number));
             }
             (Some(engine), Comparing::Queued | Comparing::Grouped(_)) => {
                 let number = self.checked(engine.note(&shape))?;
                 self.gpu.note_numbered(Some(number));
             }
         }
-        self.give(comparing, turn, None, launch)
+        self.give(comparing, turn, None, launch)?;
+        match comparing {
+            Comparing::Blocking => self.gpu.agree_done(self.location),
+            Comparing::Queued | Comparing::Grouped(_) => Ok(()),
+        }
     }
 
     /// As [`make`](Self::make), for a message to or from a rank.
     fn pass<T: Element>(
-        self,
+        &self,
         peer: (u32, bool),
         count: usize,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
@@ -302,29 +306,35 @@ impl<'a> DeviceCall<'a> {
             Way::Compared(comparing) => comparing,
             Way::Raw(comm) => return self.give_raw(comm, launch),
         };
-        let (label, location) = (self.label, self.location);
-        let turn = self.enter(comparing)?;
-        let started = match self.caller().engine() {
-            None => None,
-            Some(engine) => {
-                let of = (T::TYPE, count);
-                Some(engine.start_comparing_message(peer, of, label, location)?)
-            }
+        let (of, label, location) = ((T::TYPE, count), self.label, self.location);
+        let compare = |role| match self.caller().engine() {
+            None => Ok(None),
+            Some(engine) => self
+                .checked(engine.start_comparing_message(role, peer, of, label, location))
+                .map(Some),
         };
+        let turn = self.enter(comparing)?;
+        let started = compare(Role::Device)?;
         self.gpu.note_numbered(started.as_ref().and_then(Pending::number));
         let started = match (started, comparing) {
             (Some(started), Comparing::Blocking) => {
-                started.wait()?;
+                self.checked(started.wait())?;
                 None
             }
             (started, _) => started,
         };
-        self.give(comparing, turn, started, launch)
+        self.give(comparing, turn, started, launch)?;
+        // As `agree_done`, of the two ranks.
+        let done = match comparing {
+            Comparing::Blocking => compare(Role::DeviceWait)?,
+            Comparing::Queued | Comparing::Grouped(_) => None,
+        };
+        done.map_or(Ok(()), |done| self.checked(done.wait()))
     }
 
     /// The turn of a call that is not within a group, which has it already.
     fn enter(&self, comparing: Comparing) -> Result<Option<Turn<'a>>> {
-        self.stream_is_fit()?;
+        self.gpu.takes(self.stream)?;
         match comparing {
             Comparing::Blocking | Comparing::Queued => self.gpu.enter(self.location).map(Some),
             Comparing::Grouped(_) => Ok(None),
@@ -332,7 +342,7 @@ impl<'a> DeviceCall<'a> {
     }
 
     fn give(
-        self,
+        &self,
         comparing: Comparing,
         turn: Option<Turn<'_>>,
         started: Option<Pending<()>>,
@@ -343,20 +353,23 @@ impl<'a> DeviceCall<'a> {
             Comparing::Grouped(comm) => Some(comm),
             Comparing::Blocking | Comparing::Queued => None,
         };
+        self.gpu.note_used(self.stream);
         self.gpu.launch(grouped, |nccl, comm| launch(nccl, comm, stream.cast()))?;
+        if let Some(started) = started {
+            self.gpu.note_started(started);
+        }
         match comparing {
             Comparing::Blocking => {
                 drop(turn);
                 self.gpu.wait_compared(self.stream, self.location)
             }
-            Comparing::Queued | Comparing::Grouped(_) => {
-                self.gpu.note_started(self.stream, started)
-            }
+            Comparing::Queued => self.gpu.limit_started(),
+            Comparing::Grouped(_) => Ok(()),
         }
     }
 
     fn give_raw(
-        self,
+        &self,
         comm: Comm,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
@@ -374,29 +387,13 @@ impl<'a> DeviceCall<'a> {
     }
 
     fn is_here<T>(&self, buffer: &impl DeviceSlice<T>) -> Result<()> {
-        self.stream_is_fit()?;
+        self.gpu.takes(self.stream)?;
         self.knows(buffer)
     }
 
     fn are_here<T>(&self, input: &impl DeviceSlice<T>, output: &impl DeviceSlice<T>) -> Result<()> {
         self.is_here(input)?;
         self.knows(output)
-    }
-
-    /// Before cudarc makes the stream wait for a buffer, which would spoil a capture.
-    fn stream_is_fit(&self) -> Result<()> {
-        let (own, of_stream) = (self.gpu.context(), self.stream.context());
-        if of_stream != own {
-            let (index, other) = (own.ordinal(), of_stream.ordinal());
-            return argument(format!("the stream is of GPU {other}, this rank's is GPU {index}"));
-        }
-        let captured = self.stream.capture_status();
-        if captured.map_err(|error| self.gpu.broken("the stream", &error))? != NOT_CAPTURED {
-            let problem = "the stream is being captured into a CUDA graph, whose calls nobody would \
-                 compare; make the call outside of the capture";
-            return argument(problem.into());
-        }
-        Ok(())
     }
 
     /// Whether cudarc knows the buffer by this GPU's context, and so makes streams wait for it: to a
@@ -440,5 +437,3 @@ fn op_of(op: ReduceOp) -> ncclRedOp_t {
         ReduceOp::Prod => ncclRedOp_t::ncclProd,
     }
 }
-
-const NOT_CAPTURED: CUstreamCaptureStatus = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;

@@ -18,8 +18,16 @@ impl Gpu {
         stream: &CudaStream,
         location: &'static Location<'static>,
     ) -> Result<()> {
+        self.takes(stream)?;
         self.compare(Role::DeviceWait, location)?;
-        self.wait_compared(stream, location)
+        self.wait_compared(stream, location)?;
+        self.agree_done(location)
+    }
+
+    /// Returns once every rank has seen its own kernels end well. What another rank was given, before
+    /// this one knows that the world has ended, may be what NCCL wrote while it was given up.
+    pub(in crate::nccl) fn agree_done(&self, location: &'static Location<'static>) -> Result<()> {
+        self.compare(Role::DeviceWait, location)
     }
 
     /// Returns once every rank is seen to have made the same calls, and this one.
@@ -34,7 +42,7 @@ impl Gpu {
         let mut call = caller.whole(Collective::Barrier, None, 0);
         call.role = role;
         let Some(engine) = caller.engine() else { return Ok(()) };
-        let compared = engine.compare(&caller.shape::<u8>(call)).and_then(|()| {
+        let compared = engine.compare(&caller.shape::<u8>(call)).and_then(|_| {
             // Messages are compared each by itself, and of some no more is known yet.
             let started = std::mem::take(&mut *lock(&self.started));
             started.into_iter().try_for_each(Pending::wait)
@@ -65,7 +73,8 @@ impl Gpu {
     /// Waits until what this rank has queued is done, a second at most, and compares nothing: for a
     /// program that goes on to end after an error of its own, before it gives up its buffers.
     pub fn settle(&self) {
-        self.ends().iter().for_each(wait_a_little);
+        let until = Instant::now() + LET_GO;
+        self.ends().iter().for_each(|end| wait_until(end, until));
     }
 
     /// Where the streams on which calls were made are to come to.
@@ -84,7 +93,6 @@ impl Gpu {
             || world.as_ref().is_some_and(|world| world.is_over()) || self.pair.is_given_up();
         loop {
             if is_given_up() {
-                self.let_go_of(event);
                 return Err(self.over());
             }
             match event.try_is_complete() {
@@ -130,23 +138,20 @@ impl Gpu {
 
     /// As [`let_go_after`](Self::let_go_after) an error that has ended everything.
     pub(in crate::nccl) fn let_go(&self) {
-        self.ends().iter().for_each(|end| self.let_go_of(end));
-    }
-
-    fn let_go_of(&self, event: &CudaEvent) {
         // Who holds the communicator lets go when he holds it no more.
-        if self.pair.is_held_here() || !self.watch.wait_ended(LET_GO) {
+        if self.pair.is_held_here() {
             return;
         }
-        wait_a_little(event);
+        let until = *self.let_go_by.get_or_init(|| Instant::now() + LET_GO);
+        if self.watch.wait_ended(until.saturating_duration_since(Instant::now())) {
+            self.ends().iter().for_each(|end| wait_until(end, until));
+        }
     }
 }
 
-/// Until the event, or a second.
-fn wait_a_little(event: &CudaEvent) {
-    let begun = Instant::now();
+fn wait_until(event: &CudaEvent, until: Instant) {
     let mut pause = Pause::default();
-    while begun.elapsed() < LET_GO && matches!(event.try_is_complete(), Ok(false)) {
+    while Instant::now() < until && matches!(event.try_is_complete(), Ok(false)) {
         pause.take();
     }
 }

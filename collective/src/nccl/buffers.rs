@@ -8,9 +8,12 @@ use cudarc::driver::{
     CudaEvent, CudaSlice, CudaView, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits,
 };
 
+use super::calls::{Group, OnStream};
+use super::gpu::Gpu;
+use super::meeting::words;
+use super::raw::Raw;
 use crate::caller::argument;
 use crate::error::{Error, Result};
-use crate::nccl::{self, Gpu, Group, OnStream, Raw};
 use crate::reduce::{ReduceOp, Reducible};
 
 /// Two buffers on a rank's GPU. All that is done with them is done on the stream of the GPU's own.
@@ -86,8 +89,8 @@ impl<'a, T: Reducible + DeviceRepr + ValidAsZeroBits> DeviceBuffers<'a, T> {
     /// # Errors
     /// CUDA's words where the GPU has not so much memory.
     pub fn new(gpu: &'a Gpu, input: usize, output: usize) -> Result<Self, String> {
-        let words = |error: DriverError| nccl::words(&error);
-        let buffer = |length: usize| gpu.stream().alloc_zeros::<T>(length.max(1)).map_err(words);
+        let in_words = |error: DriverError| words(&error);
+        let buffer = |length: usize| gpu.stream().alloc_zeros::<T>(length.max(1)).map_err(in_words);
         let (input, output) = (buffer(input)?, buffer(output)?);
         let starts = [&input, &output].map(|buffer| buffer.device_ptr(gpu.stream()).0);
         Ok(Self { gpu, input, output, starts })
