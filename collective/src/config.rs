@@ -1,14 +1,18 @@
 //! Every setting: its builder method, environment variable, default and unit.
 
+mod durations;
+mod host_port;
 mod interfaces;
+mod lanes;
+mod names;
 mod nccl;
+mod sharing;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::identity::{Environment, Identity, invalid};
 use crate::metrics::address::Address;
 use crate::plan::Algorithm;
@@ -19,8 +23,16 @@ use crate::trust::own::OwnCertificates;
 use crate::trust::secret::Secrets;
 
 pub(crate) use crate::world::Limits;
+pub use durations::parse_duration;
+use durations::{MAX_DURATION_MS, duration};
+pub(crate) use host_port::{DEFAULT_PORT, HostPort, default_port};
 pub(crate) use interfaces::Interfaces;
+use lanes::LANES;
+pub(crate) use lanes::check_lanes;
+pub use names::is_setting;
+use names::warn_of_unknown;
 pub(crate) use nccl::{NcclSettings, Reach};
+pub(crate) use sharing::{Sharing, cannot_share};
 
 /// How a rank connects. Each setting has an environment variable, `ALLFOLD_` and its name.
 #[derive(Clone, Debug)]
@@ -49,23 +61,6 @@ pub struct Config {
     pub(crate) metrics: Option<Address>,
     /// The socket of `allfold run`.
     pub(crate) launcher: Option<PathBuf>,
-}
-
-/// Whether ranks of one host meet in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sharing {
-    Never,
-    /// Where they find each other's memory.
-    Where,
-    /// Anything else is an error.
-    Everywhere,
-}
-
-/// Where rank 0 answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HostPort {
-    pub(crate) host: String,
-    pub(crate) port: u16,
 }
 
 impl Config {
@@ -166,7 +161,7 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Setting`] for another name.
     pub fn transport(mut self, name: &str) -> Result<Self> {
-        self.sharing = parse_sharing(name)?;
+        self.sharing = Sharing::parse(name)?;
         Ok(self)
     }
 
@@ -307,8 +302,8 @@ impl Config {
             dead_after,
             limits: Limits::read(environment)?,
             algorithm: algorithm(environment)?,
-            sharing: sharing(environment)?,
-            lanes: lanes(environment)?,
+            sharing: Sharing::read(environment)?,
+            lanes: lanes::read(environment)?,
             nccl: Reach::read(environment)?,
             metrics: metrics(environment)?,
             // The launcher's socket belongs to the rank that the launcher numbered.
@@ -321,27 +316,11 @@ impl Config {
     }
 }
 
-/// The port of an address that is given without one.
-pub(crate) fn default_port(environment: &Environment) -> Result<u16> {
-    Ok(environment.port()?.unwrap_or(DEFAULT_PORT))
-}
-
-/// Not all ranks share memory, though the setting wants it.
-pub(crate) fn cannot_share(problem: String) -> Error {
-    let help = "leave ALLFOLD_TRANSPORT out, and ranks that share no memory use QUIC";
-    Error::from(ErrorKind::Setting {
-        name: TRANSPORT.into(),
-        value: Some(MUST_SHARE.into()),
-        problem,
-        help: Some(help.into()),
-    })
-}
-
 /// The choice of plans in a world without a rendezvous.
 pub(crate) fn choice_from_env() -> Result<Choice> {
     let environment = Environment::of_process();
     let forced = algorithm(&environment)?;
-    Ok(Choice { costs: CostTable::default(), forced, lanes: lanes(&environment)? })
+    Ok(Choice { costs: CostTable::default(), forced, lanes: lanes::read(&environment)? })
 }
 
 /// How a world without a rendezvous uses NCCL.
@@ -359,31 +338,6 @@ pub(crate) fn metrics_from_env() -> Result<Option<Address>> {
 
 fn metrics(environment: &Environment) -> Result<Option<Address>> {
     environment.get("ALLFOLD_METRICS").map_or(Ok(None), Address::parse)
-}
-
-fn sharing(environment: &Environment) -> Result<Sharing> {
-    environment.get(TRANSPORT).map_or(Ok(Sharing::Where), parse_sharing)
-}
-
-fn parse_sharing(name: &str) -> Result<Sharing> {
-    match name {
-        "auto" => Ok(Sharing::Where),
-        "quic" => Ok(Sharing::Never),
-        MUST_SHARE => Ok(Sharing::Everywhere),
-        other => Err(invalid(TRANSPORT, other, "must be auto, quic or shared-memory")),
-    }
-}
-
-fn lanes(environment: &Environment) -> Result<u16> {
-    environment.number(LANES)?.map_or(Ok(DEFAULT_LANES), |lanes| check_lanes(lanes as u64))
-}
-
-/// A number of lanes that a rank may have.
-pub(crate) fn check_lanes(lanes: u64) -> Result<u16> {
-    match u16::try_from(lanes) {
-        Ok(lanes @ 1..=MAX_LANES) => Ok(lanes),
-        _ => Err(invalid(LANES, &lanes.to_string(), &format!("must be 1 to {MAX_LANES}"))),
-    }
 }
 
 fn algorithm(environment: &Environment) -> Result<Option<Algorithm>> {
@@ -418,172 +372,6 @@ impl Limits {
     }
 }
 
-impl HostPort {
-    /// The address, where it is one and no name.
-    pub(crate) fn ip(&self) -> Option<IpAddr> {
-        self.host.parse().ok()
-    }
-
-    /// As [`read`](Self::read), for a rendezvous.
-    pub(crate) fn parse(text: &str, default_port: u16) -> Result<Self> {
-        Self::read(text, default_port).map_err(|problem| {
-            let help = "it comes from ALLFOLD_RENDEZVOUS, else MASTER_ADDR and MASTER_PORT";
-            Error::from(ErrorKind::Setting {
-                name: "rendezvous".into(),
-                value: Some(text.into()),
-                problem: problem.into(),
-                help: Some(help.into()),
-            })
-        })
-    }
-
-    /// `host`, `host:port`, `address:port` or `[address]:port`.
-    pub(crate) fn read(text: &str, default_port: u16) -> Result<Self, &'static str> {
-        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((address, "")) => (address, None),
-            Some((address, rest)) => (address, rest.strip_prefix(':')),
-            None => match text.rsplit_once(':') {
-                Some((host, _)) if host.contains(':') => {
-                    return Err("an IPv6 address stands in brackets: [address]:port");
-                }
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            },
-        };
-        if host.is_empty() {
-            return Err("names no host; give host:port");
-        }
-        let port = match port.map(str::parse) {
-            None => default_port,
-            Some(Ok(port)) if port > 0 => port,
-            Some(_) => return Err("the port must be 1 to 65535"),
-        };
-        Ok(Self { host: host.into(), port })
-    }
-}
-
-impl std::fmt::Display for HostPort {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// `90`, `90s`, `500ms`, `2m`.
-fn duration(environment: &Environment, name: &str, default: Duration) -> Result<Duration> {
-    let Some(text) = environment.get(name) else {
-        return Ok(default);
-    };
-    match parse_duration(text) {
-        Ok(duration) if duration >= SHORTEST => Ok(duration),
-        Ok(_) => Err(invalid(name, text, "must be a duration of at least 1ms")),
-        Err(problem) => Err(invalid(name, text, problem)),
-    }
-}
-
-/// A duration as settings and options are written: `90`, `90s`, `500ms`, `2m`; up to a week.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
-    let (digits, unit) =
-        text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
-    let milliseconds = match unit {
-        "" | "s" => 1000.0,
-        "ms" => 1.0,
-        "m" => 60_000.0,
-        _ => f64::NAN,
-    } * digits.trim().parse::<f64>().unwrap_or(f64::NAN);
-    if (0.0..=MAX_DURATION_MS).contains(&milliseconds) {
-        Ok(Duration::from_secs_f64(milliseconds / 1000.0))
-    } else {
-        Err("must be a duration such as 90, 90s, 500ms or 2m")
-    }
-}
-
-/// Whether this version has a setting in a variable of that name, such as `ALLFOLD_RANK`.
-pub fn is_setting(name: &str) -> bool {
-    name.strip_prefix("ALLFOLD_").is_some_and(|name| NAMES.contains(&name))
-}
-
-fn warn_of_unknown(environment: &Environment) {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        for name in environment.names().filter(|name| name.starts_with("ALLFOLD_")) {
-            if is_setting(name) {
-                continue;
-            }
-            let nearest = NAMES.iter().min_by_key(|known| distance(&name[8..], known));
-            let nearest =
-                nearest.map_or(String::new(), |n| format!("; the nearest is ALLFOLD_{n}"));
-            report::warn(&format!("{name} is set, but this version has no such setting{nearest}"));
-        }
-    });
-}
-
-/// Edit distance (Wagner and Fischer 1974).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-/// All settings, without `ALLFOLD_`.
-const NAMES: [&str; 32] = [
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "RENDEZVOUS",
-    "PEERS",
-    "ORDINAL_START",
-    "JOB_INDEX",
-    "PODS_PER_JOB",
-    "JOB",
-    "SECRET",
-    "SECRET_FILE",
-    "TLS_CERT",
-    "TLS_KEY",
-    "TLS_CA",
-    "PORT",
-    "INTERFACE",
-    "CONNECT_TIMEOUT",
-    "TIMEOUT",
-    "HEARTBEAT",
-    "DEAD_AFTER",
-    "LATE_AFTER",
-    "ALGORITHM",
-    "TRANSPORT",
-    "LANES",
-    "NCCL",
-    "METRICS",
-    "LOG",
-    "LOG_FORMAT",
-    "LAUNCHER",
-    "WITHIN",
-    "RESTART",
-];
-const LANES: &str = "ALLFOLD_LANES";
-/// As many as a 100 Gbit/s card takes at what one core seals and opens; each costs a thread, a
-/// socket and its buffers.
-pub(crate) const MAX_LANES: u16 = 8;
-/// Measured: docs/benchmarks.md.
-const DEFAULT_LANES: u16 = 1;
-const TRANSPORT: &str = "ALLFOLD_TRANSPORT";
-const MUST_SHARE: &str = "shared-memory";
-/// PyTorch's default too, so that firewalls that let it through fit.
-pub(crate) const DEFAULT_PORT: u16 = 29_500;
 /// A process that starts under a launcher is there in seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A pod's restart back-off reaches five minutes.
@@ -594,28 +382,10 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const DEAD_AFTER: Duration = Duration::from_secs(2);
 /// Longer than a step of most trainings, shorter than a person's patience.
 const LATE_AFTER: Duration = Duration::from_secs(10);
-/// A week: beyond it a typing error is likelier than a wish.
-const MAX_DURATION_MS: f64 = 7.0 * 24.0 * 3600.0 * 1000.0;
-/// Shorter ones are slips of the finger: no clock here ticks faster.
-const SHORTEST: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_read_in_all_forms() {
-        let parse =
-            |text| HostPort::parse(text, 4711).map(|a| (a.host, a.port)).map_err(|e| e.to_string());
-        assert_eq!(parse("node-0"), Ok(("node-0".into(), 4711)));
-        assert_eq!(parse("10.0.0.1:29500"), Ok(("10.0.0.1".into(), 29500)));
-        assert_eq!(parse("[fe80::1]:4711"), Ok(("fe80::1".into(), 4711)));
-        assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 4711)));
-        assert!(parse("fe80::1").unwrap_err().contains("brackets"));
-        assert!(parse("node-0:port").unwrap_err().contains("1 to 65535"));
-        assert!(parse("node-0:0").unwrap_err().contains("1 to 65535"));
-        assert!(parse(":4711").unwrap_err().contains("names no host"));
-    }
 
     #[test]
     fn a_rendezvous_without_a_port_has_that_of_the_settings() {
@@ -626,24 +396,6 @@ mod tests {
             Config::read(identity, &environment).unwrap().rendezvous.port
         };
         assert_eq!(["", "0", "4711"].map(port), [29_500, 29_500, 4_711]);
-    }
-
-    #[test]
-    fn durations_have_units() {
-        let read = |text| {
-            duration(&Environment::from([("ALLFOLD_TIMEOUT", text)]), "ALLFOLD_TIMEOUT", HEARTBEAT)
-        };
-        assert_eq!(read("90").unwrap(), Duration::from_secs(90));
-        assert_eq!(read("1.5s").unwrap(), Duration::from_millis(1500));
-        assert_eq!(read("500ms").unwrap(), Duration::from_millis(500));
-        assert_eq!(read("2m").unwrap(), Duration::from_secs(120));
-        for wrong in ["x", "-1", "5h", "1e99", "NaN"] {
-            let error = read(wrong).unwrap_err().to_string();
-            assert!(
-                error.starts_with(&format!("ALLFOLD_TIMEOUT={wrong}: must be a duration")),
-                "{error}"
-            );
-        }
     }
 
     #[test]
@@ -676,28 +428,5 @@ mod tests {
         };
         assert_eq!([dead_after("2"), dead_after("2.04s")], ["2s", "2s 40ms"]);
         assert_eq!(dead_after("off"), "off");
-    }
-
-    #[test]
-    fn lanes_have_a_limit() {
-        let read = |text| lanes(&Environment::from([(LANES, text)])).map_err(|e| e.to_string());
-        assert_eq!(
-            [read("1"), read("8"), lanes(&Environment::from([])).map_err(|e| e.to_string())],
-            [Ok(1), Ok(8), Ok(DEFAULT_LANES)]
-        );
-        for wrong in ["0", "9", "65537"] {
-            let error = read(wrong).unwrap_err();
-            assert!(
-                error.starts_with(&format!("ALLFOLD_LANES={wrong}: must be 1 to 8")),
-                "{error}"
-            );
-        }
-        assert!(read("two").unwrap_err().contains("must be a whole number"));
-    }
-
-    #[test]
-    fn the_nearest_name_is_found() {
-        let nearest = NAMES.iter().min_by_key(|known| distance("RENDEVOUS", known));
-        assert_eq!(nearest, Some(&"RENDEZVOUS"));
     }
 }
