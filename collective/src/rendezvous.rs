@@ -49,7 +49,7 @@ use crate::host_memory::{ARENA_BYTES, HostMemory};
 use crate::identity::{Environment, Ignored, host_name};
 use crate::lanes::Lanes;
 use crate::link::Links;
-use crate::link::quic::{LaneAddress, LaneId, QuicLinks, endpoint, tuning::Traffic};
+use crate::link::quic::{LaneAddress, LaneId, QuicLinks, endpoint, routes, tuning::Traffic};
 use crate::link::shared_memory::{Arena, Attached, Door, Doorway};
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
@@ -207,7 +207,7 @@ impl Knock {
     fn of(greeted: &Greeted) -> Self {
         Self {
             link: greeted.connection.stable_id(),
-            from: endpoint::plain(greeted.connection.remote_address()),
+            from: routes::plain(greeted.connection.remote_address()),
             hello: greeted.hello.clone(),
             leaf: greeted.leaf,
         }

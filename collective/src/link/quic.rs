@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod beginnings;
+pub(crate) mod binding;
 #[cfg(test)]
 mod discovery;
 mod drops;
@@ -12,6 +13,7 @@ pub(crate) mod endpoint;
 #[cfg(test)]
 mod incast;
 mod race;
+pub(crate) mod routes;
 mod socket;
 pub(crate) mod tuning;
 
@@ -99,8 +101,7 @@ impl QuicLinks {
         counters: Arc<Counters>,
     ) -> Result<Self> {
         let drops = Drops::of(&socket);
-        let (receive_buffer, send_buffer) =
-            (endpoint::granted(&socket), endpoint::to_send(&socket));
+        let (receive_buffer, send_buffer) = (binding::granted(&socket), binding::to_send(&socket));
         let endpoint = endpoint::open(socket, &membership, id.traffic())?;
         let (offload, watched) = (endpoint.offload(), drops.socket());
         counters.listens(move || {
@@ -108,7 +109,7 @@ impl QuicLinks {
             let socket = watched.upgrade()?;
             Some(SocketStatistics {
                 lane: id.lane.into(),
-                address: endpoint::plain(socket.local_addr().ok()?),
+                address: routes::plain(socket.local_addr().ok()?),
                 buffer_asked: tuning::SOCKET_BUFFER_BYTES,
                 receive_buffer,
                 send_buffer,
@@ -346,7 +347,7 @@ fn state(connection: &Connection) -> LinkStatistics {
     let path = connection.stats().path;
     LinkStatistics {
         local: connection.local_ip().map(|ip| ip.to_canonical()),
-        remote: endpoint::plain(connection.remote_address()),
+        remote: routes::plain(connection.remote_address()),
         rtt: path.rtt,
         payload: path.current_mtu,
         packets_sent: path.sent_packets,

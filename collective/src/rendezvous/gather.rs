@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::faults;
 use crate::identity::Environment;
 #[cfg(feature = "faults")]
-use crate::link::quic::endpoint;
+use crate::link::quic::routes;
 use crate::report;
 use crate::statistics::Refusal;
 use crate::trust::hello::{Again, Greeted, Purpose};
@@ -134,7 +134,7 @@ impl Door<'_> {
             Action::Welcome { rank, link } => {
                 let greeted = self.waiting.remove(&link)?;
                 #[cfg(feature = "faults")]
-                faults::meet(rank, endpoint::plain(greeted.connection.remote_address()));
+                faults::meet(rank, routes::plain(greeted.connection.remote_address()));
                 if !self.control.welcome(rank, *greeted) {
                     return Some(gathering::Event::Ended { rank, link });
                 }

@@ -8,7 +8,7 @@ use super::addresses::{self, Own};
 use crate::config::{Config, HostPort};
 use crate::control::launched::Launched;
 use crate::error::{Error, ErrorKind, Result};
-use crate::link::quic::endpoint;
+use crate::link::quic::{binding, routes};
 use crate::report;
 
 /// The socket that the launcher keeps for rank 0, else one of our own at the rendezvous port.
@@ -21,7 +21,7 @@ pub(super) fn rendezvous_socket(
         match line.rendezvous_socket() {
             Ok(socket) if local_port(&socket)? == config.rendezvous.port => {
                 let turn = SocketTurn::take(&config.rendezvous)?;
-                endpoint::enlarge(&socket);
+                binding::enlarge(&socket);
                 return Ok((socket, Some(turn)));
             }
             // The program was told to meet elsewhere than the launcher thought.
@@ -134,7 +134,7 @@ impl Listen {
             Self::Loopback(ip) => vec![ip],
             Self::Everywhere { own } => {
                 // Which of them leads to rank 0; a name that is not known yet says nothing.
-                let towards = |ip| endpoint::source_of(SocketAddr::new(ip, config.rendezvous.port));
+                let towards = |ip| routes::source_of(SocketAddr::new(ip, config.rendezvous.port));
                 let source = own.or_else(|| towards(config.rendezvous.ip()?).ok());
                 addresses::published(chosen, source)
             }
@@ -150,7 +150,7 @@ impl Listen {
     pub(super) fn bind(self, port: u16, has_chosen: bool, told: &[IpAddr]) -> Result<UdpSocket> {
         match (self, told) {
             (Self::Everywhere { .. }, [only]) if has_chosen => {
-                endpoint::bind(SocketAddr::new(*only, port))
+                binding::bind(SocketAddr::new(*only, port))
             }
             _ => self.bind_rendezvous(port),
         }
@@ -160,8 +160,8 @@ impl Listen {
     /// another rank's packets to rank 0 may have to leave by another interface than is chosen.
     pub(super) fn bind_rendezvous(self, port: u16) -> Result<UdpSocket> {
         match self {
-            Self::Loopback(ip) => endpoint::bind(SocketAddr::new(ip, port)),
-            Self::Everywhere { .. } => endpoint::bind_everywhere(port),
+            Self::Loopback(ip) => binding::bind(SocketAddr::new(ip, port)),
+            Self::Everywhere { .. } => binding::bind_everywhere(port),
         }
     }
 }
@@ -235,7 +235,7 @@ pub(super) fn port_of(config: &Config, which: u16) -> Result<u16> {
 /// Where its settings have it do so.
 pub(super) fn check_ports(config: &Config) -> Result<()> {
     let place = &config.rendezvous;
-    if config.rank() == 0 || !place.ip().is_some_and(endpoint::is_here) {
+    if config.rank() == 0 || !place.ip().is_some_and(routes::is_here) {
         return Ok(());
     }
     for which in 0..=config.lanes {

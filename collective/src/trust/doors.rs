@@ -16,6 +16,7 @@ use super::strangers::{PATIENCE, config, of_secrets, on_runtime, open, said_by};
 use super::verifier::Seen;
 use crate::communicator::Communicator;
 use crate::config::Config;
+use crate::link::quic::binding;
 use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::{HALF_OPEN_BEFORE_RETRY, HALF_OPEN_MAX, Traffic};
 use crate::link::quic::{LaneAddress, LaneId, QuicLinks};
@@ -199,7 +200,7 @@ fn a_peer_has_one_data_link_and_one_attempt_at_it() {
     let secret = Secret::random().unwrap();
     let [host, guest] = [1, 0].map(|rank| Arc::new(of_secrets(&[&secret], rank)));
     on_runtime(async {
-        let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let socket = binding::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = socket.local_addr().unwrap();
         let of = |membership: &Membership| LaneAddress {
             addresses: vec![address],

@@ -10,7 +10,7 @@ use tracing::{Event, Metadata, Subscriber, span};
 use super::certificates::Membership;
 use super::hello;
 use super::strangers::{Cluster, Form, meet, on_runtime, open, refused, said_by};
-use crate::link::quic::endpoint;
+use crate::link::quic::binding;
 use crate::link::quic::{LaneAddress, LaneId, QuicLinks};
 use crate::statistics::Counters;
 
@@ -48,7 +48,7 @@ fn a_rank_that_cannot_be_dialled_is_worth_one_warning() {
     tracing::subscriber::with_default(log.clone(), || {
         on_runtime(async {
             let (address, door) = open(&expired);
-            let socket = endpoint::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let socket = binding::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let own = LaneAddress {
                 addresses: vec![socket.local_addr().unwrap()],
                 leaf: zero.leaf_hash(),

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::certificates::{ALPN_OF_ALL, LeafHash, Membership};
 use super::handshake;
 use super::verifier::Seen;
-use crate::link::quic::endpoint::{self, Visitor};
+use crate::link::quic::endpoint::Visitor;
+use crate::link::quic::routes;
 use crate::link::shared_memory::Door;
 use crate::report;
 use crate::statistics::Refusal;
@@ -105,7 +106,7 @@ pub(crate) struct Greeted {
 impl Greeted {
     /// `node-7 (pid 41, from 10.0.0.7:4711)`: for warnings.
     pub(crate) fn who(&self) -> String {
-        let from = endpoint::plain(self.connection.remote_address());
+        let from = routes::plain(self.connection.remote_address());
         format!("{} (pid {}, from {from})", self.hello.host, self.hello.pid)
     }
 
@@ -126,7 +127,7 @@ pub(crate) struct Welcomed {
 impl Welcomed {
     /// Where the peer is.
     pub(crate) fn address(&self) -> SocketAddr {
-        endpoint::plain(self.connection.remote_address())
+        routes::plain(self.connection.remote_address())
     }
 }
 
@@ -174,7 +175,7 @@ pub(crate) async fn shake(
     seen: Seen,
     rank: u32,
 ) -> Result<Shaken, DialError> {
-    let address = endpoint::plain(connecting.remote_address());
+    let address = routes::plain(connecting.remote_address());
     let connection = connecting
         .await
         .map_err(|error| handshake::why_not_reached(membership, rank, address, &seen, &error))?;

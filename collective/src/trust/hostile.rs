@@ -20,6 +20,7 @@ use crate::control::{ControlHandle, MemoryControl};
 use crate::error::{ErrorKind, Result};
 use crate::lanes::Lanes;
 use crate::link::memory::{Hub, MemoryLinks};
+use crate::link::quic::binding;
 use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::link::{Flow, Links};
@@ -351,7 +352,7 @@ impl Impostor {
     async fn take_part(config: Config, secrets: Secrets, place: SocketAddr, attack: Attack) {
         let membership = Membership::new(&Credentials::Secrets(secrets), &config.job, 2).unwrap();
         let open = |traffic| {
-            let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let socket = binding::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
             let port = socket.local_addr().unwrap().port();
             (endpoint::open(socket, &membership, traffic).unwrap(), port)
         };

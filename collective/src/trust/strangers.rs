@@ -19,6 +19,7 @@ use super::names::JobNames;
 use super::own::OwnCertificates;
 use super::secret::{Secret, Secrets};
 use super::verifier::Seen;
+use crate::link::quic::binding;
 use crate::link::quic::endpoint::{self, Caller, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::statistics::Refusal;
@@ -366,7 +367,7 @@ async fn greet_one(door: &OpenEndpoint, membership: Membership) -> Result<(), St
 }
 
 pub(super) fn open(membership: &Membership) -> (SocketAddr, OpenEndpoint) {
-    let socket = endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let socket = binding::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = socket.local_addr().unwrap();
     (address, endpoint::open(socket, membership, Traffic::Control).unwrap())
 }

@@ -17,7 +17,8 @@ use crate::config::Config;
 use crate::control::endpoint::Message;
 use crate::error::Result;
 use crate::link::Flow;
-use crate::link::quic::endpoint::{self, Caller};
+use crate::link::quic::binding;
+use crate::link::quic::endpoint::Caller;
 use crate::link::quic::tuning::Traffic;
 use crate::link::quic::{LaneAddress, LaneId, QuicLinks};
 use crate::plan::costs::CostTable;
@@ -170,7 +171,7 @@ fn a_rank_that_closes_a_data_link_does_not_write_the_error() {
     let [zero, one] = [0, 1].map(|rank| Arc::new(of_secrets(&[&secret], rank)));
     let problem = on_runtime(async {
         let (address, door) = open(&one);
-        let socket = endpoint::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let socket = binding::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let own =
             LaneAddress { addresses: vec![socket.local_addr().unwrap()], leaf: zero.leaf_hash() };
         let addresses = vec![own, LaneAddress { addresses: vec![address], leaf: one.leaf_hash() }];

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::{endpoint, tuning};
+use super::{binding, tuning};
 use crate::report;
 
 /// Warns if a socket drops packets.
@@ -30,7 +30,7 @@ impl Drops {
     pub(super) fn of(socket: &UdpSocket) -> Self {
         let known = dropped(socket).unwrap_or(0);
         let watch = Watch { looked: Instant::now(), said: None, known };
-        let granted = endpoint::granted(socket);
+        let granted = binding::granted(socket);
         let socket = socket.try_clone().ok().map(Arc::new);
         Self { socket, granted, watch: Cell::new(watch) }
     }

@@ -1,9 +1,8 @@
-//! QUIC endpoints: sockets, configurations, and the door that strangers knock at.
+//! QUIC endpoints: configurations, how a rank is dialled, and the door that strangers knock at.
 
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::ops::Deref;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,13 +11,13 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, Connecting, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
 };
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
+use super::binding::granted;
 use super::race;
+use super::routes::{is_here, plain, source_of};
 use super::socket::BatchSocket;
 use super::tuning::{self, Path, Traffic};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::report;
 use crate::statistics::{Counters, Refusal};
 use crate::trust::certificates::{LeafHash, Membership, initial_suite};
@@ -40,113 +39,6 @@ pub(crate) struct OpenEndpoint {
 pub(crate) struct Visitor {
     incoming: Incoming,
     near: Option<Arc<ServerConfig>>,
-}
-
-/// Binds a UDP socket with large buffers.
-pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind(address).map_err(|error| refused(address, &error))?;
-    enlarge(&socket);
-    Ok(socket)
-}
-
-/// Binds a UDP socket with large buffers to all addresses of this host, of both families where the
-/// system has both.
-pub(crate) fn bind_everywhere(port: u16) -> Result<UdpSocket> {
-    match bind_both(port) {
-        Ok(socket) => {
-            enlarge(&socket);
-            Ok(socket)
-        }
-        Err(Errno::ADDRINUSE) => {
-            let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-            Err(refused(address, &Errno::ADDRINUSE.into()))
-        }
-        // There is no IPv6 here.
-        Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL | Errno::PERM | Errno::ACCESS) => {
-            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
-        }
-        Err(error) => {
-            let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
-            Err(refused(address, &error.into()))
-        }
-    }
-}
-
-/// IPv4 comes in as mapped addresses, whatever net.ipv6.bindv6only says.
-fn bind_both(port: u16) -> std::result::Result<UdpSocket, Errno> {
-    let (family, kind) = (AddressFamily::INET6, SocketType::DGRAM);
-    let udp = Some(ipproto::UDP);
-    let socket: OwnedFd = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, udp)?;
-    sockopt::set_ipv6_v6only(&socket, false)?;
-    rustix::net::bind(&socket, &SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))?;
-    Ok(socket.into())
-}
-
-fn refused(address: SocketAddr, error: &std::io::Error) -> Error {
-    let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
-    let kind = ErrorKind::Bind {
-        address: address.to_string(),
-        problem: if in_use { "another process listens there".into() } else { error.to_string() },
-        help: in_use.then(|| {
-            let port = address.port();
-            format!(
-                "`ss -ulpn 'sport = :{port}'` shows it: another job, or another rank 0? Choose \
-                 another port where this one comes from: ALLFOLD_RENDEZVOUS or MASTER_PORT, \
-                 ALLFOLD_PORT, or this rank's entry in --peers"
-            )
-        }),
-    };
-    kind.into()
-}
-
-/// Asks for large socket buffers; the system grants what it allows.
-pub(crate) fn enlarge(socket: &UdpSocket) {
-    let _ = sockopt::set_socket_recv_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
-    let _ = sockopt::set_socket_send_buffer_size(socket, tuning::SOCKET_BUFFER_BYTES);
-}
-
-/// What the system lets a socket hold of what it receives.
-pub(super) fn granted(socket: &UdpSocket) -> usize {
-    // Linux doubles what was asked for, for its own needs.
-    sockopt::socket_recv_buffer_size(socket)
-        .map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
-}
-
-/// What the system lets a socket hold of what it sends.
-pub(super) fn to_send(socket: &UdpSocket) -> usize {
-    sockopt::socket_send_buffer_size(socket)
-        .map_or(tuning::SURE_BUFFER_BYTES, |doubled| doubled / 2)
-}
-
-/// From which of this host's addresses packets to that one leave; an error where there is no way
-/// to it.
-pub(crate) fn source_of(address: SocketAddr) -> std::io::Result<IpAddr> {
-    let mut address = plain(address);
-    address.set_port(ANY_PORT);
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let scratch = UdpSocket::bind((any, 0))?;
-    // Nothing is sent: it only asks for the way.
-    scratch.connect(address)?;
-    Ok(scratch.local_addr()?.ip())
-}
-
-/// Whether packets to this address stay within the host: it is one of its own. The system then
-/// sends them from that address, and to others from another one.
-pub(crate) fn is_here(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    ip.is_loopback() || source_of(SocketAddr::new(ip, ANY_PORT)).is_ok_and(|source| source == ip)
-}
-
-/// A peer's address: one of IPv4 also where the socket is of both families. A link-local one keeps
-/// the interface that it is of.
-pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V6(_) => address,
-        ip => SocketAddr::new(ip, address.port()),
-    }
 }
 
 /// An endpoint that dials and accepts members of the job; to be made inside a runtime.
@@ -432,9 +324,6 @@ fn no_suite(error: quinn::crypto::rustls::NoInitialCipherSuite) -> Error {
     Error::system("set up TLS for QUIC", error)
 }
 
-/// Any but 0 names a place to connect to.
-const ANY_PORT: u16 = 9;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -453,51 +342,5 @@ mod tests {
             assert!(handshake.await.unwrap_err().is_panic());
         });
         assert_eq!(half_open.get(), 0);
-    }
-
-    #[test]
-    fn what_a_socket_was_granted_is_its_own() {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        sockopt::set_socket_recv_buffer_size(&socket, 32 * 1024).unwrap();
-        assert_eq!(granted(&socket), 32 * 1024);
-    }
-
-    #[test]
-    fn addresses_of_this_host_are_told_from_others() {
-        // Of a block for documentation: it is nobody's.
-        for far in ["203.0.113.1", "::ffff:203.0.113.1", "2001:db8::1"] {
-            assert!(!is_here(far.parse().unwrap()), "{far}");
-        }
-        for near in ["127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1"] {
-            assert!(is_here(near.parse().unwrap()), "{near}");
-        }
-        let scratch = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        let source = scratch.connect(("203.0.113.1", ANY_PORT)).and_then(|()| scratch.local_addr());
-        match source {
-            Ok(own) => assert!(is_here(own.ip()), "{own}"),
-            Err(error) => eprintln!("skipped: addresses_of_this_host, one of a network: {error}"),
-        }
-    }
-
-    #[test]
-    fn one_socket_takes_both_families_where_there_are_both() {
-        let socket = bind_everywhere(0).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let local = socket.local_addr().unwrap();
-        let mut found = [0; 8];
-        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            let Ok(sender) = UdpSocket::bind((ip, 0)) else {
-                eprintln!("skipped: one_socket_takes_both_families: no {ip}");
-                continue;
-            };
-            sender.send_to(b"here", (ip, local.port())).unwrap();
-            let (length, from) = socket.recv_from(&mut found).unwrap();
-            assert_eq!(
-                (&found[..length], plain(from)),
-                (&b"here"[..], sender.local_addr().unwrap())
-            );
-        }
-        let taken = bind_everywhere(local.port()).unwrap_err().to_string();
-        assert!(taken.contains("another process listens there"), "{taken}");
     }
 }

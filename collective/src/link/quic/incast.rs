@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::sync::Barrier;
 
-use super::{LaneAddress, LaneId, QuicLinks, drops, endpoint};
+use super::{LaneAddress, LaneId, QuicLinks, binding, drops};
 use crate::link::Flow;
 use crate::plan::costs::SEGMENT_BYTES;
 use crate::statistics::Counters;
@@ -51,8 +51,8 @@ impl End {
     /// Everywhere, if the address is no loopback address.
     pub(super) fn at(ip: IpAddr, rank: u32, secret: &str) -> Self {
         let socket = match ip.is_loopback() {
-            true => endpoint::bind((ip, 0).into()).unwrap(),
-            false => endpoint::bind_everywhere(0).unwrap(),
+            true => binding::bind((ip, 0).into()).unwrap(),
+            false => binding::bind_everywhere(0).unwrap(),
         };
         let secrets = Secrets::from_lines(secret, "the test").unwrap();
         let membership = Membership::new(&Credentials::Secrets(secrets), "lanes", rank).unwrap();

@@ -17,6 +17,7 @@ use crate::communicator::{Communicator, Kind};
 use crate::error::{Error, Result};
 use crate::identity::host_name;
 use crate::lane::wakefulness;
+use crate::link::quic::binding;
 use crate::link::quic::endpoint::{self, OpenEndpoint};
 use crate::link::quic::tuning::Traffic;
 use crate::plan::costs;
@@ -71,8 +72,8 @@ impl End {
         let ip = world.address();
         let is_near = |ip: IpAddr| ip.is_loopback();
         let socket = match world.peers().iter().all(|peer| peer.address.is_none_or(is_near)) {
-            true if is_near(ip) => endpoint::bind(SocketAddr::new(ip, 0))?,
-            _ => endpoint::bind_everywhere(0)?,
+            true if is_near(ip) => binding::bind(SocketAddr::new(ip, 0))?,
+            _ => binding::bind_everywhere(0)?,
         };
         let port = socket.local_addr().map_err(|e| Error::system("ask for a port", e))?.port();
         let address = SocketAddr::new(ip, port);
