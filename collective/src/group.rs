@@ -478,7 +478,7 @@ fn clip(mut words: String) -> String {
 
 /// Three of them, with their numbers, fit the 1,200 bytes that QUIC promises.
 const MAX_STANDING_WORDS: usize = 240;
-/// Worlds up to this size have a control link between all ranks (see `rendezvous.rs`).
+/// Worlds up to this size have a control link between all ranks (see `rendezvous/watching.rs`).
 const ALL_HEARD: usize = 8;
 /// Calls kept to compare with ranks that are behind; a one-way call may run this far ahead and
 /// still have its difference shown in words. All outstanding calls are among them.

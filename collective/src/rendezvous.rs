@@ -9,61 +9,62 @@
 mod addresses;
 mod attend;
 mod attending;
+mod control_thread;
 mod diagnosis;
 mod doorkeeper;
 mod gather;
 mod gathering;
 #[cfg(test)]
 mod knocking;
+mod neighbours;
 mod resolver;
 mod roster;
 #[cfg(test)]
 mod simulated;
 mod sockets;
+mod table;
 #[cfg(test)]
 mod waiting;
+mod watching;
 
-use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::unix::net::UnixStream;
-use std::rc::Rc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
-
 use crate::config::{self, Config, Limits, Sharing};
-use crate::control::endpoint::{Control, Event};
+use crate::control::ControlHandle;
 use crate::control::launched::{Ending, Launched, Obituary};
 use crate::control::processes;
-use crate::control::{Command, ControlHandle, Flooded, NetworkControl, running};
 use crate::cores;
 use crate::departure;
 use crate::error::{EXIT_TRY_AGAIN, Error, ErrorKind, Result};
 #[cfg(feature = "faults")]
 use crate::faults;
-use crate::host_memory::{ARENA_BYTES, HostMemory};
+use crate::host_memory::HostMemory;
 use crate::identity::{Environment, Ignored, host_name};
 use crate::lanes::Lanes;
 use crate::link::Links;
-use crate::link::quic::{LaneAddress, LaneId, QuicLinks, endpoint, routes, tuning::Traffic};
-use crate::link::shared_memory::{Arena, Attached, Door, Doorway};
+use crate::link::quic::{LaneAddress, LaneId, QuicLinks, routes};
 use crate::plan::costs::{Choice, CostTable};
 use crate::report;
 use crate::statistics::Counters;
 use crate::trust::Credentials;
 use crate::trust::certificates::{LeafHash, Membership};
-use crate::trust::hello::{Again, Greeted, Hello, MAX_ADDRESSES, Purpose};
+use crate::trust::hello::{Again, Greeted, Hello, Purpose};
 use crate::trust::secret::fill_random;
 use crate::verdict::Loss;
 use crate::world::{Peer, World};
 
 pub(crate) use attend::Dialled;
+use control_thread::Me;
 pub use doorkeeper::Doorkeeper;
-use sockets::{Listen, SocketTurn, local_port, port_of, rendezvous_socket};
+pub(crate) use neighbours::Mapped;
+use neighbours::{neighbours, share_memory, why_apart};
+use sockets::{Listen, local_port, port_of, rendezvous_socket};
+pub(crate) use table::Entry;
+use table::scope_of;
+pub(crate) use watching::{ALL_WATCH_ALL, watched};
 
 /// What a communicator is made of.
 pub(crate) struct Joined {
@@ -75,51 +76,6 @@ pub(crate) struct Joined {
     pub(crate) address: IpAddr,
     pub(crate) transport: String,
     pub(crate) security: String,
-}
-
-/// One rank in the world table.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub(crate) rank: u32,
-    pub(crate) host: String,
-    pub(crate) pid: u32,
-    pub(crate) habitat: u64,
-    pub(crate) incarnation: u128,
-    /// Where rank 0 sees it, unless that is a loopback address, which only its own host reaches;
-    /// then where it says that it is. At most [`MAX_WAYS`].
-    pub(crate) addresses: Vec<IpAddr>,
-    /// Whether its user has chosen them: it is nowhere else.
-    pub(crate) chosen: bool,
-    pub(crate) control_port: u16,
-    /// One for each lane.
-    pub(crate) lane_ports: Vec<u16>,
-    pub(crate) leaf: LeafHash,
-    pub(crate) door: Option<Door>,
-}
-
-impl Entry {
-    /// The ways to one of its ports: first where it was found already. Link-local addresses of IPv6
-    /// are those of the interface `scope` of this host.
-    pub(crate) fn ways(&self, found: Option<SocketAddr>, port: u16, scope: u32) -> Vec<SocketAddr> {
-        let at_port = |mut address: SocketAddr| {
-            address.set_port(port);
-            address
-        };
-        let found = found.filter(|found| !self.chosen || self.addresses.contains(&found.ip()));
-        let mut ways: Vec<SocketAddr> = found.map(at_port).into_iter().collect();
-        for ip in &self.addresses {
-            if ways.iter().any(|way| way.ip() == *ip) {
-                continue;
-            }
-            ways.push(match ip {
-                IpAddr::V6(ip) if ip.is_unicast_link_local() => {
-                    SocketAddrV6::new(*ip, port, 0, scope).into()
-                }
-                ip => SocketAddr::new(*ip, port),
-            });
-        }
-        ways
-    }
 }
 
 /// The outcome of a rendezvous.
@@ -142,56 +98,6 @@ impl Meeting {
         let scope = scope_of(self.found.get(&0).copied());
         entry.ways(self.found.get(&entry.rank).copied(), port, scope)
     }
-}
-
-/// The interface of this host through which a link-local address of IPv6 leads; 0 for others.
-fn scope_of(address: Option<SocketAddr>) -> u32 {
-    match address {
-        Some(SocketAddr::V6(address)) => address.scope_id(),
-        _ => 0,
-    }
-}
-
-/// What became of a rank's attempt to map its neighbours' memory.
-#[derive(Default)]
-pub(crate) struct Mapped {
-    /// By rank.
-    pub(crate) arenas: Vec<(u32, Attached)>,
-    /// The first that it could not map, and why.
-    pub(crate) failed: Option<(u32, String)>,
-}
-
-impl Mapped {
-    /// Whether it has mapped all.
-    pub(crate) fn is_all(&self) -> bool {
-        self.failed.is_none()
-    }
-}
-
-/// Maps the memory behind the doors, and says so in an event.
-fn map(control: &Rc<Control>, epoch: u64, doors: Vec<(u32, Door)>) {
-    let events = control.events.clone();
-    tokio::task::spawn_local(async move {
-        let mut mapped = Mapped::default();
-        for (rank, door) in doors {
-            match door.enter().await {
-                Ok(arena) => mapped.arenas.push((rank, arena)),
-                Err(error) => {
-                    report::info(&format!("no shared memory with rank {rank}: {error}"));
-                    mapped.failed.get_or_insert_with(|| (rank, error.to_string()));
-                }
-            }
-        }
-        let _ = events.send(Event::Mapped { epoch, mapped });
-    });
-}
-
-/// The other ranks whose memory `rank` can map, if any can.
-fn neighbours(table: &[Entry], rank: u32) -> Vec<(u32, Door)> {
-    let home = |entry: &Entry| entry.door.map(|door| door.home);
-    let Some(own) = table.get(rank as usize).and_then(home) else { return Vec::new() };
-    let others = table.iter().filter(|entry| entry.rank != rank && home(entry) == Some(own));
-    others.filter_map(|entry| Some((entry.rank, entry.door?))).collect()
 }
 
 /// What is known of a peer that has knocked and waits to be answered.
@@ -293,7 +199,7 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     let me = Me { hello: hello.clone() };
     let place = (socket, turn, door);
     let (control, meeting) =
-        start_control(config, counters, membership.clone(), place, launched, me)?;
+        control_thread::start(config, counters, membership.clone(), place, launched, me)?;
     let peers: Vec<Peer> = meeting
         .table
         .iter()
@@ -358,144 +264,6 @@ pub(crate) fn join(mut config: Config, counters: &Arc<Counters>) -> Result<Joine
     Ok(Joined { world, lanes, memory, address, transport, security })
 }
 
-/// Why `rank` does not share memory with all others.
-fn why_apart(meeting: &Meeting, rank: u32) -> String {
-    if let Some((other, problem)) = &meeting.mapped.failed {
-        return format!("rank {rank} cannot map the memory of rank {other}: {problem}");
-    }
-    let near = neighbours(&meeting.table, rank);
-    let is_far = |entry: &&Entry| {
-        entry.rank != rank && !near.iter().any(|(neighbour, _)| *neighbour == entry.rank)
-    };
-    match meeting.table.iter().find(is_far) {
-        Some(Entry { rank: other, host, door: Some(_), .. }) => {
-            format!("rank {other} on {host} is not where rank {rank} is")
-        }
-        Some(Entry { rank: other, host, .. }) => format!("rank {other} on {host} shares no memory"),
-        None => "another rank of this host cannot map the memory of all others".into(),
-    }
-}
-
-/// Memory for the ranks of this host, and a door to it.
-fn share_memory() -> std::io::Result<(Arc<Arena>, Doorway)> {
-    let random = || incarnation().map_err(std::io::Error::other);
-    let arena = Arena::new(ARENA_BYTES)?;
-    let doorway = Doorway::new(random()?, random()?, ARENA_BYTES)?;
-    Ok((Arc::new(arena), doorway))
-}
-
-/// Where a rank listens: its socket, whose turn that is, and the door to its memory.
-type Place = (UdpSocket, Option<SocketTurn>, Option<(Arc<Arena>, Doorway)>);
-
-/// What this process tells the others of itself.
-#[derive(Clone)]
-pub(crate) struct Me {
-    pub(crate) hello: Hello,
-}
-
-/// Starts the control thread and waits until the ranks have met.
-fn start_control(
-    config: Config,
-    counters: &Arc<Counters>,
-    membership: Arc<Membership>,
-    (socket, turn, door): Place,
-    launched: Option<Launched>,
-    me: Me,
-) -> Result<(NetworkControl, Meeting)> {
-    let (commands, inbox) = mpsc::unbounded_channel();
-    let (met, meeting) = std::sync::mpsc::sync_channel(1);
-    let flooded = Flooded::default();
-    let flag = flooded.clone();
-    let counters = counters.clone();
-    let main = move || {
-        #[cfg(feature = "faults")]
-        faults::enter(me.hello.rank);
-        report::speak_for(&counters.origin);
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                let _ = met.send(Err(Error::system("start the control runtime", error)));
-                return;
-            }
-        };
-        tokio::task::LocalSet::new().block_on(&runtime, async move {
-            let (events, noticed) = mpsc::unbounded_channel();
-            let line = launched.and_then(|line| listen_to_launcher(line, events.clone()));
-            let endpoint = match endpoint::open(socket, &membership, Traffic::Control) {
-                Ok(endpoint) => endpoint,
-                Err(error) => {
-                    let _ = met.send(Err(error));
-                    return;
-                }
-            };
-            let control = Rc::new(Control {
-                config,
-                membership,
-                endpoint,
-                counters,
-                is_launched: line.is_some(),
-                links: RefCell::new(BTreeMap::new()),
-                world: OnceCell::new(),
-                events,
-                changed: Notify::new(),
-            });
-            // Open until the ranks have met.
-            let door = door.map(|(arena, doorway)| tokio::task::spawn_local(doorway.serve(arena)));
-            serve(control, me, inbox, noticed, (met, door), flag).await;
-        });
-        // A name look-up that still hangs in the system must not hold up the end.
-        runtime.shutdown_background();
-        drop(turn);
-    };
-    let thread = std::thread::Builder::new()
-        .name("allfold-control".into())
-        .spawn(main)
-        .map_err(|error| Error::system("start the control thread", error))?;
-    let control = NetworkControl::new(commands, flooded, thread);
-    match meeting.recv() {
-        Ok(Ok(meeting)) => Ok((control, meeting)),
-        Ok(Err(error)) => {
-            control.close();
-            Err(error)
-        }
-        Err(_) => Err(Error::system("meet the other ranks", "the control thread ended")),
-    }
-}
-
-async fn serve(
-    control: Rc<Control>,
-    me: Me,
-    inbox: mpsc::UnboundedReceiver<Command>,
-    mut noticed: mpsc::UnboundedReceiver<Event>,
-    (met, door): (std::sync::mpsc::SyncSender<Result<Meeting>>, Option<JoinHandle<()>>),
-    flooded: Flooded,
-) {
-    let (events, counters) = (control.events.clone(), control.counters.clone());
-    let guests = endpoint::accept(
-        control.endpoint.clone(),
-        control.membership.clone(),
-        counters,
-        move |greeted| {
-            let _ = events.send(Event::Greeted(Box::new(greeted)));
-        },
-    );
-    tokio::task::spawn_local(guests);
-    tokio::task::spawn_local(control.clone().beat());
-    let meeting = if control.rank() == 0 {
-        gather::gather(&control, &me, &mut noticed).await
-    } else {
-        attend::attend(&control, &me, &mut noticed).await
-    };
-    if meeting.is_err() {
-        running::linger(&control).await;
-    }
-    if let Some(door) = door {
-        door.abort();
-    }
-    let _ = met.send(meeting);
-    running::serve(control, inbox, noticed, flooded).await;
-}
-
 /// The line to `allfold run`, if it started this process.
 fn connect_launcher(config: &Config) -> Option<Launched> {
     let path = config.launcher.as_deref()?;
@@ -507,41 +275,6 @@ fn connect_launcher(config: &Config) -> Option<Launched> {
             None
         }
     }
-}
-
-fn listen_to_launcher(line: Launched, events: mpsc::UnboundedSender<Event>) -> Option<HangUp> {
-    let hang_up = HangUp(line.handle().ok()?);
-    std::thread::Builder::new()
-        .name("allfold-launcher".into())
-        .spawn(move || {
-            line.watch(|obituary| {
-                let _ = events.send(Event::Obituary(obituary));
-            });
-        })
-        .ok()?;
-    Some(hang_up)
-}
-
-/// Ends the line to the launcher, and with it the thread that listens, when dropped.
-struct HangUp(UnixStream);
-
-impl Drop for HangUp {
-    fn drop(&mut self) {
-        let _ = self.0.shutdown(Shutdown::Both);
-    }
-}
-
-/// The ranks that `rank` watches: up to eight all, else those at distance 2^k both ways.
-pub(crate) fn watched(rank: u32, size: u32) -> Vec<u32> {
-    if size <= ALL_WATCH_ALL {
-        return (0..size).filter(|other| *other != rank).collect();
-    }
-    let distances = (0..).map(|k| 1u32 << k).take_while(|distance| *distance < size);
-    let both = distances.flat_map(|d| [(rank + d) % size, (rank + size - d) % size]);
-    let mut ranks: Vec<u32> = both.filter(|other| *other != rank).collect();
-    ranks.sort_unstable();
-    ranks.dedup();
-    ranks
 }
 
 /// The error if the launcher saw a rank end before the ranks had met.
@@ -578,12 +311,8 @@ pub(crate) const SAY_EVERY: Duration = Duration::from_secs(10);
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(25);
 /// And one that starts early does not flood a name server.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Of a rank: where rank 0 sees it, and where it says that it is.
-pub(crate) const MAX_WAYS: usize = 1 + MAX_ADDRESSES;
 /// What a refusal says between a rank and its version.
 const RUNS: &str = " runs allfold ";
-/// 28 connections; beyond it the distances 2^k take over.
-pub(crate) const ALL_WATCH_ALL: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -628,40 +357,5 @@ mod tests {
                 assert_eq!(end.join().unwrap(), Ok(()));
             }
         });
-    }
-
-    #[test]
-    fn a_rank_that_has_chosen_its_addresses_is_found_at_no_other() {
-        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let mut entry = Entry {
-            rank: 1,
-            host: "node-1".into(),
-            pid: 41,
-            habitat: 0,
-            incarnation: 1,
-            addresses: vec![at("10.1.0.7:1").ip(), at("[fe80::7]:1").ip()],
-            chosen: false,
-            control_port: 1,
-            lane_ports: vec![2],
-            leaf: [0; 32],
-            door: None,
-        };
-        let ways = |entry: &Entry| entry.ways(Some(at("10.0.0.7:9")), 2, 3);
-        assert_eq!(ways(&entry), ["10.0.0.7:2", "10.1.0.7:2", "[fe80::7%3]:2"].map(at));
-        entry.chosen = true;
-        assert_eq!(ways(&entry), ["10.1.0.7:2", "[fe80::7%3]:2"].map(at));
-    }
-
-    #[test]
-    fn watching_is_mutual_and_connects_everybody() {
-        for size in [2u32, 3, 8, 9, 16, 17, 64, 1000] {
-            for rank in 0..size {
-                for other in watched(rank, size) {
-                    assert!(watched(other, size).contains(&rank), "{rank} and {other} of {size}");
-                }
-            }
-            assert!(watched(0, size).contains(&1));
-        }
-        assert_eq!(watched(0, 1000).len(), 20);
     }
 }

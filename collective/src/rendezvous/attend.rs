@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::attending::{self, Action, Attending, Terms, Unfound};
+use super::control_thread::Me;
 use super::diagnosis::{self, Diagnosis};
+use super::neighbours::map;
 use super::resolver::Resolver;
-use super::{Knock, Me, Meeting, addresses, map, sockets};
+use super::{Knock, Meeting, addresses, sockets};
 use crate::config::HostPort;
 #[cfg(feature = "faults")]
 use crate::control::endpoint::Message;

@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::diagnosis::{self, Diagnosis, Sign};
+use super::neighbours::{Mapped, neighbours};
 use super::roster::ranks;
-use super::{
-    Entry, FIRST_PAUSE, Knock, LAST_PAUSE, MAX_WAYS, Mapped, Meeting, SAY_EVERY, ended_early,
-    neighbours, refused, scope_of, watched,
-};
+use super::table::{Entry, MAX_WAYS, scope_of};
+use super::watching::watched;
+use super::{FIRST_PAUSE, Knock, LAST_PAUSE, Meeting, SAY_EVERY, ended_early, refused};
 use crate::config::HostPort;
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;

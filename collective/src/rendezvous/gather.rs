@@ -7,8 +7,11 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::control_thread::Me;
 use super::gathering::{self, Action, Gathering, Terms};
-use super::{Entry, Knock, Me, Meeting, map};
+use super::neighbours::map;
+use super::table::Entry;
+use super::{Knock, Meeting};
 use crate::control::endpoint::{Control, Event, Message};
 use crate::error::Result;
 #[cfg(feature = "faults")]

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::neighbours::{Mapped, neighbours};
 use super::roster::{Claim, Roster, ranks};
-use super::{Entry, Knock, MAX_WAYS, Mapped, Meeting, SAY_EVERY, ended_early, neighbours};
+use super::table::{Entry, MAX_WAYS};
+use super::{Knock, Meeting, SAY_EVERY, ended_early};
 use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};

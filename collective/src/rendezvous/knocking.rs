@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::Knock;
 use super::gathering::{Action, Event, Gathering, Terms};
-use super::{Entry, Knock};
+use super::table::Entry;
 use crate::control::endpoint::Message;
 use crate::error::Error;
 use crate::trust::hello::{Hello, Purpose};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Entry;
+use super::table::Entry;
 
 /// The claims on the ranks of a world.
 pub(super) struct Roster {

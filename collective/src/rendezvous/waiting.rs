@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::attending::{Action, Attending, Event, Terms, Unfound};
 use super::diagnosis::{Diagnosis, Sign};
-use super::{Entry, MAX_WAYS};
+use super::table::{Entry, MAX_WAYS};
 use crate::config::HostPort;
 use crate::control::endpoint::Message;
 use crate::error::{Error, ErrorKind};
