@@ -19,6 +19,7 @@ mod knocking;
 mod neighbours;
 mod resolver;
 mod roster;
+mod search;
 #[cfg(test)]
 mod simulated;
 mod sockets;

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::attending::{self, Action, Attending, Terms, Unfound};
+use super::attending::{self, Action, Attending, Terms};
 use super::control_thread::Me;
 use super::diagnosis::{self, Diagnosis};
 use super::neighbours::map;
 use super::resolver::Resolver;
+use super::search::Unfound;
 use super::{Knock, Meeting, addresses, sockets};
 use crate::config::HostPort;
 #[cfg(feature = "faults")]

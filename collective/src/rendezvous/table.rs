@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::link::shared_memory::Door;
+use crate::report;
 use crate::trust::certificates::LeafHash;
 use crate::trust::hello::MAX_ADDRESSES;
 
@@ -51,6 +53,24 @@ impl Entry {
         }
         ways
     }
+}
+
+/// A world table from rank 0, with hosts that a person can be shown, if it has the right form: of
+/// so many ranks, with so many lanes each.
+pub(super) fn check(mut table: Vec<Entry>, size: u32, lanes: u16) -> Result<Vec<Entry>> {
+    let in_order = table.iter().zip(0..).all(|(entry, rank)| entry.rank == rank);
+    let lanes = usize::from(lanes);
+    let problem = if table.len() != size as usize || !in_order {
+        format!("a world table of {} ranks, or out of order", table.len())
+    } else if let Some(entry) = table.iter().find(|entry| entry.lane_ports.len() != lanes) {
+        format!("a world table with {} lanes of rank {}", entry.lane_ports.len(), entry.rank)
+    } else if let Some(entry) = table.iter().find(|entry| entry.addresses.len() > MAX_WAYS) {
+        format!("a world table with {} addresses of rank {}", entry.addresses.len(), entry.rank)
+    } else {
+        table.iter_mut().for_each(|entry| entry.host = report::printable(&entry.host));
+        return Ok(table);
+    };
+    Err(Error::from(ErrorKind::Protocol { rank: 0, problem }))
 }
 
 /// The interface of this host through which a link-local address of IPv6 leads; 0 for others.

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::attending::{Action, Attending, Event, Terms, Unfound};
+use super::attending::{Action, Attending, Event, Terms};
 use super::diagnosis::{Diagnosis, Sign};
+use super::search::Unfound;
 use super::table::{Entry, MAX_WAYS};
 use crate::config::HostPort;
 use crate::control::endpoint::Message;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Cluster, DIAL_LIMIT, Event, HEARTBEAT, LOOK_EVERY, Step, Word, address_of};
 use crate::control::endpoint::Message;
-use crate::rendezvous::attending::Unfound;
+use crate::rendezvous::search::Unfound;
 use crate::rendezvous::simulated::process::{Link, Role, Target, leaf_of};
 use crate::rendezvous::{Knock, attending, gathering};
 use crate::simulation::FlowId;
