@@ -9,6 +9,7 @@
 mod addresses;
 mod attend;
 mod attending;
+mod challenges;
 mod control_thread;
 mod diagnosis;
 mod doorkeeper;

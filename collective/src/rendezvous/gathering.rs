@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::challenges::Challenges;
 use super::neighbours::{Mapped, neighbours};
 use super::roster::{Claim, Roster, ranks};
 use super::table::{Entry, MAX_WAYS};
@@ -13,7 +14,6 @@ use crate::control::endpoint::Message;
 use crate::control::launched::Obituary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::link::shared_memory::Door;
-use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
 use crate::report;
 use crate::trust::hello::{Again, MAX_ADDRESSES, Purpose};
@@ -95,20 +95,12 @@ pub(super) struct Gathering<D> {
     /// Memory that this rank has mapped for it.
     mapped: Mapped,
     /// Processes that claim a rank whose holder is being asked.
-    challenges: Vec<Challenge>,
-    judge: Judge,
+    challenges: Challenges,
     draw: D,
     began: Instant,
     tell: Instant,
     say: Instant,
-    looked: Instant,
     out: Vec<Action>,
-}
-
-struct Challenge {
-    knock: Knock,
-    /// Since when the holder has been asked.
-    asked: Instant,
 }
 
 impl<D: FnMut() -> Result<u64>> Gathering<D> {
@@ -121,13 +113,11 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
             turned_away: BTreeMap::new(),
             prepared: None,
             mapped: Mapped::default(),
-            challenges: Vec::new(),
-            judge: Judge::new(Some(terms.heartbeat * ASKED_HEARTBEATS), now),
+            challenges: Challenges::new(terms.heartbeat, now),
             draw,
             began: now,
             tell: now + TELL_EVERY,
             say: now + SAY_EVERY,
-            looked: now,
             out: Vec::new(),
             terms,
         }
@@ -149,13 +139,13 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     /// When [`Event::Time`] is due.
     pub(super) fn wake(&self) -> Instant {
         let next = self.tell.min(self.deadline());
-        if self.challenges.is_empty() { next } else { next.min(self.looked + self.look_every()) }
+        self.challenges.wake().map_or(next, |wake| next.min(wake))
     }
 
     /// The ranks whose holders are being asked: [`Event::Heard`] is due for them before every
     /// [`Event::Time`].
     pub(super) fn asked(&self) -> impl Iterator<Item = u32> {
-        self.challenges.iter().map(|challenge| challenge.knock.hello.rank)
+        self.challenges.asked()
     }
 
     fn notice(&mut self, now: Instant, event: Event) -> Result<()> {
@@ -170,7 +160,10 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
                     self.ready(0, epoch, is_all);
                 }
             }
-            Event::Heard { rank, at } => self.heard(rank, at),
+            Event::Heard { rank, at } => {
+                let challengers = self.challenges.heard(rank, at);
+                self.refuse_all(challengers);
+            }
             Event::Ended { rank, link } => {
                 if self.links.get(&rank) == Some(&link) {
                     self.lose(rank);
@@ -264,21 +257,15 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         };
         match self.roster.claim(entry.clone()) {
             Claim::Held if rank == 0 => self.refuse_second(knock),
-            Claim::Held => {
-                if self.challenges.is_empty() {
-                    // The pause until now was no stall.
-                    self.judge.is_awake(now);
-                    self.looked = now;
-                }
-                self.challenges.push(Challenge { knock, asked: now });
-            }
+            Claim::Held => self.challenges.add(now, knock),
             Claim::Taken => {
                 if self.links.contains_key(&rank) {
                     // The same process on a new connection: what it was told on the old one may
                     // be lost. And it lives, so nobody else can be this rank.
                     self.lose(rank);
                     self.roster.claim(entry);
-                    self.refuse_challengers(rank, |_| true);
+                    let challengers = self.challenges.of(rank);
+                    self.refuse_all(challengers);
                 }
                 self.turned_away.remove(&rank);
                 self.found.insert(rank, from);
@@ -318,54 +305,25 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
         }
     }
 
-    fn heard(&mut self, rank: u32, at: Instant) {
-        self.refuse_challengers(rank, |challenge| at > challenge.asked);
-    }
-
     /// Judges the holders that are being asked.
     fn look(&mut self, now: Instant) {
-        if self.challenges.is_empty() || now < self.looked + self.look_every() {
-            return;
+        if self.challenges.look(now) {
+            while let Some(rank) = self.challenges.silent(now) {
+                self.lose(rank);
+                self.reconsider(now, rank);
+            }
         }
-        self.looked = now;
-        if !self.judge.is_awake(now) {
-            // The holders may have been heard meanwhile: they are asked anew.
-            self.challenges.iter_mut().for_each(|challenge| challenge.asked = now);
-            return;
-        }
-        while let Some(rank) = self.silent(now) {
-            self.lose(rank);
-            self.reconsider(now, rank);
-        }
-    }
-
-    /// A rank whose holder was asked and has not been heard.
-    fn silent(&self, now: Instant) -> Option<u32> {
-        let mut silent =
-            self.challenges.iter().filter(|c| self.judge.silence(c.asked, now).is_some());
-        silent.next().map(|challenge| challenge.knock.hello.rank)
     }
 
     /// The rank is free: whoever asked for it first may have it.
     fn reconsider(&mut self, now: Instant, rank: u32) {
-        let all = std::mem::take(&mut self.challenges);
-        let (of_rank, others): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|challenge| challenge.knock.hello.rank == rank);
-        self.challenges = others;
-        for challenge in of_rank {
-            self.consider(now, challenge.knock);
+        for knock in self.challenges.of(rank) {
+            self.consider(now, knock);
         }
     }
 
-    fn refuse_challengers(&mut self, rank: u32, which: impl Fn(&Challenge) -> bool) {
-        let all = std::mem::take(&mut self.challenges);
-        for challenge in all {
-            if challenge.knock.hello.rank == rank && which(&challenge) {
-                self.refuse_second(challenge.knock);
-            } else {
-                self.challenges.push(challenge);
-            }
-        }
+    fn refuse_all(&mut self, challengers: Vec<Knock>) {
+        challengers.into_iter().for_each(|knock| self.refuse_second(knock));
     }
 
     fn refuse_second(&mut self, knock: Knock) {
@@ -473,10 +431,6 @@ impl<D: FnMut() -> Result<u64>> Gathering<D> {
     fn deadline(&self) -> Instant {
         self.began + self.terms.connect_timeout
     }
-
-    fn look_every(&self) -> Duration {
-        (self.terms.heartbeat / LOOKS_PER_HEARTBEAT).min(LONGEST_LOOK)
-    }
 }
 
 /// Of each rank in a world table, which must fit into `MAX_CONTROL_BYTES`: a rank takes some 200
@@ -491,10 +445,3 @@ fn most_addresses(size: u32) -> usize {
 
 /// How often the waiting ranks are told who is missing.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// The holder of a rank that another process claims has this many heartbeats to be heard: two may
-/// be lost.
-const ASKED_HEARTBEATS: u32 = 3;
-/// A newcomer waits for the answer.
-const LOOKS_PER_HEARTBEAT: u32 = 10;
-/// Well below the pause after which the judge takes its own thread for stalled.
-const LONGEST_LOOK: Duration = Duration::from_millis(100);
