@@ -1,17 +1,24 @@
 //! A call on its way from the user to the engine: its arguments checked, what is local copied, and
 //! the parts of the buffers named that a plan works on.
 
+mod arguments;
+mod messages;
+mod shaped;
+
 use std::panic::Location;
 use std::sync::Arc;
 
 use crate::buffer::{Borrowed, Parts};
-use crate::communicator::{Communicator, Kind};
-use crate::contract::{CallShape, Collective, Role};
-use crate::engine::Engine;
-use crate::error::{ErrorKind, Result};
+use crate::communicator::Communicator;
+use crate::contract::{Collective, Role};
+use crate::error::Result;
 use crate::owned::Owned;
 use crate::pending::Pending;
 use crate::reduce::{Element, ReduceOp, Reducible};
+
+pub(crate) use arguments::argument;
+use shaped::Copied;
+pub(crate) use shaped::Shaped;
 
 /// A communicator on which a call is made, with the call's label and place in the program.
 #[derive(Clone, Copy)]
@@ -21,7 +28,7 @@ pub(crate) struct Caller<'a> {
     pub(crate) location: &'static Location<'static>,
 }
 
-impl<'a> Caller<'a> {
+impl Caller<'_> {
     pub(crate) fn all_reduce<T: Reducible>(self, buffer: &mut [T], op: ReduceOp) -> Result<()> {
         let call = self.whole(Collective::AllReduce, Some(op), buffer.len());
         self.in_place(call, buffer)
@@ -360,64 +367,6 @@ impl<'a> Caller<'a> {
         self.start(call, ())
     }
 
-    pub(crate) fn send<T: Element>(self, input: &[T], to: usize) -> Result<()> {
-        let to = self.other_rank("send to", to)?;
-        match &self.communicator.kind {
-            Kind::Single => Ok(()),
-            Kind::Joined(engine) => {
-                engine.exchange(Some((to, input)), None, self.label, self.location)
-            }
-        }
-    }
-
-    pub(crate) fn recv<T: Element>(self, output: &mut [T], from: usize) -> Result<()> {
-        let from = self.other_rank("recv from", from)?;
-        match &self.communicator.kind {
-            Kind::Single => Ok(()),
-            Kind::Joined(engine) => {
-                engine.exchange(None, Some((from, output)), self.label, self.location)
-            }
-        }
-    }
-
-    pub(crate) fn send_recv<T: Element>(
-        self,
-        input: &[T],
-        to: usize,
-        output: &mut [T],
-        from: usize,
-    ) -> Result<()> {
-        let rank = self.communicator.rank();
-        if to == rank && from == rank {
-            self.same_length("send_recv", input.len(), output.len())?;
-            output.copy_from_slice(input);
-            return Ok(());
-        }
-        let (to, from) =
-            (self.other_rank("send_recv to", to)?, self.other_rank("send_recv from", from)?);
-        match &self.communicator.kind {
-            Kind::Single => Ok(()),
-            Kind::Joined(engine) => {
-                engine.exchange(Some((to, input)), Some((from, output)), self.label, self.location)
-            }
-        }
-    }
-
-    pub(crate) fn start_message<B: Owned>(
-        self,
-        buffer: B,
-        peer: usize,
-        sends: bool,
-    ) -> Result<Pending<B>> {
-        let peer = self.other_rank(if sends { "send to" } else { "recv from" }, peer)?;
-        match &self.communicator.kind {
-            Kind::Single => Ok(Pending::done(buffer)),
-            Kind::Joined(engine) => {
-                engine.start_message((peer, sends), buffer, self.label, self.location)
-            }
-        }
-    }
-
     /// What every rank gave, in rank order; a collective of its own, for `split` and the like.
     /// The number of that call.
     pub(crate) fn gather_as<T: Element>(self, role: Role, buffer: &mut [T]) -> Result<u64> {
@@ -435,169 +384,4 @@ impl<'a> Caller<'a> {
         call.role = role;
         self.in_place(call, buffer)
     }
-
-    /// A call on whole buffers of one length.
-    pub(crate) fn whole(
-        self,
-        collective: Collective,
-        op: Option<ReduceOp>,
-        length: usize,
-    ) -> Shaped {
-        let parts = Parts { input: 0..length, output: 0..length };
-        Shaped { collective, role: Role::Data, op, count: length as u64, counts: None, parts }
-    }
-
-    /// A call on blocks of one length, in separate buffers.
-    pub(crate) fn of_blocks(
-        self,
-        collective: Collective,
-        op: Option<ReduceOp>,
-        block: usize,
-    ) -> Shaped {
-        let parts = Parts { input: 0..0, output: 0..0 };
-        Shaped { collective, role: Role::Data, op, count: block as u64, counts: None, parts }
-    }
-
-    fn in_place<T: Element>(self, call: Shaped, buffer: &mut [T]) -> Result<()> {
-        let parts = call.parts.clone();
-        match self.engine() {
-            None => Ok(()),
-            Some(engine) => {
-                let memory = Borrowed::in_place(buffer, parts);
-                engine.call(&self.shape::<T>(call), memory).map(|_| ())
-            }
-        }
-    }
-
-    fn into<T: Element>(
-        self,
-        call: Shaped,
-        input: &[T],
-        output: &mut [T],
-        copied: Copied,
-    ) -> Result<()> {
-        match copied {
-            Copied::OnlyAlone if self.communicator.size() == 1 => output.copy_from_slice(input),
-            Copied::OnlyAlone | Copied::Nothing => {}
-            Copied::To(own) => output[own].copy_from_slice(input),
-            Copied::From(own) => output.copy_from_slice(&input[own]),
-            Copied::Same(own) => output[own.clone()].copy_from_slice(&input[own]),
-        }
-        match self.engine() {
-            None => Ok(()),
-            Some(engine) => {
-                engine.call(&self.shape::<T>(call), Borrowed::new(input, output)).map(|_| ())
-            }
-        }
-    }
-
-    fn start<B: Owned>(self, call: Shaped, buffer: B) -> Result<Pending<B>> {
-        let parts = call.parts.clone();
-        match self.engine() {
-            None => Ok(Pending::done(buffer)),
-            Some(engine) => engine.start(&self.shape::<B::Element>(call), buffer, parts),
-        }
-    }
-
-    pub(crate) fn engine(self) -> Option<&'a Engine> {
-        match &self.communicator.kind {
-            Kind::Single => None,
-            Kind::Joined(engine) => Some(engine),
-        }
-    }
-
-    pub(crate) fn shape<T: Element>(self, call: Shaped) -> CallShape {
-        let Shaped { collective, role, op, count, counts, .. } = call;
-        let (label, location) = (self.label, self.location);
-        CallShape { collective, role, op, element: T::TYPE, count, counts, label, location }
-    }
-
-    /// This rank's block.
-    fn own(self, block: usize) -> std::ops::Range<usize> {
-        let start = self.communicator.rank() * block;
-        start..start + block
-    }
-
-    /// The length of one rank's block of `length` elements.
-    fn block(self, what: &str, length: usize) -> Result<usize> {
-        let size = self.communicator.size();
-        if !length.is_multiple_of(size) {
-            return argument(format!(
-                "{what}: {length} elements cannot be dealt to {size} ranks in equal blocks"
-            ));
-        }
-        Ok(length / size)
-    }
-
-    /// Whether the long buffer has a block like the short one for each rank.
-    pub(crate) fn blocks(
-        self,
-        what: &str,
-        long: &str,
-        length: usize,
-        short: &str,
-        block: usize,
-    ) -> Result<()> {
-        let size = self.communicator.size();
-        if block.checked_mul(size) != Some(length) {
-            return argument(format!(
-                "{what}: the {long} of {length} elements must be {size} times the {short} of \
-                 {block}, once for each rank"
-            ));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn same_length(self, what: &str, input: usize, output: usize) -> Result<()> {
-        if input != output {
-            return argument(format!(
-                "{what}: the input has {input} elements, the output {output}"
-            ));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn rank_of(self, what: &str, rank: usize) -> Result<u32> {
-        let size = self.communicator.size();
-        match u32::try_from(rank) {
-            Ok(wire) if rank < size => Ok(wire),
-            _ => argument(format!("{what} rank {rank}, but there are {size} ranks")),
-        }
-    }
-
-    pub(crate) fn other_rank(self, what: &str, rank: usize) -> Result<u32> {
-        let wire = self.rank_of(what, rank)?;
-        if rank == self.communicator.rank() {
-            return argument(format!("{what} rank {rank}, which is this rank itself"));
-        }
-        Ok(wire)
-    }
-}
-
-/// A call with its numbers.
-pub(crate) struct Shaped {
-    collective: Collective,
-    pub(crate) role: Role,
-    op: Option<ReduceOp>,
-    count: u64,
-    counts: Option<Arc<[u64]>>,
-    /// In place: which parts of the one buffer are input and output.
-    parts: Parts,
-}
-
-/// What goes from input to output without the network.
-enum Copied {
-    Nothing,
-    /// All of it, where there is no other rank.
-    OnlyAlone,
-    /// The input to this part of the output.
-    To(std::ops::Range<usize>),
-    /// This part of the input to the output.
-    From(std::ops::Range<usize>),
-    /// The same part of both.
-    Same(std::ops::Range<usize>),
-}
-
-pub(crate) fn argument<T>(problem: String) -> Result<T> {
-    Err(ErrorKind::Argument { problem }.into())
 }
