@@ -4,13 +4,16 @@
 //! the caller's slices and sleeps until the lanes have let go of them; one that was started owns its
 //! buffer and comes back as a [`Pending`].
 
+mod closing;
+mod layout;
 #[cfg(feature = "nccl")]
 mod on_device;
+mod splitting;
 mod watch;
 mod within_host;
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::{self, Borrowed, Held, Lent, Parts};
@@ -18,17 +21,16 @@ use crate::contract::{self, CallShape, Collective, Role};
 use crate::departure;
 use crate::error::{ErrorKind, Result};
 use crate::fork::Process;
-use crate::group::{Begun, Group, Planned};
+use crate::group::{Begun, Planned};
 use crate::host_memory::{HostMemory, Slot};
 use crate::lane::{self, Completion};
 use crate::lanes::{Handed, Lanes};
 use crate::owned::Owned;
 use crate::pending::Pending;
-use crate::plan::Hosts;
-use crate::plan::costs::{self, Layout};
+use crate::plan::costs;
 use crate::reduce::{Element, ElementType};
-use crate::verdict::Loss;
 use crate::world::{WHOLE_WORLD, World};
+pub(crate) use splitting::MAX_COMMUNICATORS;
 use within_host::{Between, WithinHost};
 
 /// One communicator of a world with several ranks.
@@ -66,7 +68,7 @@ impl Engine {
     pub(crate) fn new(world: Arc<World>, lanes: Lanes, memory: Option<Arc<HostMemory>>) -> Self {
         let members: Arc<[u32]> = (0..world.peers.len() as u32).collect();
         let slots: Vec<(u32, Option<Slot>)> = members.iter().map(|rank| (*rank, Some(0))).collect();
-        let here = within_host(&world, memory.as_ref(), WHOLE_WORLD, &slots);
+        let here = layout::lay_out(&world, memory.as_ref(), WHOLE_WORLD, &slots);
         let runtime = Runtime {
             world,
             lanes: Mutex::new(Some(lanes)),
@@ -167,38 +169,6 @@ impl Engine {
         self.start_on(group, &shape, buffer::hold(buffer, parts))
     }
 
-    /// Whether the world has as many communicators as it may.
-    pub(crate) fn is_full(&self) -> bool {
-        self.runtime.open.load(Ordering::Relaxed) >= MAX_COMMUNICATORS
-    }
-
-    /// Adds the communicator of `members`, ranks of the world, this one among them. `id` is equal
-    /// on all of them, and no other's.
-    /// `slots`: by member, of those that share memory.
-    pub(crate) fn split_off(
-        &self,
-        id: u64,
-        suffix: &str,
-        members: Vec<u32>,
-        slots: Vec<Option<Slot>>,
-    ) -> Self {
-        let world = self.world();
-        let slots: Vec<(u32, Option<Slot>)> = members.iter().copied().zip(slots).collect();
-        let place = members.iter().position(|member| *member == world.rank).unwrap_or(0);
-        world.add_group(Group::new(world.epoch, id, suffix, members.clone(), place as u32));
-        let here = within_host(world, self.runtime.memory.as_ref(), id, &slots);
-        world.note_split(id);
-        self.runtime.open.fetch_add(1, Ordering::Relaxed);
-        Self {
-            runtime: self.runtime.clone(),
-            group: id,
-            members: members.into(),
-            busy: Mutex::new(None),
-            closed: AtomicBool::new(false),
-            here,
-        }
-    }
-
     /// Whether all its ranks meet in memory.
     pub(crate) fn shares_memory(&self) -> bool {
         let is_free = self.world().choice.forced.is_none();
@@ -208,101 +178,6 @@ impl Engine {
     /// What this rank shares with others of its host.
     pub(crate) fn memory(&self) -> Option<&Arc<HostMemory>> {
         self.runtime.memory.as_ref()
-    }
-
-    /// A slot of this rank's memory for a communicator that is to come.
-    pub(crate) fn take_slot(&self) -> Option<Slot> {
-        let memory = self.runtime.memory.as_ref()?;
-        memory.take_slot(|group| self.world().members(group).is_some())
-    }
-
-    /// Gives back a slot whose communicator did not come to be.
-    pub(crate) fn return_slot(&self, slot: Slot) {
-        if let Some(memory) = &self.runtime.memory {
-            memory.return_slot(slot);
-        }
-    }
-
-    /// A number for the communicator that comes of call `sequence` for the ranks of `color`.
-    pub(crate) fn child_id(&self, sequence: u64, color: u32) -> u64 {
-        contract::mix(contract::mix(self.group ^ (sequence + 1) << 32) ^ u64::from(color) << 1 | 1)
-    }
-
-    /// What the names of its calls end with.
-    pub(crate) fn suffix(&self) -> String {
-        self.world().suffix(self.group)
-    }
-
-    /// Waits for outstanding calls and says goodbye; the last communicator of the world also waits
-    /// for the peers' readers and ends the threads. An error that no call has returned, such as a
-    /// different number of calls, is returned here.
-    pub(crate) fn close(&self) -> Result<()> {
-        let (world, runtime) = (self.world(), &self.runtime);
-        if !runtime.process.is_this() {
-            // The threads live in the process that forked; there is nothing to close here.
-            std::mem::forget(runtime.lanes().take());
-            return Ok(());
-        }
-        if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        self.flush();
-        if let Some(here) = &self.here {
-            here.end();
-        }
-        if world.error().is_none() {
-            let goodbyes = world.close_group(self.group);
-            if let Some(control) = world.control() {
-                goodbyes.iter().for_each(|goodbye| control.say_goodbye(goodbye.clone()));
-            }
-            if let Some(lanes) = &*runtime.lanes() {
-                // The flows of the whole world say it when this rank leaves.
-                let mut goodbyes = goodbyes;
-                goodbyes.retain(|goodbye| goodbye.group != WHOLE_WORLD);
-                lanes.inboxes().say_goodbye(&goodbyes);
-            }
-        }
-        let is_last = runtime.open.fetch_sub(1, Ordering::AcqRel) == 1;
-        if is_last {
-            runtime.end();
-        }
-        match world.error() {
-            Some(error) if world.tell() => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// The user's code is unwinding: the others must not wait for this rank.
-    pub(crate) fn close_in_panic(&self) {
-        let world = self.world();
-        if self.runtime.process.is_this() {
-            world.lose(world.rank, Loss::Panicked);
-        }
-        let _ = self.close();
-    }
-
-    /// Waits until no call is under way, here or on a pair.
-    fn flush(&self) {
-        let world = self.world();
-        for group in std::iter::once(self.group).chain(world.pairs(self.group)) {
-            if world.is_idle(group) {
-                continue;
-            }
-            let (done, completion) = lane::completion();
-            let here = self.here.as_ref().filter(|_| group == self.group);
-            match &*self.runtime.lanes() {
-                Some(_) if here.is_some() => {
-                    if let Some(here) = here {
-                        here.flush(done);
-                    }
-                }
-                Some(lanes) => lanes.inboxes().flush(group, done),
-                None => return,
-            }
-            let last = world.calls(group).map_or(0, |(calls, _)| calls.saturating_sub(1));
-            let _waiting = world.note_waiting(group, last);
-            let _ = completion.wait();
-        }
     }
 
     /// A message to or from a rank of the communicator: the pair it goes over, and its shape.
@@ -455,75 +330,9 @@ impl Engine {
     }
 }
 
-/// Settles where the ranks of a communicator are, which all of them find alike, and returns what it
-/// has where this rank shares memory with others of it; `slots`: by member.
-fn within_host(
-    world: &Arc<World>,
-    memory: Option<&Arc<HostMemory>>,
-    group: u64,
-    slots: &[(u32, Option<Slot>)],
-) -> Option<Arc<WithinHost>> {
-    let home = |(rank, slot): &(u32, Option<Slot>)| {
-        // Who has no slot left does without.
-        slot.and(world.peers.get(*rank as usize)?.home)
-    };
-    let hosts = Hosts::new(slots.iter().map(home));
-    let parts = hosts.parts();
-    let own = (0..).zip(slots).find(|(_, (rank, _))| *rank == world.rank);
-    let (place, (_, slot)) = own?;
-    let around: Vec<(u32, Slot)> = hosts
-        .around(place)
-        .iter()
-        .filter_map(|place| slots.get(*place as usize))
-        .filter_map(|(rank, slot)| Some((*rank, (*slot)?)))
-        .collect();
-    if let (Some(memory), Some(slot)) = (memory, slot) {
-        memory.give_slot(*slot, group);
-    }
-    let is_whole = around.len() == slots.len();
-    let layout = match () {
-        () if is_whole && around.len() > 1 => Layout::Together,
-        () if hosts.are_mixed() => Layout::ByHost(Arc::new(hosts)),
-        () => Layout::Apart,
-    };
-    world.lay_out_group(group, layout);
-    if around.len() < 2 {
-        return None;
-    }
-    let shared = memory.and_then(|memory| Some((memory.communicator(&around)?, memory.clone())));
-    let Some((shared, memory)) = shared else {
-        // All ranks have said that they have mapped it. Without it, calls would add up nothing.
-        let problem = "the memory of the ranks of its host is not mapped".into();
-        world.lose(world.rank, Loss::Failed { problem });
-        return None;
-    };
-    let between = (!is_whole).then_some(parts);
-    let ranks = slots.len() as u32;
-    let around = around.into_iter().map(|(rank, _)| rank).collect();
-    Some(WithinHost::new(world.clone(), (group, ranks), (around, shared, memory), between))
-}
-
 impl Runtime {
     fn lanes(&self) -> MutexGuard<'_, Option<Lanes>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves the world: waits for the peers' readers, at most a second, and ends the threads.
-    fn end(&self) {
-        self.world.counters.closed();
-        if let Some(control) = self.world.control()
-            && self.world.error().is_none()
-        {
-            self.world.note_left(self.world.rank);
-            control.leave();
-        }
-        let lanes = self.lanes().take();
-        if let Some(lanes) = lanes {
-            lanes.close();
-        }
-        if let Some(control) = self.world.control() {
-            control.close();
-        }
     }
 }
 
@@ -535,6 +344,3 @@ impl Drop for Turn<'_> {
         *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
-
-/// Each has flows of its own on every link (see `link/quic/tuning.rs`).
-pub(crate) const MAX_COMMUNICATORS: usize = 256;
