@@ -1,6 +1,9 @@
 //! One communicator's calls, as one of its ranks sees them: how far it is itself, how far it knows
 //! the others to be, and whether their calls are the same. Pure: judges, and tells nobody.
 
+mod agreed;
+mod goodbyes;
+
 use std::collections::VecDeque;
 use std::panic::Location;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use crate::plan::Plan;
 use crate::plan::costs::{Choice, Layout};
 use crate::report;
 use crate::verdict::Fault;
+use agreed::Agreed;
 
 /// The calls of one communicator on one rank.
 #[derive(Debug)]
@@ -40,14 +44,6 @@ pub(crate) struct Group {
     some_left: bool,
     /// What the latest call was agreed as: the next one is often alike.
     agreed: Option<Agreed>,
-}
-
-/// What a call is but for its number.
-#[derive(Debug)]
-struct Agreed {
-    contract: Contract,
-    plan: Plan,
-    digest: u64,
 }
 
 /// A call that was just begun.
@@ -269,50 +265,6 @@ impl Group {
         Some(self.mismatch(place, sequence, &self.describe(past), &theirs))
     }
 
-    /// A goodbye: the rank at `place` makes no more calls.
-    pub(crate) fn note_goodbye(&mut self, place: u32, calls: u64, hash: u64) -> Option<Accusation> {
-        self.progress.get_mut(place as usize)?.goodbye = Some((calls, hash));
-        self.some_left = true;
-        self.judge_goodbye(place)
-    }
-
-    /// Whether the rank at `place` has said goodbye.
-    pub(crate) fn has_left(&self, place: u32) -> bool {
-        self.progress.get(place as usize).is_some_and(|progress| progress.goodbye.is_some())
-    }
-
-    /// The rank at `place` has said goodbye over control, and of its pairs before.
-    pub(crate) fn note_told(&mut self, place: u32) {
-        if let Some(progress) = self.progress.get_mut(place as usize) {
-            progress.told = true;
-        }
-    }
-
-    /// Whether the rank at `place` has said goodbye over control.
-    pub(crate) fn has_told(&self, place: u32) -> bool {
-        self.progress.get(place as usize).is_some_and(|progress| progress.told)
-    }
-
-    /// Whether this rank has closed it, no call is under way, and every other rank has said
-    /// goodbye.
-    pub(crate) fn is_over(&self) -> bool {
-        let others = (0..).zip(&self.progress).filter(|(place, _)| *place != self.place);
-        self.closed
-            && self.outstanding() == 0
-            && others.into_iter().all(|(_, progress)| progress.goodbye.is_some())
-    }
-
-    /// This rank makes no more calls: one that has left with more, or does so from now on, is an
-    /// error.
-    pub(crate) fn close(&mut self) -> Option<Accusation> {
-        self.closed = true;
-        self.judge_goodbyes()
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed
-    }
-
     /// The ranks that have not begun call `sequence`, with what is known of them.
     /// The whole world has `size` ranks.
     pub(crate) fn late(
@@ -358,44 +310,6 @@ impl Group {
         Some((past.contract.sequence, self.describe(past)))
     }
 
-    fn judge_goodbyes(&self) -> Option<Accusation> {
-        (0..self.progress.len()).find_map(|place| self.judge_goodbye(place as u32))
-    }
-
-    /// A rank that has left after fewer calls than were begun here is an error; so is, once this
-    /// rank has closed, any other number.
-    fn judge_goodbye(&self, place: u32) -> Option<Accusation> {
-        let progress = self.progress.get(place as usize)?;
-        let (calls, hash) = progress.goodbye?;
-        let rank = *self.members.get(place as usize)?;
-        let this_rank = *self.members.get(self.place as usize)?;
-        if calls < self.begun {
-            let call = match self.past(calls) {
-                Some(past) => format!("rank {this_rank} made {}", self.describe(past)),
-                None => "more were made here".into(),
-            };
-            return Some(Accusation { culprit: rank, fault: Fault::CallCount { calls, call } });
-        }
-        if calls > self.begun && self.closed {
-            let call = format!("rank {rank} made {calls}{} and closed", self.suffix);
-            let fault = Fault::CallCount { calls: self.begun, call };
-            return Some(Accusation { culprit: this_rank, fault });
-        }
-        if calls == self.begun && hash != self.hash {
-            let ours = self.history.back().map_or_else(String::new, |past| self.describe(past));
-            let theirs = match &progress.standing {
-                standing
-                    if standing.calls == calls && standing.ended.saturating_add(1) >= calls =>
-                {
-                    &standing.call
-                }
-                _ => "something else",
-            };
-            return Some(self.mismatch(place, calls.saturating_sub(1), &ours, theirs));
-        }
-        None
-    }
-
     /// The rank at `place` made another call than this one under number `sequence`.
     fn mismatch(&self, place: u32, sequence: u64, ours: &str, theirs: &str) -> Accusation {
         let rank = |place: u32| self.members.get(place as usize).copied().unwrap_or(u32::MAX);
@@ -428,41 +342,6 @@ impl Group {
         let oldest = self.history.front()?.contract.sequence;
         let index = sequence.checked_sub(oldest)?;
         self.history.get(usize::try_from(index).ok()?)
-    }
-}
-
-impl Agreed {
-    fn new(
-        group: u64,
-        shape: &CallShape,
-        choice: &Choice,
-        (ranks, place, layout): (u32, u32, &Layout),
-    ) -> Self {
-        let request = shape.request(ranks);
-        let plan = choice.plan(&request, place, layout);
-        let contract = Contract {
-            group,
-            sequence: 0,
-            collective: shape.collective,
-            role: shape.role,
-            op: shape.op,
-            element: shape.element,
-            count: shape.count,
-            spread: shape.spread(),
-            label: shape.label,
-            plan: plan.fingerprint(choice.costs.segment_elements(request.element_bytes)),
-        };
-        Self { contract, plan, digest: contract.digest() }
-    }
-
-    /// Whether a call of this shape is the same but for its number.
-    fn is_as(&self, shape: &CallShape) -> bool {
-        let Contract { collective, role, op, element, count, label, .. } = self.contract;
-        // Counts that differ from rank to rank are not kept.
-        shape.counts.is_none()
-            && self.contract.spread == 0
-            && (shape.collective, shape.role, shape.op) == (collective, role, op)
-            && (shape.element, shape.count, shape.label) == (element, count, label)
     }
 }
 
