@@ -35,7 +35,10 @@ impl HostPort {
     pub(crate) fn read(text: &str, default_port: u16) -> Result<Self, &'static str> {
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, "")) => (address, None),
-            Some((address, rest)) => (address, rest.strip_prefix(':')),
+            Some((address, rest)) => match rest.strip_prefix(':') {
+                Some(port) => (address, Some(port)),
+                None => return Err("a colon is missing behind the bracket"),
+            },
             None => match text.rsplit_once(':') {
                 Some((host, _)) if host.contains(':') => {
                     return Err("an IPv6 address stands in brackets: [address]:port");
@@ -87,6 +90,7 @@ mod tests {
         assert_eq!(parse("[fe80::1]:4711"), Ok(("fe80::1".into(), 4711)));
         assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 4711)));
         assert!(parse("fe80::1").unwrap_err().contains("brackets"));
+        assert!(parse("[fe80::1]4711").unwrap_err().contains("a colon is missing"));
         assert!(parse("node-0:port").unwrap_err().contains("1 to 65535"));
         assert!(parse("node-0:0").unwrap_err().contains("1 to 65535"));
         assert!(parse(":4711").unwrap_err().contains("names no host"));
