@@ -52,13 +52,25 @@ pub(crate) fn describe(parameters: &[(String, Var)]) -> Vec<String> {
         .collect()
 }
 
+/// The elements of a tensor in the host's memory, and no others: candle's own way there takes all
+/// that lies beside them, such as the rest of a bucket.
+pub(crate) fn on_host(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.device().is_cpu() {
+        return Ok(tensor.clone());
+    }
+    // CUDA runs no kernel on nothing.
+    if tensor.elem_count() == 0 {
+        return Ok(Tensor::zeros(tensor.shape(), tensor.dtype(), &Device::Cpu)?);
+    }
+    Ok(tensor.force_contiguous()?.to_device(&Device::Cpu)?)
+}
+
 /// Lets `read` see the elements of a tensor in row order.
 pub(crate) fn with_elements<T: WithDType, R>(
     tensor: &Tensor,
     read: impl FnOnce(&[T]) -> R,
 ) -> Result<R> {
-    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(T::DTYPE)?;
-    let tensor = tensor.contiguous()?;
+    let tensor = on_host(tensor)?.to_dtype(T::DTYPE)?.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let start = layout.start_offset();
     match &*storage {

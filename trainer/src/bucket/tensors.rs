@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::{Bucket, check_shape, is_half};
 use crate::error::Result;
 use crate::nccl::Nccl;
+use crate::parameters::on_host;
 use crate::tally::{NUMBERS, Riders};
 
 /// Its members are added up as one tensor, by operations of candle's: their gradients, then for
@@ -121,7 +122,7 @@ impl Bucket for Tensors {
         if let Some(values) = &self.values {
             let counts = self.members.len() + if self.carries_riders() { NUMBERS } else { 0 };
             let counts = values.narrow(0, values.elem_count() - counts, counts)?;
-            self.counts = counts.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?;
+            self.counts = on_host(&counts)?.to_dtype(DType::F64)?.to_vec1()?;
         }
         Ok(())
     }
