@@ -206,7 +206,8 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         self.world.size() > 1 && self.buckets() > 1 && !is_moved_by_cores
     }
 
-    fn is_on_gpu(&self) -> bool {
+    /// Whether it adds up gradients where they are, on GPUs.
+    pub(crate) fn is_on_gpu(&self) -> bool {
         self.parameters.iter().any(|(_, var)| gpu_of(var).is_some())
     }
 
@@ -347,7 +348,8 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
     }
 
     /// The time this rank has spent in the all-reduce of gradients, waits included; not the part
-    /// during which it computed or packed others.
+    /// during which it computed or packed others. On a GPU, which is given its work in advance, it
+    /// contains what is left of backward.
     pub fn time_in_all_reduce(&self) -> Duration {
         self.clock().blocked
     }

@@ -19,7 +19,7 @@ pub(crate) struct Interval {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Times {
     pub(crate) samples_per_second: f64,
-    pub(crate) all_reduce_share: f64,
+    pub(crate) all_reduce_share: Option<f64>,
     pub(crate) all_reduce_hidden: Option<f64>,
 }
 
@@ -48,10 +48,12 @@ impl Interval {
         let seconds = self.began.elapsed().as_secs_f64();
         let blocked = (optimizer.time_in_all_reduce() - self.blocked).as_secs_f64();
         let under_way = (optimizer.time_of_all_reduce() - self.under_way).as_secs_f64();
+        // A GPU is given its work in advance: who waits there for sums waits for backward, too.
+        let is_measured = !optimizer.is_on_gpu();
         Times {
             samples_per_second: self.train.samples as f64 / seconds,
-            all_reduce_share: blocked / seconds,
-            all_reduce_hidden: (optimizer.overlaps() && under_way > 0.0)
+            all_reduce_share: is_measured.then(|| blocked / seconds),
+            all_reduce_hidden: (is_measured && optimizer.overlaps() && under_way > 0.0)
                 .then(|| (1.0 - blocked / under_way).clamp(0.0, 1.0)),
         }
     }

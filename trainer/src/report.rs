@@ -123,23 +123,30 @@ impl Drop for Report {
 }
 
 fn for_people(done: &TestDone, epochs: usize, samples: &str) -> String {
+    let share = match done.all_reduce_share {
+        Some(share) => format!("  all-reduce {:>2.0} %", share * 100.0),
+        None => String::new(),
+    };
     let hidden = match done.all_reduce_hidden {
         Some(hidden) => format!(", {:.0} % hidden", hidden * 100.0),
         None => String::new(),
     };
     format!(
-        "epoch {:>3}/{epochs}  loss {:.4}  train {} %  {} {} %  {} {samples}/s  all-reduce {:>2.0} %{hidden}",
+        "epoch {:>3}/{epochs}  loss {:.4}  train {} %  {} {} %  {} {samples}/s{share}{hidden}",
         done.epoch,
         done.train.mean_loss(),
         percent(done.train.accuracy()),
         tested(done),
         percent(done.test.accuracy()),
         grouped(done.samples_per_second as usize),
-        done.all_reduce_share * 100.0,
     )
 }
 
 fn for_programs(done: &TestDone, samples: &str) -> String {
+    let share = match done.all_reduce_share {
+        Some(share) => format!(" all_reduce_share={share:.3}"),
+        None => String::new(),
+    };
     let hidden = match done.all_reduce_hidden {
         Some(hidden) => format!(" all_reduce_hidden={hidden:.3}"),
         None => String::new(),
@@ -147,7 +154,7 @@ fn for_programs(done: &TestDone, samples: &str) -> String {
     let tested = tested(done);
     format!(
         "epoch={} step={} loss={:.4} train_accuracy={:.4} {tested}_loss={:.4} \
-         {tested}_accuracy={:.4} {samples}_per_second={:.0} all_reduce_share={:.3}{hidden}",
+         {tested}_accuracy={:.4} {samples}_per_second={:.0}{share}{hidden}",
         done.epoch,
         done.step,
         done.train.mean_loss(),
@@ -155,7 +162,6 @@ fn for_programs(done: &TestDone, samples: &str) -> String {
         done.test.mean_loss(),
         done.test.accuracy(),
         done.samples_per_second,
-        done.all_reduce_share,
     )
 }
 
@@ -223,7 +229,7 @@ mod tests {
             test: tally(1338),
             is_validation: false,
             samples_per_second: 15_800.4,
-            all_reduce_share: 0.11,
+            all_reduce_share: Some(0.11),
             all_reduce_hidden: None,
         }
     }
@@ -245,6 +251,11 @@ mod tests {
         assert!(line.ends_with(" all_reduce_share=0.110 all_reduce_hidden=0.614"), "{line}");
         let line = for_people(&hidden, 20, "images");
         assert!(line.ends_with("all-reduce 11 %, 61 % hidden"), "{line}");
+        let on_gpus = TestDone { all_reduce_share: None, ..done() };
+        let line = for_programs(&on_gpus, "images");
+        assert!(line.ends_with(" images_per_second=15800"), "{line}");
+        let line = for_people(&on_gpus, 20, "images");
+        assert!(line.ends_with("  15,800 images/s"), "{line}");
     }
 
     #[test]

@@ -83,10 +83,11 @@ pub struct TestDone {
     pub is_validation: bool,
     /// Training samples (of a text: characters) of all ranks a second, tests not counted.
     pub samples_per_second: f64,
-    /// The part of that time that this rank did nothing but wait for the all-reduce, 0 to 1.
-    pub all_reduce_share: f64,
+    /// The part of that time that this rank did nothing but wait for the all-reduce, 0 to 1; none
+    /// on GPUs, where waits for sums and for backward are one.
+    pub all_reduce_share: Option<f64>,
     /// The part of the all-reduces' time that this rank did other things, 0 to 1; none where they
-    /// cannot overlap with anything.
+    /// cannot overlap with anything, and on GPUs.
     pub all_reduce_hidden: Option<f64>,
 }
 

@@ -78,8 +78,35 @@ fn of_test(done: &TestDone) -> Vec<(&'static str, f32)> {
         (accuracy, done.test.accuracy() as f32),
         ("accuracy/train", done.train.accuracy() as f32),
         ("throughput/samples_per_second", done.samples_per_second as f32),
-        ("communication/share", done.all_reduce_share as f32),
     ];
+    values.extend(done.all_reduce_share.map(|share| ("communication/share", share as f32)));
     values.extend(done.all_reduce_hidden.map(|hidden| ("communication/hidden", hidden as f32)));
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::Tally;
+
+    #[test]
+    fn what_is_not_measured_has_no_scalar() {
+        let of = |all_reduce_share, all_reduce_hidden| {
+            let done = TestDone {
+                epoch: 1,
+                step: 15,
+                train: Tally { samples: 100, loss: 20.0, correct: 90 },
+                test: Tally { samples: 100, loss: 20.0, correct: 90 },
+                is_validation: false,
+                samples_per_second: 1000.0,
+                all_reduce_share,
+                all_reduce_hidden,
+            };
+            let tags = of_test(&done).into_iter().map(|(tag, _)| tag);
+            tags.filter(|tag| tag.starts_with("communication/")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Some(0.1), Some(0.5)), ["communication/share", "communication/hidden"]);
+        assert_eq!(of(Some(0.1), None), ["communication/share"]);
+        assert_eq!(of(None, None), [""; 0]);
+    }
 }
