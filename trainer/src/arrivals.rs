@@ -22,7 +22,7 @@ pub struct Arrival {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Arrivals {
-    /// By rank, as the rank saw it that waited longest; none where no step was made.
+    /// By rank, as the rank saw it that waited longest; none where no step was made, and on GPUs.
     pub ranks: Vec<Arrival>,
     /// Half of this rank's steps took at most so long.
     pub step: Duration,

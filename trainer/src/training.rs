@@ -112,7 +112,7 @@ pub struct Outcome {
     pub is_saved: bool,
     /// What could not be written, on the rank that writes it.
     pub problems: usize,
-    /// How late the ranks came to their calls.
+    /// How late the ranks came to their calls; of none on GPUs, where that says nothing of them.
     pub arrivals: Arrivals,
 }
 
@@ -202,7 +202,8 @@ impl<'a> Training<'a> {
     /// own errors; those of `watch`.
     pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
-        let mut arrivals = Watch::new(self.world);
+        // A GPU's rank comes to its calls when it has queued its work, however long that takes.
+        let mut arrivals = (!self.optimizer.is_on_gpu()).then(|| Watch::new(self.world));
         let gauges = Gauges::new(self.world);
         let first = self.optimizer.steps() as usize;
         let mut step = first;
@@ -221,14 +222,14 @@ impl<'a> Training<'a> {
             let mut batches = self.sampler.epoch(epoch).skip(done_of_it);
             for _ in step % self.settings.steps_per_epoch..self.settings.steps_per_epoch {
                 let of_step: Vec<Batch> = batches.by_ref().take(self.settings.accumulate).collect();
-                arrivals.step_begins();
+                arrivals.iter_mut().for_each(Watch::step_begins);
                 let train = self.step(&of_step).map_err(|error| match error {
                     Error::LossNotFinite { step: at, .. } if step == first => {
                         Error::LossNotFinite { step: at, resumed: self.resumed_from() }
                     }
                     other => other,
                 })?;
-                arrivals.step_is_done();
+                arrivals.iter_mut().for_each(Watch::step_is_done);
                 step += 1;
                 interval.add(train);
                 gauges.step(step as u64, train.mean_loss(), train.samples as u64);
@@ -261,7 +262,7 @@ impl<'a> Training<'a> {
             let resumed = self.resumed_from().filter(|_| step == first);
             return Err(Error::LossNotFinite { step: step as u64, resumed });
         }
-        let arrivals = arrivals.gather()?;
+        let arrivals = arrivals.map_or(Ok(Arrivals::default()), Watch::gather)?;
         let digest = self.optimizer.digest()?;
         let (saved, problems) = self.finish_saving(&gauges, &mut watch)?;
         // Whoever ends first is a sign for launchers to end the others: nobody before rank 0 has

@@ -142,5 +142,6 @@ mod tests {
             "nobody stands out: every rank came within 0.13 ms in the median"
         );
         assert_eq!(line(&[0], &["a"]), None);
+        assert_eq!(line(&[], &["a", "a"]), None, "on GPUs");
     }
 }
