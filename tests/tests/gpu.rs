@@ -140,6 +140,14 @@ fn a_stopped_rank_is_named_by_all_others() {
 }
 
 #[test]
+fn a_rank_that_fails_itself_is_named_by_all() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(3, &["fail", "1"], &[]) {
+        ended.assert_error(75, &["rank 1 (", "failed: out of memory"]);
+    }
+}
+
+#[test]
 fn a_lost_rank_is_named_and_not_who_noticed_it_first() {
     let _one_at_a_time = machine_lock();
     let Some(machine) = stand_in("a_lost_rank_is_named_and_not_who_noticed_it_first") else {

@@ -105,7 +105,8 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         let split = world.split(Some(0), world.rank() as u32)?.unwrap_or_else(Communicator::single);
         let order: Vec<usize> = (0..parameters.len()).rev().collect();
         let mut reduction = Reduction::new(split, &parameters, &order, limits)?;
-        reduction.broadcast_parameters()?;
+        let shared = reduction.broadcast_parameters();
+        shared.map_err(|error| reduction.nccl().fail(error))?;
         // Sums over batches of half floats need their care also where no other rank adds to them.
         let has_halves =
             parameters.iter().any(|(_, var)| matches!(var.dtype(), DType::F16 | DType::BF16));
@@ -368,6 +369,16 @@ impl<'a, O: Optimizer> Distributed<'a, O> {
         let digest = Digest::of(&self.parameters)?;
         digest.compare(self.world)?;
         Ok(digest)
+    }
+
+    /// For a loop that ends by an error of its own: on GPUs candle's own, such as a want of memory,
+    /// becomes that of all ranks and names this one. Otherwise they would hear only that this rank's
+    /// calls differ from theirs. Other errors, and all on the host, are given back as they are.
+    pub fn fail(&self, error: Error) -> Error {
+        match &self.shared {
+            Some(shared) => shared.reduction().nccl().fail(error),
+            None => error,
+        }
     }
 
     fn clock(&self) -> Clock {

@@ -10,7 +10,7 @@ use aws_lc_rs::digest::SHA256;
 use crate::data::Data;
 use crate::digest::hex;
 use crate::error::{Error, LastStep, Result};
-use crate::options::{OnLoss, Options, Resume, WhenDone};
+use crate::options::{DeviceKind, OnLoss, Options, Resume, WhenDone};
 use crate::output::Output;
 use crate::resume::is_at_the_end;
 use crate::run::{Round, WAITING, train, verdict};
@@ -213,8 +213,11 @@ impl<'a> Member<'a> {
             && match error {
                 // It has waited as long as it should.
                 Error::World(error) if is_timeout(error) => false,
-                // The others have given it up, and its pod may have a successor by now.
-                Error::World(error) if lost(error) == Some(self.config.rank()) => !self.is_of_pod,
+                // The others have given it up, and its pod may have a successor by now; and what has
+                // failed on a GPU may have spoiled it for this process.
+                Error::World(error) if lost(error) == Some(self.config.rank()) => {
+                    !self.is_of_pod && self.options.device == DeviceKind::Cpu
+                }
                 Error::World(error) => error.is_retryable(),
                 // Another rank was, and is started again.
                 Error::Stopped { .. } => true,
@@ -364,6 +367,30 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rank_that_failed_itself_may_leave_a_new_process_to_go_on() {
+        let stays = |lost, device, is_of_pod| {
+            let options = Options { device, ..Options::default() };
+            let member = Member {
+                options: &options,
+                data: options.open().unwrap(),
+                config: Config::new(1, 2, "localhost:29500").unwrap(),
+                on_loss: OnLoss::Rejoin,
+                when_done: WhenDone::Exit,
+                is_of_run: false,
+                is_of_pod,
+                done: &|| {},
+            };
+            let (at, how) = ("host-1".into(), "failed: candle: out of memory".into());
+            let kind = ErrorKind::RankLost { rank: lost, at, how, call: None, help: None };
+            member.stays_after(&Error::World(kind.into()))
+        };
+        assert!(stays(0, DeviceKind::Gpu, true), "another's failure");
+        assert!(!stays(1, DeviceKind::Gpu, false), "its GPU may be of no more use to this process");
+        assert!(!stays(1, DeviceKind::Cpu, true), "a pod may have a successor");
+        assert!(stays(1, DeviceKind::Cpu, false));
+    }
 
     #[test]
     fn pauses_grow_and_end() {

@@ -124,6 +124,17 @@ impl Nccl {
         self.gpu().map(Gpu::settle).is_some()
     }
 
+    /// An error with which this rank's part of a training ends: where that is candle's own, on a
+    /// GPU, it becomes that of all ranks, which would wait for this one.
+    pub(crate) fn fail(&self, error: Error) -> Error {
+        match (error, self.gpu()) {
+            (Error::Candle { problem }, Some(gpu)) => {
+                gpu.fail(&format!("candle: {problem}")).into()
+            }
+            (error, _) => error,
+        }
+    }
+
     fn make(&self, call: Call, world: &Communicator, tensor: &Tensor) -> Result<()> {
         if let Some(queue) = &self.queue {
             queue.queued.fetch_add(1, Ordering::Relaxed);
@@ -280,6 +291,13 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn candles_error_stays_its_own_without_a_gpu() {
+        let error = Error::Candle { problem: "out of memory".into() };
+        let told = Nccl::default().fail(error.clone());
+        assert_eq!((told.to_string(), told.exit_code()), (error.to_string(), 2));
     }
 
     #[test]

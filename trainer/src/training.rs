@@ -158,8 +158,8 @@ impl<'a> Training<'a> {
         optimizer.set_clip_norm(settings.clip_norm);
         let described = settings.model_lines(&data.shape);
         let mut lines = saved_lines(&settings, &data);
-        let (resumed, lock) =
-            resume(options, [&described, &lines], world, &mut optimizer, patience)?;
+        let resumed = resume(options, [&described, &lines], world, &mut optimizer, patience);
+        let (resumed, lock) = resumed.map_err(|error| optimizer.fail(error))?;
         if resumed.as_ref().is_some_and(|resumed| !resumed.counts_epochs) {
             lines.push((MIXED.into(), "yes".into()));
         }
@@ -199,8 +199,13 @@ impl<'a> Training<'a> {
     ///
     /// # Errors
     /// [`Error::LossNotFinite`]; [`Error::ParametersDiffer`] at the end; candle's and allfold's
-    /// own errors; those of `watch`.
-    pub fn run(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
+    /// own errors, where candle's on the GPU of one of several ranks is allfold's, on all of them;
+    /// those of `watch`.
+    pub fn run(&mut self, watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
+        self.train(watch).map_err(|error| self.optimizer.fail(error))
+    }
+
+    fn train(&mut self, mut watch: impl FnMut(Event) -> Result<()>) -> Result<Outcome> {
         let start = Instant::now();
         // A GPU's rank comes to its calls when it has queued its work, however long that takes.
         let mut arrivals = (!self.optimizer.is_on_gpu()).then(|| Watch::new(self.world));

@@ -30,6 +30,10 @@ pub(super) fn act(words: &[&str]) -> Result<()> {
         // Sums until something ends it; `queued`: ten at a time on a stream.
         ["forever", way] => forever(&gpu, way)?,
         // At the third call this rank's buffer is longer.
+        ["fail", rank] if gpu.communicator().rank().to_string() == *rank => {
+            return Err(gpu.fail("out of memory"));
+        }
+        ["fail", _] => forever(&gpu, "queued")?,
         ["differ", rank, way] => differ(&gpu, rank, way)?,
         // This rank makes the third call on the host.
         ["on-host", rank] => on_host(&gpu, rank)?,
