@@ -2,7 +2,7 @@
 
 use allfold::Communicator;
 use allfold::nccl::Presence;
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::options::DeviceKind;
@@ -40,16 +40,36 @@ pub(crate) fn open(kind: DeviceKind, world: &Communicator) -> Result<Device> {
 /// [`Distributed`](crate::Distributed) adds up by NCCL what lies there.
 ///
 /// # Errors
-/// [`Error::Gpu`] where this build has no CUDA (the feature `cuda`);
+/// [`Error::Gpu`] where this build has no CUDA (the feature `cuda`), or was made for another GPU;
 /// [`allfold::ErrorKind::NoGpu`] where the machine has no driver, no GPU or no NCCL; candle's own.
 pub fn gpu(world: &Communicator) -> Result<Device> {
     check(DeviceKind::Gpu, world.size())?;
     // As allfold's own choice; more ranks than GPUs are refused when NCCL connects them.
     let gpus = Presence::find().gpus.len().max(1);
+    let index = world.local_rank() % gpus;
     // A stream of its own: what threads share would be another one in each.
-    Ok(Device::new_cuda_with_stream(world.local_rank() % gpus)?)
+    let device = Device::new_cuda_with_stream(index)?;
+    try_kernel(&device).map_err(|problem| Error::Gpu {
+        problem: format!("this allfold's kernels do not run on GPU {index}: {problem}"),
+        help: BUILD_FOR.into(),
+    })?;
+    Ok(device)
 }
 
+/// Why no kernel of candle's runs there. It loads them when they are first needed, which else would
+/// be in the middle of a training.
+fn try_kernel(device: &Device) -> Result<(), String> {
+    let sum = Tensor::zeros(1, DType::F32, device).and_then(|zero| (zero + 1.0)?.to_vec1::<f32>());
+    match sum.map_err(Error::from) {
+        Ok(sum) if sum == [1.0] => Ok(()),
+        Ok(sum) => Err(format!("0 + 1 is {sum:?} there")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+const BUILD_FOR: &str = "build it with CUDA_COMPUTE_CAP set to what `nvidia-smi --query-gpu=compute_cap \
+                         --format=csv` shows, without the dot; and the driver must have the CUDA of \
+                         the nvcc that is used there, or a later one";
 const NOT_BUILT: &str = "this allfold was built without CUDA";
 const BUILD: &str = "where CUDA's nvcc and its libraries and NCCL are installed: `cargo build \
                      --release -p allfold-launcher --features cuda`";
@@ -62,6 +82,11 @@ mod tests {
     fn the_host_is_always_there() {
         check(DeviceKind::Cpu, 2).unwrap();
         assert!(open(DeviceKind::Cpu, &Communicator::single()).unwrap().is_cpu());
+    }
+
+    #[test]
+    fn a_kernel_is_tried_before_anything_is_trained() {
+        assert_eq!(try_kernel(&Device::Cpu), Ok(()));
     }
 
     #[cfg(not(feature = "cuda"))]
