@@ -60,9 +60,7 @@ pub(super) fn header(training: &Training) -> Vec<String> {
             counted(settings.steps_per_epoch, "step"),
         ),
     ];
-    if let Some(gpus) = training.optimizer.gpus() {
-        lines.push(format!("  gpus   {gpus}"));
-    }
+    lines.extend(training.optimizer.gpus().map(|described| gpus(&described, hosts.len())));
     if training.optimizer.overlaps() {
         let buckets = grouped(training.optimizer.buckets());
         lines.push(format!("  sums   {buckets} all-reduces a step, each while backward goes on"));
@@ -76,6 +74,12 @@ pub(super) fn header(training: &Training) -> Vec<String> {
         lines.push(format!("{start}{host}{}{hint}", few(pids)));
     }
     lines
+}
+
+/// What the first line says of transport and security is not of what NCCL moves.
+fn gpus(described: &str, hosts: usize) -> String {
+    let between = if hosts > 1 { ", not encrypted between hosts" } else { "" };
+    format!("  gpus   {described}{between}")
 }
 
 /// The first pids, each after a space.
@@ -159,6 +163,14 @@ mod tests {
         assert_eq!(resumed(&found), "  resume step 1,200 of a/b");
         let nothing = Resumed { path: None, ..found };
         assert_eq!(resumed(&nothing), "  resume no checkpoint yet: starts fresh");
+    }
+
+    #[test]
+    fn what_nccl_moves_between_hosts_is_said_to_be_plain() {
+        let described = "one a rank, this one's NVIDIA H100; gradients by NCCL";
+        assert_eq!(gpus(described, 1), format!("  gpus   {described}"));
+        let between = format!("  gpus   {described}, not encrypted between hosts");
+        assert_eq!(gpus(described, 2), between);
     }
 
     #[test]
