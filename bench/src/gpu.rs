@@ -99,8 +99,9 @@ impl<'a, T: Number> Bench<'a, T> {
     }
 
     /// One untimed iteration of each, then passes of those that are timed, in turns as allfold's
-    /// calls and as NCCL's own: allfold's first pass is the row's time.
-    fn time(&mut self, trial: &Trial<'_>) -> Result<(Time, Beside), Error> {
+    /// calls and as NCCL's own: allfold's first pass is the row's time. Of one rank that pass alone:
+    /// NCCL has nothing to do for it.
+    fn time(&mut self, trial: &Trial<'_>) -> Result<(Time, Option<Beside>), Error> {
         let mut latencies = std::mem::replace(&mut self.latencies, Latencies::new());
         let timed = self.time_into(trial, &mut latencies);
         self.latencies = latencies;
@@ -111,13 +112,17 @@ impl<'a, T: Number> Bench<'a, T> {
         &self,
         trial: &Trial<'_>,
         latencies: &mut Latencies,
-    ) -> Result<(Time, Beside), Error> {
+    ) -> Result<(Time, Option<Beside>), Error> {
         let Self { buffers, .. } = self;
+        let is_compared = self.world.size() > 1;
         let allfold: Make<'_> = &|calls, waits| buffers.call(calls, waits);
         let begun = Instant::now();
         self.once(allfold, trial)?;
-        buffers.raw(|raw| self.once(&|calls, waits| raw.call(calls, waits), trial))?;
-        let once = begun.elapsed() / 2;
+        let mut once = begun.elapsed();
+        if is_compared {
+            buffers.raw(|raw| self.once(&|calls, waits| raw.call(calls, waits), trial))?;
+            once = begun.elapsed() / 2;
+        }
         let pace = match &self.deadline {
             Some(deadline) => Some(deadline.pace(self.world, once)?),
             None => None,
@@ -126,6 +131,9 @@ impl<'a, T: Number> Bench<'a, T> {
         let many = if records { self.method.iterations as usize } else { 1 };
         let marks = buffers.marks(many + 1)?;
         let own = self.pass(allfold, trial, pace, &marks, Some(latencies))?;
+        if !is_compared {
+            return Ok((own, None));
+        }
         let own_again = || self.pass(allfold, trial, pace, &marks, None);
         let raw = || {
             buffers.raw(|raw| {
@@ -145,7 +153,7 @@ impl<'a, T: Number> Bench<'a, T> {
         // The median, so that one pass that was disturbed is in neither.
         let average = |times| world::average(self.world, median(times), self.method.average);
         let beside = Beside { time_us: average(owns)? * 1e6, raw_us: average(raws)? * 1e6 };
-        Ok((own, beside))
+        Ok((own, Some(beside)))
     }
 
     fn once(&self, make: Make<'_>, trial: &Trial<'_>) -> Result<(), Error> {
@@ -300,7 +308,7 @@ impl<T: Number> Measure for Bench<'_, T> {
         let (own, beside) = self.time(&trial)?;
         let mut half =
             half::<T>(self.world, self.task, count, &self.method, &own, &self.latencies)?;
-        half.beside = Some(beside);
+        half.beside = beside;
         half.wrong = self.check(&trial)?;
         Ok(half)
     }
