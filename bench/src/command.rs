@@ -2,6 +2,7 @@
 
 use std::io;
 
+use allfold::nccl::Presence;
 use allfold::{Communicator, Config, Ranks};
 use clap::{Args, Subcommand};
 
@@ -65,23 +66,28 @@ impl Command {
     }
 
     /// The number of ranks where the user gives none and no launcher has started any; None: the
-    /// usual one.
-    pub fn implied_ranks(&self) -> Option<usize> {
+    /// usual one. `find` is as in [`check`](Self::check).
+    pub fn implied_ranks(&self, find: fn() -> Presence) -> Option<usize> {
         match &self.part {
-            None => self.sweep.implied_ranks(),
+            None => self.sweep.implied_ranks(find),
             Some(_) => None,
         }
     }
 
     /// Finds bad input before any of the `ranks` ranks starts; `rank` is this process's where it is
-    /// one of them.
+    /// one of them. `find` looks for GPUs, where they are asked for.
     ///
     /// # Errors
     /// As [`Options::check`].
-    pub fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
+    pub fn check(
+        &self,
+        ranks: usize,
+        rank: Option<usize>,
+        find: fn() -> Presence,
+    ) -> Result<(), Error> {
         match &self.part {
             Some(Part::Link(options)) => options.check(ranks),
-            _ => self.sweep.check(ranks, rank),
+            _ => self.sweep.check(ranks, rank, find),
         }
     }
 
@@ -153,7 +159,7 @@ mod tests {
 
     #[test]
     fn one_gpu_is_one_rank_where_nobody_says_more() {
-        let implied = |line| parse(line).unwrap().implied_ranks();
+        let implied = |line| parse(line).unwrap().implied_ranks(Presence::find);
         assert_eq!(
             (implied("-g 1"), implied("-g 1 --device cpu"), implied("")),
             (Some(1), None, None)

@@ -4,6 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use allfold::nccl::Presence;
 use allfold::{Config, Ranks};
 use clap::{Args, ValueEnum};
 
@@ -200,8 +201,14 @@ impl Options {
     /// one of them.
     ///
     /// What is asked of the system (memory, the folder of `-J`) is asked of this host; under a
-    /// launcher the report's folder matters on rank 0 only.
-    pub fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
+    /// launcher the report's folder matters on rank 0 only. `find` looks for its GPUs: in a launcher
+    /// that is another process, so that it has nothing of CUDA in it.
+    pub fn check(
+        &self,
+        ranks: usize,
+        rank: Option<usize>,
+        find: fn() -> Presence,
+    ) -> Result<(), Error> {
         if ranks == 0 {
             return Err(Error::NoRanks);
         }
@@ -221,7 +228,7 @@ impl Options {
         };
         memory::check(self.maxbytes, on_this_host.saturating_mul(buffers))?;
         if rank.is_none() {
-            self.check_gpus()?;
+            self.check_gpus(find)?;
         }
         if rank.is_some_and(|rank| rank != 0) {
             return Ok(());

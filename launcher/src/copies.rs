@@ -1,11 +1,13 @@
 //! `train`, `bench` and `doctor`: part of a job where a launcher started us, else a job of our own.
 
 use allfold::identity::Findings;
+use allfold::nccl::Presence;
 use allfold::{Communicator, Config, Identity, Ranks};
 use allfold_trainer::Resume;
 
 use crate::environment::RESTART;
 use crate::error::Error;
+use crate::gpus;
 use crate::hosts::{self, Hosts};
 use crate::job::{Job, Kind, Place, check_ranks};
 use crate::log;
@@ -35,8 +37,13 @@ pub(crate) trait Collective {
         Self::DEFAULT_RANKS
     }
     /// Finds bad input before any rank starts; gives what was read for it. `rank` is this process's
-    /// where it is one.
-    fn check(&self, ranks: usize, rank: Option<usize>) -> Result<Self::Input, Error>;
+    /// where it is one. `find` looks for GPUs, where they are asked for.
+    fn check(
+        &self,
+        ranks: usize,
+        rank: Option<usize>,
+        find: fn() -> Presence,
+    ) -> Result<Self::Input, Error>;
     /// How a rank connects, where the command line says something about it.
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Ok(config)
@@ -70,7 +77,7 @@ pub(crate) fn join_or_start<C: Collective>(
         Role::Member(identity) => {
             // Waiting for the other ranks can take minutes, and PID 1 has no default action.
             allfold_trainer::Stop::end_at_once().map_err(Error::from)?;
-            let input = collective.check(identity.size, Some(identity.rank))?;
+            let input = collective.check(identity.size, Some(identity.rank), Presence::find)?;
             collective.take_part(input, identity)
         }
         Role::Starter => {
@@ -96,7 +103,8 @@ pub(crate) fn join_or_start<C: Collective>(
             } else {
                 signals::end_at_once().map_err(Error::system("cannot handle signals"))?;
             }
-            let input = collective.check(ranks, None)?;
+            let find = if is_alone { Presence::find } else { gpus::find };
+            let input = collective.check(ranks, None, find)?;
             if is_alone {
                 let world = match found.is_only_surrounding() {
                     true => Communicator::single_from_env(),
@@ -196,8 +204,13 @@ impl Collective for allfold_trainer::Options {
     fn ranks(&self) -> Option<Ranks> {
         self.ranks
     }
-    fn check(&self, ranks: usize, rank: Option<usize>) -> Result<Self::Input, Error> {
-        let data = Self::check(self, ranks)?;
+    fn check(
+        &self,
+        ranks: usize,
+        rank: Option<usize>,
+        find: fn() -> Presence,
+    ) -> Result<Self::Input, Error> {
+        let data = self.check_with(ranks, find)?;
         if rank.is_none() {
             self.check_start()?;
         }
@@ -239,10 +252,15 @@ impl Collective for allfold_bench::Command {
         Self::ranks_option(self)
     }
     fn default_ranks(&self) -> usize {
-        self.implied_ranks().unwrap_or(Self::DEFAULT_RANKS)
+        self.implied_ranks(gpus::find).unwrap_or(Self::DEFAULT_RANKS)
     }
-    fn check(&self, ranks: usize, rank: Option<usize>) -> Result<(), Error> {
-        Ok(Self::check(self, ranks, rank)?)
+    fn check(
+        &self,
+        ranks: usize,
+        rank: Option<usize>,
+        find: fn() -> Presence,
+    ) -> Result<(), Error> {
+        Ok(Self::check(self, ranks, rank, find)?)
     }
     fn configure(&self, config: Config) -> allfold::Result<Config> {
         Self::configure(self, config)

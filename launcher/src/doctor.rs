@@ -16,6 +16,7 @@ mod schedule;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use allfold::nccl::Presence;
 use allfold::{Communicator, Config, Identity, Peer, Ranks};
 use rustix::termios::isatty;
 use serde::Serialize;
@@ -71,7 +72,7 @@ impl Collective for DoctorOptions {
         self.ranks
     }
 
-    fn check(&self, _ranks: usize, _rank: Option<usize>) -> Result<(), Error> {
+    fn check(&self, _: usize, _: Option<usize>, _: fn() -> Presence) -> Result<(), Error> {
         match (SHORTEST..=LONGEST).contains(&self.timeout) {
             true => Ok(()),
             false => Err(Error::Usage {

@@ -1,9 +1,12 @@
-//! The GPUs of this host: counted for `-n gpu`, shown by `allfold env`.
+//! The GPUs of this host: counted for `-n gpu`, looked for before ranks want them, shown by
+//! `allfold env`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
-use allfold::nccl::{Absence, Presence};
+use allfold::nccl::{Absence, Presence, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -11,35 +14,47 @@ use crate::error::Error;
 use crate::program::own_binary;
 
 /// How many GPUs this process and its children see; `option` asks for them.
-///
-/// A process of its own looks, so that a launcher has nothing of CUDA in it while its ranks run:
-/// neither its threads nor its files, nor its crash where the driver is broken.
 pub(crate) fn count(option: &str) -> Result<usize, Error> {
-    let refuse = |problem: String, help: &str| {
-        Err(Error::Usage { problem: format!("{option} gpu: {problem}"), help: Some(help.into()) })
+    let (problem, help) = match found() {
+        Ok(Presence { driver: Ok(_), gpus, .. }) => return Ok(gpus.len()),
+        Ok(Presence { driver: Err(Absence { problem, help }), .. }) => (problem, help.clone()),
+        Err(problem) => {
+            (problem, format!("{ASK_NVIDIA_SMI}; a number in its place does without it"))
+        }
     };
+    Err(Error::Usage { problem: format!("{option} gpu: {problem}"), help: Some(help) })
+}
+
+/// What there is of GPUs, driver and NCCL, as a process of its own finds it: so a launcher has nothing
+/// of CUDA in it while its ranks run, neither its threads nor its files, nor its crash where the
+/// driver is broken.
+pub(crate) fn find() -> Presence {
+    found().clone().unwrap_or_else(|problem| {
+        let absence = Absence { problem, help: ASK_NVIDIA_SMI.into() };
+        Presence { driver: Err(absence.clone()), gpus: Vec::new(), nccl: Err(absence) }
+    })
+}
+
+/// Looks once; an error where that itself comes to a bad end.
+fn found() -> &'static Result<Presence, String> {
+    static FOUND: OnceLock<Result<Presence, String>> = OnceLock::new();
+    FOUND.get_or_init(look)
+}
+
+fn look() -> Result<Presence, String> {
     let mut command = Command::new(own_binary());
     command.arg(SUBCOMMAND).stdin(Stdio::null()).stderr(Stdio::inherit());
-    let ended = command.output().map_err(Error::system("cannot start what looks for GPUs"))?;
-    match serde_json::from_slice(&ended.stdout) {
-        Ok(Count::Gpus(gpus)) => Ok(gpus),
-        Ok(Count::None { problem, help }) => refuse(problem, &help),
-        Err(_) => refuse(
-            format!("looking for GPUs ended with {}", ended.status),
-            "`nvidia-smi` says whether the driver works; a number in its place does without it",
-        ),
-    }
+    let ended =
+        command.output().map_err(|error| format!("cannot start what looks for GPUs: {error}"))?;
+    let found: Found = serde_json::from_slice(&ended.stdout)
+        .map_err(|_| format!("looking for GPUs ended with {}", ended.status))?;
+    Ok(found.into())
 }
 
 /// The subcommand that looks.
 pub(crate) fn tell() -> Result<(), Error> {
-    let presence = Presence::find();
-    let count = match presence.driver {
-        Ok(_) => Count::Gpus(presence.gpus.len()),
-        Err(Absence { problem, help }) => Count::None { problem, help },
-    };
-    let text = serde_json::to_string(&count).map_err(io::Error::other);
-    text.and_then(|text| writeln!(io::stdout(), "{text}")).map_err(Error::system("cannot print"))
+    let found = serde_json::to_string(&Found::from(Presence::find())).map_err(io::Error::other);
+    found.and_then(|text| writeln!(io::stdout(), "{text}")).map_err(Error::system("cannot print"))
 }
 
 /// What there is, as `allfold env` shows it to the process that is number `local_rank` of its host.
@@ -104,23 +119,58 @@ fn restriction() -> Option<String> {
     std::env::var("ALLFOLD_NCCL").ok().filter(|value| !value.is_empty())
 }
 
-/// What the subcommand prints.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Count {
-    Gpus(usize),
-    None { problem: String, help: String },
+/// What the subcommand prints: a [`Presence`] in words.
+#[derive(Debug, Serialize, Deserialize)]
+struct Found {
+    driver: Result<Numbers, Reason>,
+    gpus: Vec<String>,
+    nccl: Result<(Numbers, Option<PathBuf>), Reason>,
 }
 
-/// Hidden: only [`count`] starts it.
+/// A version's.
+type Numbers = [u32; 3];
+
+/// Why something cannot be used, and what to do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Reason {
+    problem: String,
+    help: String,
+}
+
+impl From<Presence> for Found {
+    fn from(Presence { driver, gpus, nccl }: Presence) -> Self {
+        let numbers = |version: Version| [version.major, version.minor, version.patch];
+        let reason = |Absence { problem, help }| Reason { problem, help };
+        Self {
+            driver: driver.map(numbers).map_err(reason),
+            gpus,
+            nccl: nccl.map(|(version, path)| (numbers(version), path)).map_err(reason),
+        }
+    }
+}
+
+impl From<Found> for Presence {
+    fn from(Found { driver, gpus, nccl }: Found) -> Self {
+        let version = |[major, minor, patch]: Numbers| Version { major, minor, patch };
+        let absence = |Reason { problem, help }| Absence { problem, help };
+        Self {
+            driver: driver.map(version).map_err(absence),
+            gpus,
+            nccl: nccl.map(|(numbers, path)| (version(numbers), path)).map_err(absence),
+        }
+    }
+}
+
+/// Hidden: only [`look`] starts it.
 pub(crate) const SUBCOMMAND: &str = "gpus";
+const ASK_NVIDIA_SMI: &str = "`nvidia-smi` says whether the driver works";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn presence() -> Presence {
-        let version = |major, minor, patch| allfold::nccl::Version { major, minor, patch };
+        let version = |major, minor, patch| Version { major, minor, patch };
         Presence {
             driver: Ok(version(13, 0, 0)),
             gpus: vec!["H100".into(), "H200".into()],
@@ -130,6 +180,19 @@ mod tests {
 
     fn absence(problem: &str) -> Absence {
         Absence { problem: problem.into(), help: "install it".into() }
+    }
+
+    #[test]
+    fn what_another_process_finds_comes_over_whole() {
+        let mut none = presence();
+        (none.driver, none.gpus) = (Err(absence("there is no CUDA driver")), Vec::new());
+        none.nccl = Err(absence("libnccl.so.2 is not found"));
+        for found in [presence(), none] {
+            let text = serde_json::to_string(&Found::from(found.clone())).unwrap();
+            let read = Presence::from(serde_json::from_str::<Found>(&text).unwrap());
+            assert_eq!((read.driver, read.gpus), (found.driver, found.gpus));
+            assert_eq!(read.nccl, found.nccl);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //
 // FAKE_CUDA_DEVICES  how many the machine has (1)
 // FAKE_CUDA_INIT     what cuInit returns (0)
+// FAKE_CUDA_CRASH    1: it ends the process (0)
 // FAKE_CUDA_DRIVER   what version it says it is (13000)
 // FAKE_CUDA_MEMORY   bytes of each device (16 GiB)
 // CUDA_VISIBLE_DEVICES as with the real one
@@ -67,6 +68,7 @@ static void read_settings(void) {
 EXPORT CUresult cuInit(unsigned flags) {
     if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
     pthread_once(&settings_once, read_settings);
+    if (setting("FAKE_CUDA_CRASH", 0) != 0) abort();
     CUresult result = (CUresult)setting("FAKE_CUDA_INIT", CUDA_SUCCESS);
     if (result != CUDA_SUCCESS) return result;
     if (device_count == 0) return CUDA_ERROR_NO_DEVICE;

@@ -140,6 +140,23 @@ fn a_driver_that_does_not_start_is_told() {
 }
 
 #[test]
+fn a_driver_that_crashes_takes_no_launcher_along() {
+    let fakes = FakeGpus::new();
+    for (words, error) in [
+        (&["run", "-n", "gpu", "true"][..], "error: -n gpu: looking for GPUs ended with signal: 6"),
+        (&["bench", "-g", "2"], "error: looking for GPUs ended with signal: 6"),
+    ] {
+        let mut command = started(words, None);
+        fakes.lend(&mut command);
+        let ended = run(command.env("FAKE_CUDA_CRASH", "1"));
+        assert_eq!((ended.code(), ended.output().len()), (2, 0), "{ended:#?}");
+        let [said, help] = &ended.errors()[..] else { panic!("{ended:#?}") };
+        assert!(said.starts_with(error), "{ended:#?}");
+        assert!(help.starts_with("help: `nvidia-smi` says whether"), "{ended:#?}");
+    }
+}
+
+#[test]
 fn env_shows_the_gpu_that_a_rank_takes() {
     let fakes = FakeGpus::new();
     let mut command = started(&["env", "--json"], None);

@@ -8,15 +8,16 @@ use crate::error::{Error, Result};
 use crate::options::DeviceKind;
 
 /// Whether this build and this machine can compute there, with so many ranks: one needs no NCCL.
+/// `find` looks for what there is.
 ///
 /// # Errors
 /// [`Error::Gpu`] where this build has no CUDA; [`allfold::ErrorKind::NoGpu`] where the machine has
 /// no driver, no GPU or no NCCL.
-pub(crate) fn check(kind: DeviceKind, ranks: usize) -> Result<()> {
+pub(crate) fn check(kind: DeviceKind, ranks: usize, find: impl FnOnce() -> Presence) -> Result<()> {
     match kind {
         DeviceKind::Cpu => Ok(()),
         DeviceKind::Gpu if cfg!(feature = "cuda") => {
-            let presence = Presence::find();
+            let presence = find();
             let checked = if ranks > 1 { presence.check() } else { presence.check_driver() };
             checked.map_err(|absence| Error::World(absence.into()))
         }
@@ -43,7 +44,7 @@ pub(crate) fn open(kind: DeviceKind, world: &Communicator) -> Result<Device> {
 /// [`Error::Gpu`] where this build has no CUDA (the feature `cuda`), or was made for another GPU;
 /// [`allfold::ErrorKind::NoGpu`] where the machine has no driver, no GPU or no NCCL; candle's own.
 pub fn gpu(world: &Communicator) -> Result<Device> {
-    check(DeviceKind::Gpu, world.size())?;
+    check(DeviceKind::Gpu, world.size(), Presence::find)?;
     // As allfold's own choice; more ranks than GPUs are refused when NCCL connects them.
     let gpus = Presence::find().gpus.len().max(1);
     let index = world.local_rank() % gpus;
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_host_is_always_there() {
-        check(DeviceKind::Cpu, 2).unwrap();
+        check(DeviceKind::Cpu, 2, Presence::find).unwrap();
         assert!(open(DeviceKind::Cpu, &Communicator::single()).unwrap().is_cpu());
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use allfold::Ranks;
+use allfold::nccl::Presence;
 use clap::ValueEnum;
 
 use crate::checkpoint::{Every, Folder};
@@ -274,9 +275,18 @@ impl Options {
     /// out of range and for a model that this host has not the memory for; where there is no GPU to
     /// compute on, [`Error::Gpu`] and [`allfold::ErrorKind::NoGpu`]; as [`Data::open`].
     pub fn check(&self, ranks: usize) -> Result<Data> {
+        self.check_with(ranks, Presence::find)
+    }
+
+    /// As [`check`](Self::check), in a process that is to have nothing of CUDA in it: another one
+    /// looks for GPUs where `find` asks it to.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_with(&self, ranks: usize, find: impl FnOnce() -> Presence) -> Result<Data> {
         // First without the data: large ones take seconds.
         self.check_numbers(ranks)?;
-        device::check(self.device, ranks)?;
+        device::check(self.device, ranks, find)?;
         let data = self.open()?;
         let settings = Settings::new(self, ranks, &data)?;
         if self.device == DeviceKind::Cpu {

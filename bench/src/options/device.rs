@@ -30,20 +30,20 @@ impl Options {
     }
 
     /// The number of ranks where the user gives none and there is no launcher; None: the default.
-    pub(crate) fn implied_ranks(&self) -> Option<usize> {
+    pub(crate) fn implied_ranks(&self, find: fn() -> Presence) -> Option<usize> {
         match self.ngpus {
             _ if !self.is_on_gpu() => None,
             Some(gpus) => Some(gpus),
-            None => Some(Presence::find().gpus.len().max(1)),
+            None => Some(find().gpus.len().max(1)),
         }
     }
 
     /// Whether this host has what every rank will want, before any starts.
-    pub(super) fn check_gpus(&self) -> Result<(), Error> {
+    pub(super) fn check_gpus(&self, find: fn() -> Presence) -> Result<(), Error> {
         if !self.is_on_gpu() {
             return Ok(());
         }
-        Presence::find().check().map_err(|absence| allfold::Error::from(absence).into())
+        find().check().map_err(|absence| allfold::Error::from(absence).into())
     }
 
     /// What goes with `--device`, and what does not.

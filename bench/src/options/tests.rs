@@ -12,7 +12,7 @@ fn parse(line: &str) -> Result<Options, clap::Error> {
 }
 
 fn refused(line: &str) -> Error {
-    parse(line).unwrap().check(2, None).unwrap_err()
+    parse(line).unwrap().check(2, None, Presence::find).unwrap_err()
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn defaults_and_names_are_nccl_tests() {
         (Choice::One(DataType::Float), Choice::One(Op::Sum))
     );
     assert_eq!((options.ranks, options.output_file.is_none()), (None, true));
-    assert!(options.check(2, None).is_ok());
+    assert!(options.check(2, None, Presence::find).is_ok());
 
     let short = parse(
         "--ranks 4 -b 1K -e 16M -f 4 -n 5 -w 2 -c 3 -d double -o avg -r 3 -J a.json -i 1M \
@@ -107,13 +107,16 @@ fn bad_input_is_found_before_the_start() {
     assert!(matches!(refused("-n 0"), Error::NoIterations));
     assert!(matches!(refused("--ranks 0"), Error::NoRanks));
     assert!(matches!(refused("reduce_perf -r 2"), Error::Root { root: 2, ranks: 2 }));
-    assert!(parse("all_reduce -r 2").unwrap().check(2, None).is_ok());
+    assert!(parse("all_reduce -r 2").unwrap().check(2, None, Presence::find).is_ok());
     assert!(matches!(refused("-J out.txt"), Error::Suffix { .. }));
     assert!(matches!(refused("-J json"), Error::Suffix { .. }));
     assert!(matches!(refused("-J /no/such/folder/out.json"), Error::Report { .. }));
     assert!(matches!(refused("-e 1000000G"), Error::Memory { .. }));
-    assert!(matches!(parse("").unwrap().check(0, None).unwrap_err(), Error::NoRanks));
-    assert!(parse("-b 1K -e 1K -f 1").unwrap().check(1, None).is_ok());
+    assert!(matches!(
+        parse("").unwrap().check(0, None, Presence::find).unwrap_err(),
+        Error::NoRanks
+    ));
+    assert!(parse("-b 1K -e 1K -f 1").unwrap().check(1, None, Presence::find).is_ok());
     assert!(matches!(refused("-i 0"), Error::Step { step: Step::Bytes(0) }));
     assert!(matches!(refused("-m 0"), Error::Aggregated { calls: 0, .. }));
     assert!(matches!(refused("-m 1025"), Error::Aggregated { calls: 1025, most: 1024 }));
@@ -121,7 +124,7 @@ fn bad_input_is_found_before_the_start() {
     assert!(matches!(refused("-K 20"), Error::Skip { skip: 20, iterations: 20 }));
     assert!(matches!(refused("-n 1000001 -I 1"), Error::Recorded { .. }));
     assert!(matches!(refused("-n 1000001 -J out.json"), Error::Recorded { .. }));
-    assert!(parse("-n 1000001").unwrap().check(2, None).is_ok());
+    assert!(parse("-n 1000001").unwrap().check(2, None, Presence::find).is_ok());
     assert!(matches!(refused("-u 4097"), Error::Unaligned { elements: 4097, .. }));
     for option in ["-J out.json", "--plot out.svg", "--explain", "--min-bandwidth 1"] {
         let error = refused(&format!("-N 0 {option}"));
@@ -136,8 +139,9 @@ fn bad_input_is_found_before_the_start() {
 
 #[test]
 fn a_picture_of_no_bandwidth_is_refused_before_the_start() {
-    let check =
-        |line: &str, ranks| parse(&format!("{line} --plot out.svg")).unwrap().check(ranks, None);
+    let check = |line: &str, ranks| {
+        parse(&format!("{line} --plot out.svg")).unwrap().check(ranks, None, Presence::find)
+    };
     for (line, ranks, why, help) in [
         ("all_reduce", 1, "with one rank no byte crosses a link", "--ranks 2"),
         ("alltoall", 1, "with one rank no byte crosses a link", "--ranks 2"),
@@ -179,7 +183,7 @@ fn a_factor_wins_over_bytes_as_in_nccl_tests() {
     assert_eq!(step("-i 1M -f 4"), Step::Factor(4));
     assert_eq!(step("-i 1M -f 1"), Step::Bytes(1 << 20));
     assert_eq!(step("-f 1"), Step::Factor(1));
-    assert!(parse("-b 0 -i 8 -e 64").unwrap().check(2, None).is_ok());
+    assert!(parse("-b 0 -i 8 -e 64").unwrap().check(2, None, Presence::find).is_ok());
 }
 
 #[test]
@@ -209,8 +213,8 @@ fn gpus_are_asked_for_by_either_name() {
     assert_eq!(of("-g 3 --ranks 3 --device gpu"), (gpu, Some((Ranks::Number(3), "--ranks"))));
     assert_eq!(of("-g 1 --device cpu"), (cpu, None));
     assert_eq!(of("-g 1 -z 2 -m 2 -u 1"), (gpu, None));
-    assert_eq!(parse("-g 1").unwrap().implied_ranks(), Some(1));
-    assert_eq!(parse("").unwrap().implied_ranks(), None);
+    assert_eq!(parse("-g 1").unwrap().implied_ranks(Presence::find), Some(1));
+    assert_eq!(parse("").unwrap().implied_ranks(Presence::find), None);
 }
 
 #[test]
