@@ -37,7 +37,7 @@ impl Manifest {
         names::check_cores("--cpu", &options.cpu)?;
         names::check_size("--memory", &options.memory)?;
         let claim = options.checkpoint_claim.as_deref().map(Claim::parse).transpose()?;
-        let mut warnings = command::check(&options.command, options.kind, claim.is_some())?;
+        let mut warnings = command::check(options, claim.is_some())?;
         if names::is_movable(&options.image) {
             let image = &options.image;
             warnings.push(format!(
@@ -183,7 +183,10 @@ impl Parts<'_> {
                 ),
             ),
         };
-        let has_ranks_that_share = options.gpu > 1;
+        let shared_memory = match options.gpu {
+            0 => Default::default(),
+            gpus => (SHARED_MEMORY_MOUNT, format!("{SHARED_MEMORY}{gpus}Gi")),
+        };
         let values: [(&str, &str); 20] = [
             ("@NAME@", &scalar(&options.name)),
             ("@SUBDOMAIN@", &self.subdomain()),
@@ -205,8 +208,8 @@ impl Parts<'_> {
             ("@SECRET@", &scalar(&self.secret())),
             ("@CLAIM_MOUNT@", &mount),
             ("@CLAIM_VOLUME@", &volume),
-            ("@SHARED_MEMORY_MOUNT@", if has_ranks_that_share { SHARED_MEMORY_MOUNT } else { "" }),
-            ("@SHARED_MEMORY_VOLUME@", if has_ranks_that_share { SHARED_MEMORY } else { "" }),
+            ("@SHARED_MEMORY_MOUNT@", shared_memory.0),
+            ("@SHARED_MEMORY_VOLUME@", &shared_memory.1),
             ("@FIRST_PORT@", FIRST_PORT),
             ("@METRICS_PORT@", METRICS_PORT),
             ("@LAST_PORT@", LAST_PORT),
@@ -267,12 +270,15 @@ tolerations:
 const SHARED_MEMORY_MOUNT: &str = "\
 - name: shared-memory
   mountPath: /dev/shm";
-/// A container has 64 MB of it, and NCCL wants more where ranks of one pod share a host's GPUs.
+/// A container has 64 MB of it. NCCL keeps there what goes to other pods, also of a single GPU, and what
+/// goes between GPUs of one pod without a way of their own. The limit is a GiB a GPU: what is full is an
+/// error of NCCL's, where the container's memory would be used up instead.
 const SHARED_MEMORY: &str = "\
-# What NCCL moves between GPUs of one pod may go by here; it counts as the container's memory.
+# NCCL's buffers; what is in use counts as the container's memory.
 - name: shared-memory
   emptyDir:
-    medium: Memory";
+    medium: Memory
+    sizeLimit: ";
 /// All of TCP's.
 const NCCL_PORTS: &str = "\
 # NCCL listens on ports of its own choice.

@@ -5,14 +5,16 @@ use std::path::Path;
 use allfold_trainer::WhenDone;
 
 use super::names;
-use super::options::Kind;
+use super::options::{Kind, ManifestOptions};
 use crate::arguments::{Arguments, Command};
 use crate::copies::Collective as _;
 use crate::error::Error;
 use crate::options::PeerOptions;
 
 /// Finds what cannot work; returns warnings.
-pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<String>, Error> {
+pub(super) fn check(manifest: &ManifestOptions, claim: bool) -> Result<Vec<String>, Error> {
+    let ManifestOptions { command: words, kind, gpu, .. } = manifest;
+    let kind = *kind;
     refuse_secrets(words)?;
     let is_ours = words.first().and_then(|word| Path::new(word).file_name()?.to_str());
     if is_ours != Some("allfold") {
@@ -37,7 +39,7 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
             if let Some(given) = ranks.or(options.job()?.first_given().map(Into::into)) {
                 return Err(own_ranks(&given, &format!("drop {given}")));
             }
-            Ok(forgotten(trainer, kind, claim))
+            Ok(idle(*gpu).into_iter().chain(forgotten(trainer, kind, claim)).collect())
         }
         Command::Bench(options) => {
             refuse_peers(&options.peers)?;
@@ -45,7 +47,7 @@ pub(super) fn check(words: &[String], kind: Kind, claim: bool) -> Result<Vec<Str
             let ranks = ranks.map(|ranks| format!("{} {ranks}", options.bench.ranks_option()));
             match ranks.or(options.hosts.first_given().map(Into::into)) {
                 Some(given) => Err(own_ranks(&given, &format!("drop {given}"))),
-                None => Ok(Vec::new()),
+                None => Ok(idle(*gpu).into_iter().collect()),
             }
         }
         Command::Doctor(options) => {
@@ -76,6 +78,15 @@ fn refuse_peers(peers: &PeerOptions) -> Result<(), Error> {
             help: Some("drop --peers and --rank: a pod knows its rank".into()),
         }),
     }
+}
+
+/// A pod is one rank, and a rank takes one GPU.
+fn idle(gpus: u16) -> Option<String> {
+    let idle = gpus.checked_sub(1).filter(|&idle| idle > 0)?;
+    Some(format!(
+        "--gpu {gpus}: each pod is one rank, which takes one GPU, and {idle} would be idle: give --gpu 1 \
+         and {gpus} times the --replicas"
+    ))
 }
 
 /// What a training in pods wants, beside what is the default there.
@@ -133,10 +144,40 @@ const ENDS: &str = "the command: a StatefulSet starts again what ends, and the r
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: ManifestOptions,
+    }
 
     fn checked(line: &str, kind: Kind, claim: bool) -> Result<Vec<String>, String> {
-        let words: Vec<String> = line.split(' ').map(Into::into).collect();
-        check(&words, kind, claim).map_err(|error| error.to_string())
+        checked_with_gpus(0, line, kind, claim)
+    }
+
+    fn checked_with_gpus(
+        gpu: u16,
+        line: &str,
+        kind: Kind,
+        claim: bool,
+    ) -> Result<Vec<String>, String> {
+        let own = ["manifest", "--replicas", "2", "--image", "allfold:0.1.0", "--"];
+        let Line { options } = Line::parse_from(own.into_iter().chain(line.split(' ')));
+        check(&ManifestOptions { kind, gpu, ..options }, claim).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn gpus_that_no_rank_takes_are_told() {
+        let told = |gpu, line: &str| checked_with_gpus(gpu, line, Kind::JobSet, false).unwrap();
+        for line in ["allfold train --device gpu", "allfold bench --device gpu"] {
+            assert_eq!(told(1, line), [""; 0], "{line}");
+            let warning = "--gpu 8: each pod is one rank, which takes one GPU, and 7 would be idle: \
+                           give --gpu 1 and 8 times the --replicas";
+            assert_eq!(told(8, line), [warning], "{line}");
+        }
+        // A program of one's own may use them all.
+        assert_eq!(told(8, "python3 train.py"), [""; 0]);
     }
 
     #[test]

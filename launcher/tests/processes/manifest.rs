@@ -279,6 +279,28 @@ fn what_is_likely_forgotten_is_said() {
 }
 
 #[test]
+fn gpus_that_would_be_idle_are_told() {
+    let options = ["--replicas", "2", "--image", IMAGE, "--gpu", "3", "--"];
+    let of = |command: &[&str]| manifest(&[&options, command].concat());
+    let ended = of(&["allfold", "bench", "--device", "gpu"]);
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(
+        ended.stderr,
+        "allfold: --gpu 3: each pod is one rank, which takes one GPU, and 2 would be idle: give \
+         --gpu 1 and 3 times the --replicas\n"
+    );
+    let own = of(&["python3", "train.py"]);
+    assert_eq!((own.code(), own.stderr.as_str()), (Some(0), ""));
+    for ended in [ended, own] {
+        assert!(
+            ended.lines.iter().any(|line| line.trim() == "sizeLimit: 3Gi"),
+            "{:?}",
+            ended.lines
+        );
+    }
+}
+
+#[test]
 fn the_containers_belong_together() {
     let Some(python) = python("the_containers_belong_together", &["yaml"]) else { return };
     let command = python.run("compose.py", &[path("container/compose.yaml")]);
@@ -367,7 +389,7 @@ const ALL: &[&str] = &[
     "--namespace",
     "ml",
     "--gpu",
-    "2",
+    "1",
     "--cpu",
     "8",
     "--memory",
