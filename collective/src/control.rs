@@ -1,6 +1,7 @@
 //! The control endpoint: heartbeats, verdicts, goodbyes. It has its own socket, thread and
 //! runtime, so that a full lane never looks like a dead rank.
 
+mod comparison;
 pub(crate) mod endpoint;
 mod hearsay;
 pub(crate) mod launched;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Leave,
     /// Tell this rank that every thread here waits.
     Stuck(u32, Stuck),
+    /// The calls of this rank and of that one differ on a communicator: find out from where on.
+    CompareCalls(u32, u64),
     /// End, once goodbyes are answered and verdicts are out.
     Close,
 }
@@ -101,6 +104,20 @@ impl ControlHandle {
                 }
             }
             ControlHandle::Network(control) => control.send(Command::Stuck(collector, stuck)),
+        }
+    }
+
+    /// The calls of `peer` differ from those of `world`, of this rank, on a communicator: has both find
+    /// out from where on, which the world then tells.
+    pub(crate) fn compare_calls(&self, world: &World, peer: u32, group: u64) {
+        match self {
+            ControlHandle::Memory(control) => {
+                let other = control.worlds.get(peer as usize).and_then(Weak::upgrade);
+                let calls = other.zip(world.trail(peer));
+                let calls = calls.map(|(other, trail)| other.answer(world.rank, &trail));
+                world.note_answer(peer, group, &calls.unwrap_or_default());
+            }
+            ControlHandle::Network(control) => control.send(Command::CompareCalls(peer, group)),
         }
     }
 

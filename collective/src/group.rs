@@ -3,6 +3,7 @@
 
 mod agreed;
 mod goodbyes;
+mod trail;
 
 use std::collections::VecDeque;
 use std::panic::Location;
@@ -17,6 +18,8 @@ use crate::plan::costs::{Choice, Layout};
 use crate::report;
 use crate::verdict::Fault;
 use agreed::Agreed;
+
+pub(crate) use trail::{Difference, Kept, Search, Shown, Trail, from_bytes, to_bytes};
 
 /// The calls of one communicator on one rank.
 #[derive(Debug)]
@@ -231,21 +234,16 @@ impl Group {
         place: u32,
         mut standing: Standing,
         now: Instant,
-    ) -> Option<Accusation> {
+    ) -> Option<Difference> {
         standing.call = report::printable(&standing.call);
         let sequence = standing.calls.wrapping_sub(1);
         let differs = self.past(sequence).filter(|past| past.hash != standing.hash);
-        let accusation = differs.map(|past| {
-            // The heartbeat's words are of that call only where it is the one under way.
-            let is_it = standing.ended >= sequence;
-            let theirs = if is_it { &standing.call } else { "other calls up to it" };
-            self.mismatch(place, sequence, &self.describe(past), theirs)
-        });
+        let difference = differs.map(|past| self.difference_heard(place, past, &standing));
         if let Some(progress) = self.progress.get_mut(place as usize) {
             progress.standing = standing;
             progress.heard = Some(now);
         }
-        accusation
+        difference
     }
 
     /// Compares a message of call `sequence` from the rank at `place` with the call made here, as
@@ -255,14 +253,10 @@ impl Group {
         place: u32,
         sequence: u64,
         hash: u64,
-        contract: Option<&(Contract, String)>,
-    ) -> Option<Accusation> {
+        contract: Option<&Shown>,
+    ) -> Option<Difference> {
         let past = self.past(sequence).filter(|past| past.hash != hash)?;
-        let theirs = match contract {
-            Some((theirs, location)) => self.words(theirs, place, location),
-            None => "other calls before it".into(),
-        };
-        Some(self.mismatch(place, sequence, &self.describe(past), &theirs))
+        Some(self.difference(place, past, contract))
     }
 
     /// The ranks that have not begun call `sequence`, with what is known of them.
@@ -292,16 +286,6 @@ impl Group {
     /// back as it is kept.
     pub(crate) fn describe_call(&self, sequence: u64) -> Option<String> {
         self.past(sequence).map(|past| self.describe(past))
-    }
-
-    /// This rank's call `sequence` and the rolling hash after it, as far back as it is kept.
-    pub(crate) fn call(&self, sequence: u64) -> Option<(Contract, u64)> {
-        self.past(sequence).map(|past| (past.contract, past.hash))
-    }
-
-    /// Where in the program this rank's call `sequence` was made.
-    pub(crate) fn location_of(&self, sequence: u64) -> Option<&'static Location<'static>> {
-        self.past(sequence).map(|past| past.location)
     }
 
     /// The first call that has not ended, with its number.

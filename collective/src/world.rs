@@ -2,6 +2,7 @@
 //! communicator, and the verdict that ends it all.
 
 mod communicators;
+mod doubt;
 mod words;
 
 use std::collections::{HashMap, VecDeque};
@@ -24,6 +25,8 @@ use crate::verdict::{Fault, Loss, Verdict};
 
 pub(crate) use communicators::Goodbye;
 use communicators::{EarlyGoodbye, Turn};
+use doubt::Doubt;
+pub(crate) use doubt::Judged;
 
 /// A rank of the world, as it introduced itself at the start.
 #[derive(Clone, Debug)]
@@ -146,6 +149,8 @@ struct State {
     stuck: Reports,
     /// Whose turn it is in a heartbeat.
     turn: Turn,
+    /// A difference of which more is asked.
+    doubt: Option<Doubt>,
 }
 
 impl World {
@@ -169,6 +174,7 @@ impl World {
             threads: Threads::default(),
             stuck: Reports::default(),
             turn: Turn::default(),
+            doubt: None,
         };
         Self {
             rank,

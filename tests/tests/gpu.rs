@@ -173,6 +173,79 @@ fn ranks_that_disagree_are_told() {
     }
 }
 
+/// What the two ranks say of a third call that differs, with so many alike calls behind it.
+fn found_behind(count: &str, way: &str, transport: &str) -> [String; 2] {
+    let machine = Machine::new();
+    // Where ranks wait, the wait is to find it, and not a heartbeat before.
+    let heartbeat = if way == "wait" { "20s" } else { "500ms" };
+    let variables = [
+        ("ALLFOLD_TRANSPORT", transport),
+        ("ALLFOLD_HEARTBEAT", heartbeat),
+        ("ALLFOLD_DEAD_AFTER", "60s"),
+    ];
+    let ended = machine.run(2, &["ahead", "1", count, way], &variables);
+    let lines = ended.iter().map(|ended| {
+        ended.assert_error(3, &["ranks disagree on call #"]);
+        let errors = ended.errors();
+        errors.iter().find(|line| line.starts_with("error: ")).unwrap().to_string()
+    });
+    lines.collect::<Vec<_>>().try_into().unwrap()
+}
+
+/// The source lines that an error shows.
+fn source_lines(error: &str) -> Vec<&str> {
+    let parts = error.split("tests/src/rank/gpu.rs:").skip(1);
+    parts.map(|part| part.split(')').next().unwrap()).collect()
+}
+
+#[test]
+fn a_call_that_differs_is_found_behind_many_that_do_not() {
+    let _one_at_a_time = machine_lock();
+    for transport in ["auto", "quic"] {
+        for (count, way) in [("200", "wait"), ("900", "wait"), ("200", "no-wait")] {
+            let [first, second] = found_behind(count, way, transport);
+            assert_eq!(first, second, "{transport}, {way}");
+            let calls = ["rank 0 called all_reduce #", "sum of f32 x 1000, on GPUs, tests"];
+            let others = ["but rank 1 called all_reduce #", "sum of f32 x 1001, on GPUs, tests"];
+            for words in calls.iter().chain(&others) {
+                assert!(first.contains(words), "{transport}, {way}: `{words}` not in: {first}");
+            }
+            let lines = source_lines(&first);
+            assert!(lines.len() == 2 && lines[0] != lines[1], "{transport}, {way}: {first}");
+        }
+    }
+}
+
+#[test]
+fn of_a_call_that_is_kept_no_more_the_ranks_say_so() {
+    let _one_at_a_time = machine_lock();
+    for transport in ["auto", "quic"] {
+        let [first, second] = found_behind("2000", "wait", transport);
+        assert_eq!(first, second, "{transport}");
+        for words in [
+            "rank 0 called wait #",
+            "(on GPUs, tests/src/rank/gpu.rs:",
+            "but rank 1 called the same, after another call before #",
+            "of which no more is known",
+        ] {
+            assert!(first.contains(words), "{transport}: `{words}` not in: {first}");
+        }
+    }
+}
+
+#[test]
+fn of_three_ranks_each_shows_two_calls_that_differ() {
+    let _one_at_a_time = machine_lock();
+    for transport in ["auto", "quic"] {
+        let transport = [("ALLFOLD_TRANSPORT", transport)];
+        for ended in Machine::new().run(3, &["ahead", "1", "200", "wait"], &transport) {
+            let words =
+                ["rank 1 called all_reduce #", "f32 x 1000, on GPUs", "f32 x 1001, on GPUs"];
+            ended.assert_error(3, &words);
+        }
+    }
+}
+
 #[test]
 fn a_call_on_the_host_is_another_one() {
     let _one_at_a_time = machine_lock();

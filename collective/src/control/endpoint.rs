@@ -15,7 +15,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use super::launched::Obituary;
 use crate::config::Config;
 use crate::deadlock::Stuck;
-use crate::group::Standing;
+use crate::group::{Standing, Trail};
 use crate::link::quic::endpoint::OpenEndpoint;
 use crate::liveness::Judge;
 use crate::plan::costs::CostTable;
@@ -86,6 +86,18 @@ pub(crate) enum Message {
         left: bool,
     },
     Verdict(Verdict),
+    /// To the lower of two ranks: their calls on this communicator differ, as the higher one has seen.
+    Differs {
+        group: u64,
+    },
+    /// To the higher: what calls the lower one has made.
+    Trail(Trail),
+    /// The answer: of its own calls the first that differs, and the last that both have made, as
+    /// contracts and source locations; nothing where it has found none.
+    Calls {
+        group: u64,
+        calls: Vec<Vec<u8>>,
+    },
 }
 
 /// Something happened on the endpoint.
@@ -224,7 +236,10 @@ impl Control {
 
     pub(crate) fn post(&self, rank: u32, message: Message) {
         // A peer that asks and never reads the answers gets no more of them.
-        let is_answer = matches!(message, Message::LeaveRead | Message::Heard { .. });
+        let is_answer = matches!(
+            message,
+            Message::LeaveRead | Message::Heard { .. } | Message::Trail(_) | Message::Calls { .. }
+        );
         let unread = self.links.borrow().get(&rank).map_or(0, |link| link.unwritten.get());
         if !is_answer || unread < MAX_UNREAD {
             self.say(rank, &message);

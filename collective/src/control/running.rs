@@ -13,7 +13,7 @@ use super::endpoint::{Control, Event, LinkEnd, Message};
 use super::hearsay::{Hearsay, word_of};
 use super::launched::{Ending, Obituary};
 use super::witnesses::Witnesses;
-use super::{Command, Flooded, processes};
+use super::{Command, Flooded, comparison, processes};
 use crate::rendezvous::ALL_WATCH_ALL;
 use crate::report;
 use crate::statistics::Refusal;
@@ -121,6 +121,10 @@ impl Running {
                 }
                 false
             }
+            Some(Command::CompareCalls(peer, group)) => {
+                comparison::begin(&self.control, &self.world, peer, group);
+                false
+            }
             Some(Command::Serve(_)) => false,
             Some(Command::Close) | None => true,
         }
@@ -160,6 +164,15 @@ impl Running {
                 if self.world.has_left(about) {
                     self.believe(about);
                 }
+            }
+            Event::Message(rank, Message::Differs { group }, _) => {
+                comparison::hear(&self.control, &self.world, rank, group);
+            }
+            Event::Message(rank, Message::Trail(trail), _) => {
+                comparison::answer(&self.control, &self.world, rank, &trail);
+            }
+            Event::Message(rank, Message::Calls { group, calls }, _) => {
+                comparison::conclude(&self.world, rank, group, &calls);
             }
             Event::Asked(rank) => self.witnesses.conclude(rank),
             Event::Gone(rank) => self.process_ended(rank),

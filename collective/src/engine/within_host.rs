@@ -2,6 +2,8 @@
 //! thread, without a hand-over; one that was started is made on a thread of the communicator's, in
 //! its turn.
 
+mod difference;
+
 use std::collections::VecDeque;
 use std::panic::Location;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,8 +23,7 @@ use crate::link::shared_memory::{Shared, Stop, Sum};
 use crate::plan::{Algorithm, Plan};
 use crate::reduce::ReduceOp;
 use crate::report;
-use crate::verdict::{Fault, Loss};
-use crate::wire;
+use crate::verdict::Loss;
 use crate::world::World;
 
 /// What a communicator has where its ranks share memory.
@@ -272,8 +273,8 @@ impl WithinHost {
                 Ok(())
             }
             Err(Stop::Over) => Err(world.error().unwrap_or_else(|| ErrorKind::Closed.into())),
-            Err(Stop::Differs(place, hash)) => {
-                self.tell_difference(begun, (place, hash), &mut watch);
+            Err(Stop::Differs(place)) => {
+                self.tell_difference(begun, place, &mut watch);
                 Err(world.error().unwrap_or_else(|| ErrorKind::Closed.into()))
             }
         };
@@ -313,40 +314,4 @@ impl WithinHost {
         drop((waiting, loan));
         result.map_err(|_| Stop::Over)
     }
-
-    /// The rank at `place` makes another call: the verdict shows both. Where it is the same, one before
-    /// it was another: a call that waits for nobody may have ended before that was found.
-    fn tell_difference(&self, begun: &Begun, (place, hash): (usize, u64), watch: &mut Watch<'_>) {
-        let (world, group) = (&*self.world, self.group);
-        let Some(peer) = self.around.get(place).copied() else { return };
-        let mut shown = (begun.contract.sequence, hash, None);
-        for round in 0..ROUNDS {
-            let sequence = shown.0;
-            let Some((contract, hash)) = world.call(group, sequence) else { break };
-            let location = world.location_of(group, sequence);
-            let own = [&hash.to_le_bytes()[..], &contract.to_wire(), location.as_bytes()].concat();
-            let Ok(theirs) = self.shared().explain(round, &own, place, watch) else { return };
-            let Some((hash, theirs)) = theirs.split_first_chunk::<8>() else { break };
-            let Some(theirs) = wire::read_contract(theirs) else { break };
-            let their_sequence = theirs.0.sequence;
-            let is_same = theirs.0 == contract;
-            shown = (sequence, u64::from_le_bytes(*hash), Some(theirs));
-            match their_sequence.cmp(&sequence) {
-                // Of two calls that met, the one with the lower number has the other's before it.
-                std::cmp::Ordering::Less => shown.0 = their_sequence,
-                std::cmp::Ordering::Greater => {}
-                std::cmp::Ordering::Equal if is_same && sequence > 0 => shown.0 = sequence - 1,
-                std::cmp::Ordering::Equal => break,
-            }
-        }
-        let (sequence, hash, theirs) = shown;
-        let known = theirs.as_ref().is_some_and(|theirs| theirs.0.sequence == sequence);
-        if !known || !world.compare_call(peer, group, (sequence, hash), theirs.as_ref()) {
-            let problem = "it shows another call than the one it makes".into();
-            world.raise(peer, Fault::Protocol { problem });
-        }
-    }
 }
-
-/// How many calls back a difference is looked for.
-const ROUNDS: u64 = 64;

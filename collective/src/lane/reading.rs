@@ -137,7 +137,10 @@ impl Driver {
             if self.world.error().is_some() {
                 return Err(Stop::Done);
             }
-            if let Taken::Unexpected(problem) = taken {
+            // Which of the calls before it was another, the ranks are finding out.
+            if let Taken::Unexpected(problem) = taken
+                && !self.world.is_in_doubt()
+            {
                 return Err(Stop::Protocol(problem));
             }
             changed.await;

@@ -252,7 +252,10 @@ impl Attending {
             | Message::Stuck(_)
             | Message::Silent { .. }
             | Message::Heard { .. }
-            | Message::Verdict(_) => {}
+            | Message::Verdict(_)
+            | Message::Differs { .. }
+            | Message::Trail(_)
+            | Message::Calls { .. } => {}
         }
         Ok(())
     }

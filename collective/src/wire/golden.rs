@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::contract::{Collective, Role};
 use crate::control::endpoint::Message;
+use crate::group::Trail;
 use crate::reduce::{ElementType, ReduceOp};
 use crate::trust::hello::{Again, Answer, Hello, Purpose};
 use crate::verdict::{Fault, Verdict};
@@ -117,6 +118,11 @@ fn control_messages() {
         waiting: None,
     };
     same(&Message::Verdict(verdict), GOLDEN_VERDICT);
+    same(&Message::Differs { group: 7 }, "0c000000 0d000000 0700000000000000");
+    let trail = Trail { group: 7, oldest: 8, hashes: vec![9] };
+    same(&Message::Trail(trail), GOLDEN_TRAIL);
+    let calls = Message::Calls { group: 7, calls: vec![vec![1, 2]] };
+    same(&calls, GOLDEN_CALLS);
 }
 
 /// What is written is `golden`, and what is read of it is written alike. Of its bytes changed, cut
@@ -166,5 +172,9 @@ const GOLDEN_HELLO: &str = "8a000000 0500000000000000 302e312e30 03000000 \
                             0200000000000000 3d73 3e73 00";
 const GOLDEN_GOODBYE: &str = "30000000 06000000 03000000 0100000000000000 0200000000000000 \
                               00000000 03000000 0500000000000000 0600000000000000";
+const GOLDEN_TRAIL: &str = "24000000 0e000000 0700000000000000 0800000000000000 0100000000000000 \
+                            0900000000000000";
+const GOLDEN_CALLS: &str = "1e000000 0f000000 0700000000000000 0100000000000000 0200000000000000 \
+                            0102";
 const GOLDEN_VERDICT: &str =
     "23000000 0c000000 0700000000000000 01000000 03000000 07000000 0200000000000000 6e6f 00";

@@ -188,18 +188,6 @@ impl World {
         self.state().groups.get(&group).map_or_else(String::new, |group| group.suffix().into())
     }
 
-    /// Where in the program a call was made, as far back as it is kept.
-    pub(crate) fn location_of(&self, group: u64, sequence: u64) -> String {
-        let state = self.state();
-        let location = state.groups.get(&group).and_then(|group| group.location_of(sequence));
-        location.map_or_else(String::new, contract::show_location)
-    }
-
-    /// A call of this rank and the rolling hash after it, as far back as it is kept.
-    pub(crate) fn call(&self, group: u64, sequence: u64) -> Option<(Contract, u64)> {
-        self.state().groups.get(&group)?.call(sequence)
-    }
-
     /// Whether no call is under way on a communicator.
     pub(crate) fn is_idle(&self, group: u64) -> bool {
         self.state().groups.get(&group).is_none_or(|group| group.outstanding() == 0)
@@ -219,49 +207,38 @@ impl World {
     /// A heartbeat: keeps how far the peer is, and compares the calls both have made.
     pub(crate) fn note_standings(&self, rank: u32, standings: Vec<Standing>) {
         let now = Instant::now();
-        let mut accusation = None;
+        let mut found = None;
         for standing in standings.into_iter().take(MAX_STANDINGS) {
             let mut state = self.state();
             if let Some(group) = state.groups.get_mut(&standing.group)
                 && let Some(place) = group.place_of(rank)
             {
-                accusation = accusation.or(group.note_standing(place, standing, now));
+                let difference = group.note_standing(place, standing, now);
+                found = found.or(difference.map(|difference| (group.id(), difference)));
             }
         }
-        self.accuse(accusation);
+        if let Some((group, difference)) = found {
+            self.tell_difference(rank, group, difference);
+        }
     }
 
     /// A message of a call: another call than the one made here under its number is a mismatch.
-    /// True if it is of a call that was begun here.
     pub(crate) fn compare(
         &self,
         from: u32,
         group: u64,
         header: &Header,
         contract: Option<&(Contract, String)>,
-    ) -> bool {
-        self.compare_call(from, group, (header.sequence, header.hash), contract)
-    }
-
-    /// As [`compare`](Self::compare), of what a rank shows in shared memory.
-    pub(crate) fn compare_call(
-        &self,
-        from: u32,
-        group: u64,
-        (sequence, hash): (u64, u64),
-        contract: Option<&(Contract, String)>,
-    ) -> bool {
-        let accusation = {
+    ) {
+        let difference = {
             let state = self.state();
-            let Some(group) = state.groups.get(&group) else { return false };
-            let Some(place) = group.place_of(from) else { return false };
-            if sequence >= group.calls().0 {
-                return false;
-            }
-            group.compare(place, sequence, hash, contract)
+            let Some(group) = state.groups.get(&group) else { return };
+            let Some(place) = group.place_of(from) else { return };
+            group.compare(place, header.sequence, header.hash, contract)
         };
-        self.accuse(accusation);
-        true
+        if let Some(difference) = difference {
+            self.tell_difference(from, group, difference);
+        }
     }
 
     /// A goodbye over control: the peer makes no more calls on a communicator, and has said so of
@@ -326,6 +303,7 @@ impl World {
     /// This rank makes no more calls on a communicator and its pairs. What it says to the others,
     /// of the pairs first.
     pub(crate) fn close_group(&self, id: u64) -> Vec<Goodbye> {
+        self.end_doubt();
         let mut accusation = None;
         let mut goodbyes = Vec::new();
         {

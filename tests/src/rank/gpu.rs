@@ -35,6 +35,9 @@ pub(super) fn act(words: &[&str]) -> Result<()> {
         }
         ["fail", _] => forever(&gpu, "queued")?,
         ["differ", rank, way] => differ(&gpu, rank, way)?,
+        // This rank's third call is another one; so many that are alike follow before the wait; with
+        // `no-wait` more of them, until heartbeats find it.
+        ["ahead", rank, count, wait] => ahead(&gpu, rank, count, *wait == "wait")?,
         // This rank makes the third call on the host.
         ["on-host", rank] => on_host(&gpu, rank)?,
         // Closes after five calls.
@@ -134,6 +137,28 @@ fn differ(gpu: &Gpu, rank: &str, way: &str) -> Result<()> {
         sum(gpu, way, if is_other { 1001 } else { 1000 })?;
     }
     Ok(())
+}
+
+fn ahead(gpu: &Gpu, rank: &str, count: &str, waits: bool) -> Result<()> {
+    let stream = gpu.stream().clone();
+    let on = gpu.on(&stream);
+    let [mut buffer, mut longer] = [1000, 1001].map(|length| device(gpu, &vec![1.0f32; length]));
+    let alike = |buffer: &mut CudaSlice<f32>| on.all_reduce(buffer, ReduceOp::Max);
+    for _ in 0..2 {
+        alike(&mut buffer)?;
+    }
+    match gpu.communicator().rank().to_string() == rank {
+        true => on.all_reduce(&mut longer, ReduceOp::Sum)?,
+        false => on.all_reduce(&mut buffer, ReduceOp::Sum)?,
+    }
+    for _ in 0..count.parse().unwrap_or(1) {
+        alike(&mut buffer)?;
+    }
+    while !waits {
+        gpu.settle();
+        alike(&mut buffer)?;
+    }
+    gpu.wait(&stream)
 }
 
 fn on_host(gpu: &Gpu, rank: &str) -> Result<()> {

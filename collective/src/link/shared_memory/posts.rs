@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use rustix::thread::futex;
@@ -52,7 +52,7 @@ struct Crowd {
 /// What a rank says of a call where it differs from another's; written only then.
 #[repr(C, align(64))]
 struct Card {
-    /// Which it is, from 1; written last.
+    /// Which it is, from 1; written last, and 0 meanwhile.
     number: AtomicU64,
     length: AtomicU64,
     words: [AtomicU64; CARD_WORDS],
@@ -124,16 +124,20 @@ impl Posts {
     }
 
     /// Tells what this rank calls, and waits for what another does, for the `round`th time. Two
-    /// cards serve two rounds in turn, as posts do.
+    /// cards serve two rounds in turn, as posts do. None if that one speaks with a third, and has
+    /// shown another call since.
     pub(crate) fn explain(
         &self,
         round: u64,
         own: &[u8],
         rank: usize,
         patience: &mut impl Patience,
-    ) -> Result<Vec<u8>, Interrupt> {
+    ) -> Result<Option<Vec<u8>>, Interrupt> {
         let own = &own[..own.len().min(8 * CARD_WORDS)];
         let card = self.card(self.peers.own, round);
+        // A third rank may still read what it held.
+        card.number.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
         for (word, bytes) in card.words.iter().zip(own.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
@@ -142,7 +146,7 @@ impl Posts {
         card.length.store(own.len() as u64, Ordering::Relaxed);
         card.number.store(round + 1, Ordering::Release);
         let card = self.card(rank, round);
-        while card.number.load(Ordering::Acquire) != round + 1 {
+        while card.number.load(Ordering::Acquire) <= round {
             if patience.is_over() {
                 return Err(Interrupt);
             }
@@ -153,7 +157,9 @@ impl Posts {
         let words = card.words.iter().map(|word| word.load(Ordering::Relaxed));
         let mut theirs: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         theirs.truncate(length);
-        Ok(theirs)
+        fence(Ordering::Acquire);
+        let is_whole = card.number.load(Ordering::Relaxed) == round + 1;
+        Ok(is_whole.then_some(theirs))
     }
 
     fn card(&self, rank: usize, round: u64) -> &Card {

@@ -41,8 +41,8 @@ pub(crate) struct Shared {
 pub(crate) enum Stop {
     /// The world has ended.
     Over,
-    /// That rank makes another call, after which its rolling hash is this.
-    Differs(usize, u64),
+    /// That rank makes another call, or has made another one before.
+    Differs(usize),
 }
 
 impl From<Interrupt> for Stop {
@@ -77,14 +77,14 @@ impl Shared {
     }
 
     /// Where a rank differs: tells the others of a call of this one, and hears of that one's; rounds
-    /// count from 0.
+    /// count from 0. None if that one does not wait for this one, and is rounds ahead.
     pub(crate) fn explain(
         &self,
         round: u64,
         own: &[u8],
         rank: usize,
         patience: &mut impl Patience,
-    ) -> Result<Vec<u8>, Stop> {
+    ) -> Result<Option<Vec<u8>>, Stop> {
         Ok(self.posts.explain(round, own, rank, patience)?)
     }
 
@@ -364,9 +364,9 @@ impl Call<'_> {
 
     fn meet(&self, rank: usize, patience: &mut impl Patience) -> Result<(), Stop> {
         self.wait(rank, 1, patience)?;
-        match self.posts.of(rank, self.number).hash() {
-            hash if hash == self.hash => Ok(()),
-            hash => Err(Stop::Differs(rank, hash)),
+        match self.posts.of(rank, self.number).hash() == self.hash {
+            true => Ok(()),
+            false => Err(Stop::Differs(rank)),
         }
     }
 
