@@ -25,7 +25,7 @@ use crate::verdict::{Fault, Loss, Verdict};
 
 pub(crate) use communicators::Goodbye;
 use communicators::{EarlyGoodbye, Turn};
-use doubt::Doubt;
+use doubt::Doubts;
 pub(crate) use doubt::Judged;
 
 /// A rank of the world, as it introduced itself at the start.
@@ -149,8 +149,8 @@ struct State {
     stuck: Reports,
     /// Whose turn it is in a heartbeat.
     turn: Turn,
-    /// A difference of which more is asked.
-    doubt: Option<Doubt>,
+    /// Differences of which more is asked.
+    doubts: Doubts,
 }
 
 impl World {
@@ -174,7 +174,7 @@ impl World {
             threads: Threads::default(),
             stuck: Reports::default(),
             turn: Turn::default(),
-            doubt: None,
+            doubts: Doubts::default(),
         };
         Self {
             rank,
@@ -434,11 +434,15 @@ mod tests {
 
     /// Rank 0's view of a world of three.
     pub(super) fn of_three() -> World {
+        rank_of_three(0)
+    }
+
+    pub(super) fn rank_of_three(rank: u32) -> World {
         let late_after = Duration::from_secs(10);
         let limits = Limits { late_after, timeout: None, dead_after: None };
         let choice = Choice { costs: CostTable::default(), forced: None, lanes: 1 };
         let peers = (0..3).map(|rank| Peer::new(rank, "host", 1)).collect();
-        World::new(0, 1, peers, limits, choice, Arc::new(Counters::new(0, 3, "memory")))
+        World::new(rank, 1, peers, limits, choice, Arc::new(Counters::new(rank, 3, "memory")))
     }
 
     #[test]

@@ -234,13 +234,13 @@ fn of_a_call_that_is_kept_no_more_the_ranks_say_so() {
 }
 
 #[test]
-fn of_three_ranks_each_shows_two_calls_that_differ() {
+fn three_ranks_show_the_call_that_differs() {
     let _one_at_a_time = machine_lock();
-    for transport in ["auto", "quic"] {
-        let transport = [("ALLFOLD_TRANSPORT", transport)];
-        for ended in Machine::new().run(3, &["ahead", "1", "200", "wait"], &transport) {
-            let words =
-                ["rank 1 called all_reduce #", "f32 x 1000, on GPUs", "f32 x 1001, on GPUs"];
+    for (transport, culprit) in [("auto", "1"), ("auto", "2"), ("quic", "1"), ("quic", "2")] {
+        let variables = [("ALLFOLD_TRANSPORT", transport)];
+        for ended in Machine::new().run(3, &["ahead", culprit, "200", "wait"], &variables) {
+            let culprit = format!("rank {culprit} called all_reduce #");
+            let words = [&culprit, "f32 x 1000, on GPUs", "f32 x 1001, on GPUs"];
             ended.assert_error(3, &words);
         }
     }

@@ -37,8 +37,10 @@ pub(super) fn hear(control: &Control, world: &World, peer: u32, group: u64) {
 
 /// `peer` shows what calls it has made: says where this rank's differ.
 pub(super) fn answer(control: &Control, world: &World, peer: u32, trail: &Trail) {
-    let calls = world.answer(peer, trail).iter().map(group::to_bytes).collect();
-    control.post(peer, Message::Calls { group: trail.group, calls });
+    if let Some(calls) = world.answer_judge(peer, trail) {
+        let calls = calls.iter().map(group::to_bytes).collect();
+        control.post(peer, Message::Calls { group: trail.group, calls });
+    }
 }
 
 /// `peer` has said where its calls differ.

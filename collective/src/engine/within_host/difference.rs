@@ -11,6 +11,8 @@ use crate::world::Judged;
 
 /// What a rank shows of a call.
 struct Card {
+    /// The rank of the world that it is for.
+    to: u32,
     /// The rolling hash after it.
     hash: u64,
     /// The first call that its rank keeps.
@@ -19,9 +21,9 @@ struct Card {
 }
 
 impl Card {
-    fn of(kept: &Kept, sequence: u64) -> Option<Self> {
+    fn of(kept: &Kept, sequence: u64, to: u32) -> Option<Self> {
         let (hash, call) = kept.show(sequence)?;
-        Some(Self { hash, oldest: kept.oldest(), call })
+        Some(Self { to, hash, oldest: kept.oldest(), call })
     }
 
     fn sequence(&self) -> u64 {
@@ -29,32 +31,38 @@ impl Card {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let Self { hash, oldest, call } = self;
-        [&hash.to_le_bytes()[..], &oldest.to_le_bytes(), &group::to_bytes(call)].concat()
+        let Self { to, hash, oldest, call } = self;
+        let words = [u64::from(*to), *hash, *oldest].map(u64::to_le_bytes);
+        [&words.concat()[..], &group::to_bytes(call)].concat()
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (hash, bytes) = bytes.split_first_chunk::<8>()?;
-        let (oldest, bytes) = bytes.split_first_chunk::<8>()?;
-        let [hash, oldest] = [hash, oldest].map(|word| u64::from_le_bytes(*word));
-        Some(Self { hash, oldest, call: group::from_bytes(bytes)? })
+    fn from_bytes(mut bytes: &[u8]) -> Option<Self> {
+        let mut word = || {
+            let (word, rest) = bytes.split_first_chunk::<8>()?;
+            bytes = rest;
+            Some(u64::from_le_bytes(*word))
+        };
+        let (to, hash, oldest) = (word()?, word()?, word()?);
+        Some(Self { to: u32::try_from(to).ok()?, hash, oldest, call: group::from_bytes(bytes)? })
     }
 }
 
 /// The rank that this one compares its calls with, as it finds it, in turns.
 struct Talk<'a, 'b> {
     within: &'a WithinHost,
+    /// Among those that meet here, and in the world.
     place: usize,
+    peer: u32,
     kept: Kept,
     round: u64,
     watch: &'a mut Watch<'b>,
 }
 
 impl Talk<'_, '_> {
-    /// Shows a call of this rank, and sees the other's. None if it shows none, because it speaks with
-    /// a third one.
+    /// Shows a call of this rank, and sees the other's, which may be for a third one. None if that has
+    /// gone on.
     fn show(&mut self, sequence: u64) -> Result<Option<(Card, Card)>, Stop> {
-        let Some(own) = Card::of(&self.kept, sequence) else { return Ok(None) };
+        let Some(own) = Card::of(&self.kept, sequence, self.peer) else { return Ok(None) };
         let shared = self.within.shared();
         let theirs = shared.explain(self.round, &own.to_bytes(), self.place, self.watch)?;
         self.round += 1;
@@ -84,10 +92,8 @@ impl WithinHost {
         let Some(peer) = self.around.get(place).copied() else { return };
         let Some(kept) = world.kept(group) else { return };
         let kept = kept.with(begun);
-        let mut talk = Talk { within: self, place, kept, round: 0, watch };
-        let Ok(Found { accusation, is_all }) = talk.find(peer, begun.contract.sequence) else {
-            return;
-        };
+        let mut talk = Talk { within: self, place, peer, kept, round: 0, watch };
+        let Ok(Found { accusation, is_all }) = talk.find(begun.contract.sequence) else { return };
         let since = Instant::now();
         // The two who speak with each other find more.
         while !is_all && !world.is_over() && since.elapsed() < TELL_LIMIT {
@@ -103,14 +109,23 @@ impl WithinHost {
 
 impl Talk<'_, '_> {
     /// Looks for the first call that differs.
-    fn find(&mut self, peer: u32, sequence: u64) -> Result<Found, Stop> {
-        let (world, group) = (self.within.world.clone(), self.within.group);
+    fn find(&mut self, sequence: u64) -> Result<Found, Stop> {
+        let (world, group, peer) = (self.within.world.clone(), self.within.group, self.peer);
         let judge = |by: Judged<'_>| world.judge(peer, group, by);
         let Some((own, theirs)) = self.show(sequence)? else {
             let met = self.kept.show(sequence);
             let accusation = met.and_then(|(_, met)| judge(Judged::After(&met)));
             return Ok(Found { accusation, is_all: false });
         };
+        if theirs.to != world.rank {
+            // It looks for the call with a third rank, whose verdict is to be that of all.
+            let (ours, other) = (own.call.0, theirs.call.0);
+            let accusation = match ours.sequence == other.sequence && ours != other {
+                true => judge(Judged::Shown(&self.kept, &[theirs.call])),
+                false => judge(Judged::After(&own.call)),
+            };
+            return Ok(Found { accusation, is_all: false });
+        }
         let from = own.oldest.max(theirs.oldest);
         let last = own.sequence().min(theirs.sequence());
         let last_look = match own.sequence() == theirs.sequence() {
