@@ -154,11 +154,13 @@ fn ahead(gpu: &Gpu, rank: &str, count: &str, waits: bool) -> Result<()> {
     for _ in 0..count.parse().unwrap_or(1) {
         alike(&mut buffer)?;
     }
-    while !waits {
+    if waits {
+        return gpu.wait(&stream);
+    }
+    loop {
         gpu.settle();
         alike(&mut buffer)?;
     }
-    gpu.wait(&stream)
 }
 
 fn on_host(gpu: &Gpu, rank: &str) -> Result<()> {
