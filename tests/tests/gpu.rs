@@ -166,9 +166,9 @@ fn ranks_that_disagree_are_told() {
     let machine = Machine::new();
     for way in ["blocking", "queued"] {
         for ended in machine.run(3, &["differ", "1", way], &[]) {
-            let words = ["sum of f32 x 1001, on GPUs", "sum of f32 x 1000, on GPUs", "gpu.rs:"];
-            let words = if way == "queued" { &["of f32 x 1001, on GPUs"][..] } else { &words };
-            ended.assert_error(3, words);
+            let op = if way == "queued" { "max" } else { "sum" };
+            let words = [1000, 1001].map(|count| format!("({op} of f32 x {count}, on GPUs, tests"));
+            ended.assert_error(3, &[&words[0], &words[1]]);
         }
     }
 }
