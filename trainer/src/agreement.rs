@@ -36,6 +36,25 @@ pub(crate) fn compare(world: &Communicator, subject: &'static str, lines: &[Stri
     })
 }
 
+/// What every rank must have: this one's, if all of them have theirs.
+///
+/// # Errors
+/// This rank's own; else [`Error::Gpu`], with that of the first rank that has one.
+pub(crate) fn on_all<T>(world: &Communicator, own: Result<T>) -> Result<T> {
+    let mut failed = vec![0u64; world.size()];
+    if let (Some(slot), Err(_)) = (failed.get_mut(world.rank()), &own) {
+        *slot = 1;
+    }
+    world.all_reduce(&mut failed, ReduceOp::Sum)?;
+    let Some(rank) = failed.iter().position(|&failed| failed > 0) else { return own };
+    let words = own.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let problem = broadcast_text(world, &words, rank)?;
+    own.and_then(|_| {
+        let (problem, help) = (format!("rank {rank}: {problem}"), SEE_RANK.into());
+        Err(Error::Gpu { problem, help })
+    })
+}
+
 /// The root's text on every rank.
 pub(crate) fn broadcast_text(world: &Communicator, own: &str, root: usize) -> Result<String> {
     let mut length = [own.len() as u64];
@@ -51,7 +70,36 @@ pub(crate) fn broadcast_text(world: &Communicator, own: &str, root: usize) -> Re
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+const SEE_RANK: &str = "what that rank wrote last says more";
 /// What a rank has where its list has ended.
 const NOTHING: &str = "nothing more";
 /// Bytes of a list: a million parameters with names of 60 bytes.
 const TEXT_LIMIT: u64 = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_rank_lacks_all_are_told() {
+        let worlds = Communicator::in_memory(3).unwrap();
+        let told = std::thread::scope(|scope| {
+            let of = |world: &Communicator| match on_all(world, own(world.rank())) {
+                Ok(rank) => format!("has {rank}"),
+                Err(error) => error.to_string(),
+            };
+            let ranks: Vec<_> = worlds.iter().map(|world| scope.spawn(move || of(world))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(told, ["rank 1: it is full", "it is full", "rank 1: it is full"]);
+        let alone = on_all(&Communicator::single(), own(0));
+        assert_eq!(alone.unwrap(), 0);
+    }
+
+    fn own(rank: usize) -> Result<usize> {
+        match rank {
+            1 => Err(Error::Gpu { problem: "it is full".into(), help: String::new() }),
+            _ => Ok(rank),
+        }
+    }
+}

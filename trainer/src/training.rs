@@ -21,7 +21,7 @@ use crate::initial::fill_from_seed;
 use crate::interval::Interval;
 use crate::loss::{count, sum_of_losses};
 use crate::optimizer::Optimiser;
-use crate::options::Options;
+use crate::options::{DeviceKind, Options};
 use crate::parameters::by_name;
 use crate::problem::Problem;
 use crate::resume::{MIXED, Resumed, resume};
@@ -147,12 +147,20 @@ impl<'a> Training<'a> {
     ) -> Result<Self> {
         let settings = Settings::new(options, world.size(), &data)?;
         agreement::compare(world, "options", &settings.lines(&data))?;
-        let device = device::open(settings.device, world)?;
         let vars = VarMap::new();
-        let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &device);
-        let model = settings.model.build(&settings.hidden, &data.shape, builder)?;
-        fill_from_seed(&vars, settings.seed)?;
-        let optimizer = Optimiser::new(settings.optimizer_config(), &by_name(&vars))?;
+        let build = || {
+            let device = device::open(settings.device, world)?;
+            let builder = VarBuilder::from_varmap(&vars, settings.dtype(), &device);
+            let model = settings.model.build(&settings.hidden, &data.shape, builder)?;
+            fill_from_seed(&vars, settings.seed)?;
+            let optimizer = Optimiser::new(settings.optimizer_config(), &by_name(&vars))?;
+            Ok((device, model, optimizer))
+        };
+        // On GPUs what one rank cannot have another one may.
+        let (device, model, optimizer) = match settings.device {
+            DeviceKind::Cpu => build()?,
+            DeviceKind::Gpu => agreement::on_all(world, build())?,
+        };
         let mut optimizer =
             Distributed::new(optimizer, &vars, world)?.with_bucket_limit(settings.bucket_bytes)?;
         optimizer.set_clip_norm(settings.clip_norm);
