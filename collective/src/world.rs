@@ -294,6 +294,10 @@ impl World {
 
     /// Ends the world: `culprit` is at fault, as this rank sees it.
     pub(crate) fn raise(&self, culprit: u32, fault: Fault) {
+        // What is known already comes first.
+        if !matches!(fault, Fault::Mismatch { .. }) {
+            self.end_doubt();
+        }
         let waiting = match fault {
             Fault::Lost { .. } | Fault::LinkDown { .. } => self.waiting(Some(culprit)),
             Fault::CutOff { .. } => self.waiting(None),
@@ -306,6 +310,7 @@ impl World {
 
     /// Ends the world: this rank is on its way out, and says nothing of what others may know better.
     pub(crate) fn depart(&self) {
+        self.end_doubt();
         let (epoch, seen_by, culprit) = (self.epoch, self.rank, self.rank);
         let fault = Fault::Lost { loss: Loss::Departed, last: None };
         self.settle(Verdict { epoch, seen_by, culprit, fault, waiting: None });

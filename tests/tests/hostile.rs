@@ -170,7 +170,7 @@ fn client() -> Endpoint {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous))
         .with_no_client_auth();
-    tls.alpn_protocols = vec![b"allfold/2".to_vec()];
+    tls.alpn_protocols = vec![b"allfold/3".to_vec()];
     let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let tls = QuicClientConfig::try_from(tls).unwrap();
     endpoint.set_default_client_config(ClientConfig::new(Arc::new(tls)));

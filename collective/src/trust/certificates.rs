@@ -358,7 +358,7 @@ fn failed(problem: &dyn std::fmt::Display) -> Error {
 }
 
 /// The protocol and its version.
-pub const PROTOCOL: &str = "allfold/2";
+pub const PROTOCOL: &str = "allfold/3";
 pub(super) const ALPN: &[u8] = PROTOCOL.as_bytes();
 /// What is left between versions: the dialler's hello begins with its version and rank, in all of
 /// them alike, and is refused with both versions named.

@@ -103,8 +103,8 @@ fn another_version_of_the_protocol_is_named_on_both_sides() {
     assert!(warned.contains(&told) && warned.contains("127.0.0.1:"), "{warned}");
     let (told, warned) = outcome(&["allfold/1"]);
     let DialError::Final(told) = told else { panic!("not refused: {told:?}") };
-    assert_eq!(told, "rank 0 runs another version of allfold: it does not speak allfold/2");
-    assert!(warned.contains("does not speak allfold/2"), "{warned}");
+    assert_eq!(told, "rank 0 runs another version of allfold: it does not speak allfold/3");
+    assert!(warned.contains("does not speak allfold/3"), "{warned}");
     assert!(warned.contains("127.0.0.1:"), "{warned}");
 }
 
