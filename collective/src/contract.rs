@@ -52,6 +52,8 @@ pub(crate) enum Role {
     DeviceClose = 4,
     /// What ranks tell each other before NCCL connects them.
     Connect = 5,
+    /// As `Device`, of a call that is compared first, and again when it is done.
+    DeviceNow = 6,
 }
 
 /// One call, as all ranks must make it.
@@ -161,12 +163,12 @@ impl Role {
     }
 
     fn is_on_device(self) -> bool {
-        matches!(self, Self::Device | Self::DeviceWait | Self::DeviceClose)
+        matches!(self, Self::Device | Self::DeviceNow | Self::DeviceWait | Self::DeviceClose)
     }
 
     fn from_wire(number: u8) -> Option<Self> {
         use Role::*;
-        [Data, Split, Device, DeviceWait, DeviceClose, Connect]
+        [Data, Split, Device, DeviceWait, DeviceClose, Connect, DeviceNow]
             .into_iter()
             .find(|role| *role as u8 == number)
     }
@@ -274,7 +276,7 @@ impl Contract {
             Role::Connect => ("connect", "on GPUs".into()),
             Role::DeviceWait => ("wait", self.details()),
             Role::DeviceClose => ("close", self.details()),
-            Role::Data | Role::Device => (self.collective.name(), self.details()),
+            Role::Data | Role::Device | Role::DeviceNow => (self.collective.name(), self.details()),
         };
         let within = [details.as_str(), location.unwrap_or_default()];
         let within: Vec<&str> = within.into_iter().filter(|part| !part.is_empty()).collect();
@@ -305,7 +307,10 @@ impl Contract {
         // Two calls of one total must read differently.
         let parts = (self.spread != 0).then(|| format!("in parts {:08x}", self.spread >> 32));
         let label = self.label.map(|label| format!("label {label}"));
-        let place = self.role.is_on_device().then(|| "on GPUs".to_string());
+        let place = match self.role {
+            Role::DeviceNow => Some("on GPUs, blocking".to_string()),
+            _ => self.role.is_on_device().then(|| "on GPUs".to_string()),
+        };
         let words = [root, data, parts, place, label];
         words.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }

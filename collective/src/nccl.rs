@@ -31,7 +31,7 @@
 //!
 //! A call that blocks ([`Gpu`]'s own methods) is given to NCCL only after every rank is seen to have
 //! made the same one, and the same ones before it, so that a mismatch is an error before anything is
-//! reduced. A call on a stream ([`Gpu::on`]) is numbered and given to NCCL at once, and compared with
+//! reduced; it returns once all ranks are seen to have ended it well. A call on a stream ([`Gpu::on`]) is numbered and given to NCCL at once, and compared with
 //! all others by [`Gpu::wait`] or [`Gpu::synchronize`], which every rank makes like any other call;
 //! messages are compared each by itself. Until one of them has returned, NCCL may be at work on calls
 //! that differ, with whatever comes of that in the buffers: a program that waits by CUDA's own means

@@ -166,8 +166,11 @@ fn ranks_that_disagree_are_told() {
     let machine = Machine::new();
     for way in ["blocking", "queued"] {
         for ended in machine.run(3, &["differ", "1", way], &[]) {
-            let op = if way == "queued" { "max" } else { "sum" };
-            let words = [1000, 1001].map(|count| format!("({op} of f32 x {count}, on GPUs, tests"));
+            let (op, place) = match way {
+                "queued" => ("max", "on GPUs, tests"),
+                _ => ("sum", "on GPUs, blocking, tests"),
+            };
+            let words = [1000, 1001].map(|count| format!("({op} of f32 x {count}, {place}"));
             ended.assert_error(3, &[&words[0], &words[1]]);
         }
     }
@@ -286,6 +289,25 @@ fn communicators_in_opposite_order_are_a_deadlock() {
     }
     for ended in machine.run(2, &["opposite"], &[("ALLFOLD_TIMEOUT", "1s")]) {
         ended.assert_error(75, &["all_reduce #", "did not end within 1 s"]);
+    }
+}
+
+#[test]
+fn one_end_of_a_message_may_wait_and_the_other_not() {
+    let _one_at_a_time = machine_lock();
+    for ended in Machine::new().run(2, &["scatter"], &[]) {
+        assert_eq!(ended.code(), 0, "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_call_that_blocks_is_another_one() {
+    let _one_at_a_time = machine_lock();
+    for transport in ["auto", "quic"] {
+        let variables = [("ALLFOLD_TRANSPORT", transport)];
+        for ended in Machine::new().run(2, &["ways"], &variables) {
+            ended.assert_error(3, &["f32 x 1000, on GPUs, tests", "f32 x 1000, on GPUs, blocking"]);
+        }
     }
 }
 

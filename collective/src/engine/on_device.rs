@@ -15,7 +15,7 @@ use crate::reduce::ElementType;
 
 impl Engine {
     /// Numbers a call and returns once every rank is seen to have made the same one, and the same
-    /// ones before it; its communicator and sequence. `shape` is that of [`Role::Device`].
+    /// ones before it; its communicator and sequence. `shape` is that of [`Role::DeviceNow`] or of a wait.
     pub(crate) fn compare(&self, shape: &CallShape) -> Result<(u64, u64)> {
         let nothing = Parts { input: 0..0, output: 0..0 };
         let sequence = self.call(shape, Borrowed::in_place::<u8>(&mut [], nothing))?;
@@ -33,17 +33,15 @@ impl Engine {
     }
 
     /// Numbers a message of so many elements; its end says that the other rank has made its own.
-    /// `role`: [`Role::Device`], or [`Role::DeviceWait`] when it is done.
     pub(crate) fn start_comparing_message(
         &self,
-        role: Role,
         peer: (u32, bool),
         data: (ElementType, usize),
         label: Option<u64>,
         location: &'static Location<'static>,
     ) -> Result<Pending<()>> {
         let _turn = self.enter(location)?;
-        let (group, shape) = self.message(data, role, peer, label, location);
+        let (group, shape) = self.message(data, Role::Device, peer, label, location);
         let nothing = Parts { input: 0..0, output: 0..0 };
         self.start_on(group, &shape, buffer::hold((), nothing))
     }

@@ -185,6 +185,7 @@ impl Gpu {
     #[track_caller]
     pub fn synchronize(&self) -> Result<()> {
         let location = Location::caller();
+        let _turn = self.enter(location)?;
         self.compare(Role::DeviceWait, location)?;
         self.wait_all(location)?;
         self.compare(Role::DeviceWait, location)
@@ -371,10 +372,12 @@ impl Gpu {
     /// down once they have ended on every rank: what one of them has sent may still be on its way from
     /// here.
     fn stop(&mut self, location: &'static Location<'static>) -> Result<()> {
-        let result = self
-            .compare(Role::DeviceClose, location)
-            .and_then(|()| self.wait_all(location))
-            .and_then(|()| self.compare(Role::DeviceClose, location));
+        let end = |_turn| {
+            self.compare(Role::DeviceClose, location)?;
+            self.wait_all(location)?;
+            self.compare(Role::DeviceClose, location)
+        };
+        let result = self.enter(location).and_then(end);
         if self.world().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
             self.let_go();
         } else {

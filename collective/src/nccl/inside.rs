@@ -54,6 +54,9 @@ pub(super) struct Patience {
 /// A call that has been inside for some time.
 struct Long {
     since: Instant,
+    looked: Instant,
+    /// Time in which this rank was itself not there to wait.
+    missed: Duration,
     next_warning: Duration,
     reported: Option<Instant>,
     /// What the program's other threads do meanwhile.
@@ -68,11 +71,23 @@ impl Patience {
             return;
         };
         let limits = world.limits;
-        let new = || Long { since, next_warning: limits.late_after, reported: None, rest: None };
+        let now = Instant::now();
+        let new = || Long {
+            since,
+            looked: now,
+            missed: Duration::ZERO,
+            next_warning: limits.late_after,
+            reported: None,
+            rest: None,
+        };
         let call = self.call.take().filter(|call| call.since == since).unwrap_or_else(new);
         let call = self.call.insert(call);
-        let now = Instant::now();
-        let waited = now.saturating_duration_since(since);
+        let gap = now.saturating_duration_since(call.looked);
+        call.looked = now;
+        if gap >= GAP {
+            call.missed += gap;
+        }
+        let waited = now.saturating_duration_since(since).saturating_sub(call.missed);
         let (group, sequence) = number;
         if waited >= call.next_warning {
             call.next_warning = (waited * 2).max(SHORTEST);
@@ -102,5 +117,7 @@ impl Patience {
     }
 }
 
+/// As calls in memory judge this rank's own stops (`engine/watch.rs`).
+const GAP: Duration = Duration::from_millis(500);
 /// Between two warnings.
 const SHORTEST: Duration = Duration::from_millis(5);

@@ -48,11 +48,25 @@ fn find(name: &'static str) -> Option<Setting> {
 
 /// In the order in which NCCL reads them; the first line counts.
 fn files() -> Vec<PathBuf> {
-    let own = match std::env::var_os("NCCL_CONF_FILE").filter(|file| !file.is_empty()) {
-        Some(file) => Some(file.into()),
-        None => std::env::home_dir().map(|home| home.join(".nccl.conf")),
+    let own: Vec<PathBuf> = match std::env::var_os("NCCL_CONF_FILE").filter(|file| !file.is_empty())
+    {
+        Some(file) => vec![file.into()],
+        // Newer versions go by HOME, older ones by the list of users.
+        None => [std::env::home_dir(), home_of_user()]
+            .into_iter()
+            .flatten()
+            .map(|home| home.join(".nccl.conf"))
+            .collect(),
     };
     own.into_iter().chain([PathBuf::from("/etc/nccl.conf")]).collect()
+}
+
+fn home_of_user() -> Option<PathBuf> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    let own = rustix::process::getuid().as_raw().to_string();
+    // NAME:PASSWORD:UID:GID:COMMENT:HOME:SHELL
+    let is_own = |line: &&str| line.split(':').nth(2) == Some(own.as_str());
+    users.lines().find(is_own)?.split(':').nth(5).map(PathBuf::from)
 }
 
 /// One that cannot be read has no settings, to NCCL neither.

@@ -243,7 +243,9 @@ fn failed(failure: Failure, world: Option<&World>, limit: Duration) -> Error {
 /// Ends the world because NCCL or CUDA fails on this rank. Another rank may be why: for so long the
 /// world may say so, and then this one is not at fault.
 pub(super) fn blame(world: &World, patience: Duration, problem: String) -> Error {
-    let until = Instant::now() + patience;
+    // Where all ranks fail alike, the lowest says so first, and one error is that of all.
+    let turn = if patience.is_zero() { Duration::ZERO } else { TURN * world.rank.min(MAX_TURNS) };
+    let until = Instant::now() + patience + turn;
     while !world.is_over() && Instant::now() < until {
         std::thread::sleep(ASK);
     }
@@ -266,6 +268,9 @@ const ASK: Duration = Duration::from_millis(1);
 /// As long as lanes wait for a verdict after a broken link (2.6 s): two seconds of silence, the
 /// question to other ranks, and the way of the verdict.
 pub(super) const OTHERS_KNOW: Duration = Duration::from_millis(2600);
+/// More than a verdict needs to the other ranks.
+const TURN: Duration = Duration::from_millis(10);
+const MAX_TURNS: u32 = 20;
 /// What NCCL has registered with GPUs and network cards is given back one by one.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Giving NCCL up takes milliseconds.

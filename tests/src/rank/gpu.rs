@@ -52,6 +52,19 @@ pub(super) fn act(words: &[&str]) -> Result<()> {
             gpu.send(&ones, peer)?;
             gpu.recv(&mut other, peer)?;
         }
+        // The other rank receives, and waits for it, what this one has only queued.
+        ["scatter"] => {
+            let (rank, mut buffer) = (gpu.communicator().rank(), device(&gpu, &[7.0f32; 10]));
+            let stream = gpu.stream().clone();
+            match rank {
+                0 => gpu.on(&stream).group(|calls| calls.send(&buffer, 1))?,
+                _ => gpu.recv(&mut buffer, 0)?,
+            }
+            gpu.wait(&stream)?;
+        }
+        // Rank 1 waits for a call at once, and the others later.
+        ["ways"] if gpu.communicator().rank() == 1 => sum(&gpu, "blocking", 1000)?,
+        ["ways"] => sum(&gpu, "grouped", 1000)?,
         // Two communicators, which rank 1 uses first in the other order.
         ["opposite"] => return opposite(gpu),
         // Not closed.

@@ -274,9 +274,13 @@ impl<'a> DeviceCall<'a> {
             Way::Compared(comparing) => comparing,
             Way::Raw(comm) => return self.give_raw(comm, launch),
         };
-        call.role = Role::Device;
+        // Calls that are compared at other moments are other calls.
+        call.role = match comparing {
+            Comparing::Blocking => Role::DeviceNow,
+            Comparing::Queued | Comparing::Grouped(_) => Role::Device,
+        };
         let shape = self.caller().shape::<T>(call);
-        let turn = self.enter(comparing)?;
+        let _turn = self.enter(comparing)?;
         match (self.caller().engine(), comparing) {
             (None, _) => {}
             (Some(engine), Comparing::Blocking) => {
@@ -288,9 +292,9 @@ impl<'a> DeviceCall<'a> {
                 self.gpu.note_numbered(Some(number));
             }
         }
-        self.give(comparing, turn, None, launch)?;
+        self.give(comparing, None, launch)?;
         match comparing {
-            Comparing::Blocking => self.gpu.agree_done(self.location),
+            Comparing::Blocking => self.gpu.compare(Role::DeviceWait, self.location),
             Comparing::Queued | Comparing::Grouped(_) => Ok(()),
         }
     }
@@ -307,14 +311,13 @@ impl<'a> DeviceCall<'a> {
             Way::Raw(comm) => return self.give_raw(comm, launch),
         };
         let (of, label, location) = ((T::TYPE, count), self.label, self.location);
-        let compare = |role| match self.caller().engine() {
-            None => Ok(None),
-            Some(engine) => self
-                .checked(engine.start_comparing_message(role, peer, of, label, location))
-                .map(Some),
+        let _turn = self.enter(comparing)?;
+        let started = match self.caller().engine() {
+            None => None,
+            Some(engine) => {
+                Some(self.checked(engine.start_comparing_message(peer, of, label, location))?)
+            }
         };
-        let turn = self.enter(comparing)?;
-        let started = compare(Role::Device)?;
         self.gpu.note_numbered(started.as_ref().and_then(Pending::number));
         let started = match (started, comparing) {
             (Some(started), Comparing::Blocking) => {
@@ -323,13 +326,7 @@ impl<'a> DeviceCall<'a> {
             }
             (started, _) => started,
         };
-        self.give(comparing, turn, started, launch)?;
-        // As `agree_done`, of the two ranks.
-        let done = match comparing {
-            Comparing::Blocking => compare(Role::DeviceWait)?,
-            Comparing::Queued | Comparing::Grouped(_) => None,
-        };
-        done.map_or(Ok(()), |done| self.checked(done.wait()))
+        self.give(comparing, started, launch)
     }
 
     /// The turn of a call that is not within a group, which has it already.
@@ -344,7 +341,6 @@ impl<'a> DeviceCall<'a> {
     fn give(
         &self,
         comparing: Comparing,
-        turn: Option<Turn<'_>>,
         started: Option<Pending<()>>,
         launch: impl FnOnce(&Functions, Comm, cudaStream_t) -> Code,
     ) -> Result<()> {
@@ -359,10 +355,7 @@ impl<'a> DeviceCall<'a> {
             self.gpu.note_started(started);
         }
         match comparing {
-            Comparing::Blocking => {
-                drop(turn);
-                self.gpu.wait_compared(self.stream, self.location)
-            }
+            Comparing::Blocking => self.gpu.wait_compared(self.stream, self.location),
             Comparing::Queued => self.gpu.limit_started(),
             Comparing::Grouped(_) => Ok(()),
         }

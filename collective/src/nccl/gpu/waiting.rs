@@ -19,25 +19,22 @@ impl Gpu {
         location: &'static Location<'static>,
     ) -> Result<()> {
         self.takes(stream)?;
+        let _turn = self.enter(location)?;
         self.compare(Role::DeviceWait, location)?;
         self.wait_compared(stream, location)?;
-        self.agree_done(location)
-    }
-
-    /// Returns once every rank has seen its own kernels end well. What another rank was given, before
-    /// this one knows that the world has ended, may be what NCCL wrote while it was given up.
-    pub(in crate::nccl) fn agree_done(&self, location: &'static Location<'static>) -> Result<()> {
         self.compare(Role::DeviceWait, location)
     }
 
-    /// Returns once every rank is seen to have made the same calls, and this one.
+    /// Returns once every rank is seen to have made the same calls, and this one; within the turn of
+    /// whoever asks. Made again after a wait, it says that every rank has seen its own kernels end
+    /// well: what this one was given, before it knows that the world has ended, may be what another
+    /// one's NCCL wrote while it was given up.
     pub(in crate::nccl) fn compare(
         &self,
         role: Role,
         location: &'static Location<'static>,
     ) -> Result<()> {
         let Some(communicator) = &self.communicator else { return Ok(()) };
-        let _turn = self.enter(location)?;
         let caller = communicator.caller(location);
         let mut call = caller.whole(Collective::Barrier, None, 0);
         call.role = role;
