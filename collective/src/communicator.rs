@@ -8,7 +8,7 @@ use crate::caller::Caller;
 use crate::config::{self, Config, NcclSettings};
 use crate::contract::Role;
 use crate::engine::{Engine, MAX_COMMUNICATORS};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::identity::{Findings, host_name};
 use crate::in_memory::InMemory;
 use crate::lanes::Lanes;
@@ -17,6 +17,7 @@ use crate::metrics::{About, Metrics};
 use crate::rendezvous;
 use crate::report;
 use crate::statistics::Counters;
+use crate::verdict::Loss;
 use crate::world::{Peer, World};
 
 /// One rank's end of the world; its methods are the collectives.
@@ -362,6 +363,20 @@ impl Communicator {
     /// one of many calls of the same shape is found at once.
     pub fn labelled(&self, label: u64) -> Labelled<'_> {
         Labelled { communicator: self, label }
+    }
+
+    /// Ends the world because this rank's own work fails, such as for want of memory. The error of all
+    /// ranks names this one and the `problem`; without it they would only find that this rank makes no
+    /// more calls.
+    pub fn fail(&self, problem: &str) -> Error {
+        let problem = report::printable(problem);
+        let Kind::Joined(engine) = &self.kind else {
+            return ErrorKind::System { operation: "this rank".into(), problem }.into();
+        };
+        let world = engine.world();
+        world.lose(world.rank, Loss::Failed { problem });
+        let closed = || Error::from(ErrorKind::Closed);
+        world.conclude(Err(closed())).err().unwrap_or_else(closed)
     }
 
     /// Waits for outstanding calls and says goodbye. The last communicator of a world that is closed

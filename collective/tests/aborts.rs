@@ -48,6 +48,28 @@ fn every_later_call_returns_the_same_error_and_a_new_world_works() {
     });
 }
 
+#[test]
+fn a_rank_that_fails_by_itself_is_named_with_its_reason() {
+    for world in every_link(3) {
+        let errors = results(world, |world| {
+            let error = match world.rank() {
+                1 => world.fail("no memory\nfor the model"),
+                _ => world.barrier().unwrap_err(),
+            };
+            assert!(matches!(error.kind(), ErrorKind::RankLost { rank: 1, .. }), "{error}");
+            assert_eq!(world.barrier().unwrap_err().to_string(), error.to_string());
+            error.to_string()
+        });
+        for error in errors {
+            assert!(error.starts_with("rank 1 ("), "{error}");
+            assert!(error.contains(") failed: no memory"), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+    let alone = Communicator::single().fail("no memory").to_string();
+    assert!(alone.ends_with("no memory"), "{alone}");
+}
+
 /// One call of each kind, blocking and started.
 fn all_kinds(world: &Communicator) -> Vec<Result<()>> {
     let (size, other) = (world.size(), (world.rank() + 1) % world.size());

@@ -50,7 +50,7 @@ pub(crate) fn on_all<T>(world: &Communicator, own: Result<T>) -> Result<T> {
     let words = own.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let problem = broadcast_text(world, &words, rank)?;
     own.and_then(|_| {
-        let (problem, help) = (format!("rank {rank}: {problem}"), SEE_RANK.into());
+        let (problem, help) = (format!("rank {rank} cannot take part: {problem}"), SEE_RANK.into());
         Err(Error::Gpu { problem, help })
     })
 }
@@ -91,10 +91,12 @@ mod tests {
             let ranks: Vec<_> = worlds.iter().map(|world| scope.spawn(move || of(world))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
         });
-        assert_eq!(told, ["rank 1: it is full", "it is full", "rank 1: it is full"]);
+        assert_eq!(told, [OTHER, "it is full", OTHER]);
         let alone = on_all(&Communicator::single(), own(0));
         assert_eq!(alone.unwrap(), 0);
     }
+
+    const OTHER: &str = "rank 1 cannot take part: it is full";
 
     fn own(rank: usize) -> Result<usize> {
         match rank {

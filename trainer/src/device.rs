@@ -50,24 +50,30 @@ pub fn gpu(world: &Communicator) -> Result<Device> {
     let index = world.local_rank() % gpus;
     // A stream of its own: what threads share would be another one in each.
     let device = Device::new_cuda_with_stream(index)?;
-    try_kernel(&device).map_err(|problem| Error::Gpu {
-        problem: format!("this allfold's kernels do not run on GPU {index}: {problem}"),
-        help: BUILD_FOR.into(),
-    })?;
+    try_kernel(&device, index)?;
     Ok(device)
 }
 
-/// Why no kernel of candle's runs there. It loads them when they are first needed, which else would
-/// be in the middle of a training.
-fn try_kernel(device: &Device) -> Result<(), String> {
+/// Finds out whether candle's kernels run there. It loads them when they are first needed, which else
+/// would be in the middle of a training.
+fn try_kernel(device: &Device, index: usize) -> Result<()> {
     let sum = Tensor::zeros(1, DType::F32, device).and_then(|zero| (zero + 1.0)?.to_vec1::<f32>());
-    match sum.map_err(Error::from) {
-        Ok(sum) if sum == [1.0] => Ok(()),
-        Ok(sum) => Err(format!("0 + 1 is {sum:?} there")),
-        Err(error) => Err(error.to_string()),
-    }
+    let problem = match sum.map_err(Error::from) {
+        Ok(sum) if sum == [1.0] => return Ok(()),
+        Ok(sum) => format!("0 + 1 is {sum:?} there"),
+        Err(Error::Candle { problem }) if OF_A_BUILD.iter().any(|name| problem.contains(name)) => {
+            problem
+        }
+        // No memory, say.
+        Err(error) => return Err(error),
+    };
+    let problem = format!("this allfold's kernels do not run on GPU {index}: {problem}");
+    Err(Error::Gpu { problem, help: BUILD_FOR.into() })
 }
 
+/// In the driver's names for kernels that were compiled for something else.
+const OF_A_BUILD: [&str; 5] =
+    ["NO_BINARY_FOR_GPU", "_PTX", "INVALID_IMAGE", "INVALID_SOURCE", "NOT_FOUND"];
 const BUILD_FOR: &str = "build it with CUDA_COMPUTE_CAP set to what `nvidia-smi --query-gpu=compute_cap \
                          --format=csv` shows, without the dot; and the driver must have the CUDA of \
                          the nvcc that is used there, or a later one";
@@ -87,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_tried_before_anything_is_trained() {
-        assert_eq!(try_kernel(&Device::Cpu), Ok(()));
+        try_kernel(&Device::Cpu, 0).unwrap();
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -159,7 +159,16 @@ impl<'a> Training<'a> {
         // On GPUs what one rank cannot have another one may.
         let (device, model, optimizer) = match settings.device {
             DeviceKind::Cpu => build()?,
-            DeviceKind::Gpu => agreement::on_all(world, build())?,
+            DeviceKind::Gpu => agreement::on_all(
+                world,
+                build().map_err(|error| match error {
+                    // As behind the start: it may be another time.
+                    Error::Candle { problem } if world.size() > 1 => {
+                        Error::World(world.fail(&format!("candle: {problem}")))
+                    }
+                    other => other,
+                }),
+            )?,
         };
         let mut optimizer =
             Distributed::new(optimizer, &vars, world)?.with_bucket_limit(settings.bucket_bytes)?;
