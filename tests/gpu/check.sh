@@ -76,6 +76,7 @@ tests() {
 job() {
   local ranks=$2
   log=$logs/$1.log events=$logs/$1.events
+  : >"$log"
   shift 2
   # shellcheck disable=SC2016 # the rank's shell is to see it
   "$programs/allfold" run -n "$ranks" --prefix always --json-events "$events" -- \
@@ -219,6 +220,7 @@ train_on() {
   fi
   log=$logs/$name.log events=$logs/$name.events
   run_words=(--max-restarts 1 --json-events "$events")
+  : >"$log"
   ranks 2 --epochs 100 --checkpoint "$logs/checkpoints" --resume >"$log" 2>&1 &
   job=$!
   for _ in $(seq 600); do
