@@ -375,8 +375,7 @@ impl Communicator {
         };
         let world = engine.world();
         world.lose(world.rank, Loss::Failed { problem });
-        let closed = || Error::from(ErrorKind::Closed);
-        world.conclude(Err(closed())).err().unwrap_or_else(closed)
+        world.ended()
     }
 
     /// Waits for outstanding calls and says goodbye. The last communicator of a world that is closed

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::contract;
 use crate::control::ControlHandle;
 use crate::deadlock::{Blocked, Reports, Stuck, Threads, Wait, is_only_thread};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Accusation, Group};
 use crate::lanes::Inboxes;
 use crate::plan::costs::Choice;
@@ -357,6 +357,12 @@ impl World {
         #[cfg(feature = "faults")]
         crate::faults::failed(self.rank);
         Err(self.error().unwrap_or(error))
+    }
+
+    /// The error that has ended the world, for a call to return.
+    pub(crate) fn ended(&self) -> Error {
+        let closed = || Error::from(ErrorKind::Closed);
+        self.conclude(Err(closed())).err().unwrap_or_else(closed)
     }
 
     /// Waits until the verdict is on its way to the others, and said here.

@@ -184,11 +184,7 @@ impl Gpu {
     /// As there.
     #[track_caller]
     pub fn synchronize(&self) -> Result<()> {
-        let location = Location::caller();
-        let _turn = self.enter(location)?;
-        self.compare(Role::DeviceWait, location)?;
-        self.wait_all(location)?;
-        self.compare(Role::DeviceWait, location)
+        self.end_all(Role::DeviceWait, Location::caller())
     }
 
     /// Ends the world because this rank's own work on its GPU fails, as the error of all ranks, which
@@ -372,12 +368,7 @@ impl Gpu {
     /// down once they have ended on every rank: what one of them has sent may still be on its way from
     /// here.
     fn stop(&mut self, location: &'static Location<'static>) -> Result<()> {
-        let end = |_turn| {
-            self.compare(Role::DeviceClose, location)?;
-            self.wait_all(location)?;
-            self.compare(Role::DeviceClose, location)
-        };
-        let result = self.enter(location).and_then(end);
+        let result = self.end_all(Role::DeviceClose, location);
         if self.world().is_some_and(|world| world.is_over()) || self.pair.is_given_up() {
             self.let_go();
         } else {
@@ -428,7 +419,7 @@ impl Gpu {
             let problem = self.pair.problem().unwrap_or("it was given up").into();
             return ErrorKind::System { operation: "NCCL".into(), problem }.into();
         };
-        self.let_go_after(watch::ended(world))
+        self.let_go_after(world.ended())
     }
 }
 

@@ -252,13 +252,7 @@ pub(super) fn blame(world: &World, patience: Duration, problem: String) -> Error
     if !world.is_over() {
         world.lose(world.rank, Loss::Failed { problem });
     }
-    ended(world)
-}
-
-/// The error that has ended the world, for a call to return.
-pub(super) fn ended(world: &World) -> Error {
-    let closed = || Error::from(ErrorKind::Closed);
-    world.conclude(Err(closed())).err().unwrap_or_else(closed)
+    world.ended()
 }
 
 /// How soon an end of the world reaches NCCL.

@@ -281,16 +281,12 @@ impl<'a> DeviceCall<'a> {
         };
         let shape = self.caller().shape::<T>(call);
         let _turn = self.enter(comparing)?;
-        match (self.caller().engine(), comparing) {
-            (None, _) => {}
-            (Some(engine), Comparing::Blocking) => {
-                let number = self.checked(engine.compare(&shape))?;
-                self.gpu.note_numbered(Some(number));
-            }
-            (Some(engine), Comparing::Queued | Comparing::Grouped(_)) => {
-                let number = self.checked(engine.note(&shape))?;
-                self.gpu.note_numbered(Some(number));
-            }
+        if let Some(engine) = self.caller().engine() {
+            let number = match comparing {
+                Comparing::Blocking => engine.compare(&shape),
+                Comparing::Queued | Comparing::Grouped(_) => engine.note(&shape),
+            };
+            self.gpu.note_numbered(Some(self.checked(number)?));
         }
         self.give(comparing, None, launch)?;
         match comparing {

@@ -25,6 +25,19 @@ impl Gpu {
         self.compare(Role::DeviceWait, location)
     }
 
+    /// As [`wait_at`](Self::wait_at), of all streams on which calls were made.
+    pub(in crate::nccl) fn end_all(
+        &self,
+        role: Role,
+        location: &'static Location<'static>,
+    ) -> Result<()> {
+        let _turn = self.enter(location)?;
+        self.compare(role, location)?;
+        let streams = lock(&self.streams).clone();
+        streams.iter().try_for_each(|used| self.wait_compared(&used.stream, location))?;
+        self.compare(role, location)
+    }
+
     /// Returns once every rank is seen to have made the same calls, and this one; within the turn of
     /// whoever asks. Made again after a wait, it says that every rank has seen its own kernels end
     /// well: what this one was given, before it knows that the world has ended, may be what another
@@ -45,11 +58,6 @@ impl Gpu {
             started.into_iter().try_for_each(Pending::wait)
         });
         compared.map_err(|error| self.let_go_after(error))
-    }
-
-    pub(in crate::nccl) fn wait_all(&self, location: &'static Location<'static>) -> Result<()> {
-        let streams = lock(&self.streams).clone();
-        streams.iter().try_for_each(|used| self.wait_compared(&used.stream, location))
     }
 
     /// As [`wait_at`](Self::wait_at), of calls that were compared before, or will be at the end.
